@@ -1,0 +1,26 @@
+"""Merge networks trained apart into one network that does all their tasks."""
+
+from importlib.metadata import version
+
+from jmudsc.assignment import align as align, zip_units as zip_units
+from jmudsc.axes import (
+    Concat as Concat,
+    Fixed as Fixed,
+    Product as Product,
+    Units as Units,
+)
+from jmudsc.check import check_spec as check_spec
+from jmudsc.combine import combine as combine
+from jmudsc.derive import infer_spec as infer_spec
+from jmudsc.match import Match as Match, match as match, METHODS as METHODS
+from jmudsc.merge import merge as merge
+from jmudsc.moments import collect as collect, Moments as Moments
+from jmudsc.permute import (
+    permute as permute,
+    random_permutations as random_permutations,
+)
+from jmudsc.repair import reset_batch_stats as reset_batch_stats
+from jmudsc.result import MergeResult as MergeResult
+from jmudsc.spec import Label as Label, PermutationSpec as PermutationSpec, Site as Site
+
+__version__ = version("jmudsc")

@@ -1,0 +1,249 @@
+"""Axis expressions: what an axis of an array is made of.
+
+An axis is fixed, or the units of a label, or a row-major product of axes (what a
+reshape makes), or a concatenation of axes. Nesting of labels is not part of the
+expression: it is a property of the label (`Label.parents` in `spec`).
+
+Every operation on labelled arrays goes through `map_blocks`, which takes an array
+apart until each of its axes is either fixed or the units of one label.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """An axis whose positions may not be permuted."""
+
+    size: int
+
+    def __str__(self) -> str:
+        return str(self.size)
+
+    def labels(self) -> tuple[str, ...]:
+        """The labels on this axis, repeats included: none."""
+        return ()
+
+    def renamed(self, names: Mapping[str, str]) -> "Fixed":
+        """Return the axis with its labels renamed."""
+        return self
+
+
+@dataclass(frozen=True)
+class Units:
+    """An axis that runs over the units of a label."""
+
+    label: str
+    size: int
+
+    def __str__(self) -> str:
+        return self.label
+
+    def labels(self) -> tuple[str, ...]:
+        """The label."""
+        return (self.label,)
+
+    def renamed(self, names: Mapping[str, str]) -> "Units":
+        """Return the axis with its labels renamed."""
+        return Units(names[self.label], self.size)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A row-major product of axes: the first factor varies slowest."""
+
+    factors: tuple["Axis", ...]
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return math.prod(factor.size for factor in self.factors)
+
+    def __str__(self) -> str:
+        wrapped = (
+            f"({factor})" if isinstance(factor, Concat) else str(factor)
+            for factor in self.factors
+        )
+        return "*".join(wrapped)
+
+    def labels(self) -> tuple[str, ...]:
+        """The labels on this axis, repeats included."""
+        return tuple(name for factor in self.factors for name in factor.labels())
+
+    def renamed(self, names: Mapping[str, str]) -> "Product":
+        """Return the axis with its labels renamed."""
+        return Product(tuple(factor.renamed(names) for factor in self.factors))
+
+
+@dataclass(frozen=True)
+class Concat:
+    """A concatenation of axes."""
+
+    parts: tuple["Axis", ...]
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return sum(part.size for part in self.parts)
+
+    def __str__(self) -> str:
+        return "+".join(str(part) for part in self.parts)
+
+    def labels(self) -> tuple[str, ...]:
+        """The labels on this axis, repeats included."""
+        return tuple(name for part in self.parts for name in part.labels())
+
+    def renamed(self, names: Mapping[str, str]) -> "Concat":
+        """Return the axis with its labels renamed."""
+        return Concat(tuple(part.renamed(names) for part in self.parts))
+
+
+Axis = Fixed | Units | Product | Concat
+Atom = Fixed | Units
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the axes of a block of an array are.
+
+    Attributes:
+        atoms: one per axis of the block.
+        origins: for each axis of the block the axis of the array that it came from.
+    """
+
+    atoms: tuple[Atom, ...]
+    origins: tuple[int, ...]
+
+
+def map_blocks(
+    array: jax.Array, axes: Sequence[Axis], fn: Callable[[jax.Array, Block], jax.Array]
+) -> jax.Array:
+    """Apply a function to every block of an array and put the blocks together again.
+
+    A block has only `Fixed` and `Units` axes: products are reshaped into one axis per
+    factor, concatenations are cut into their parts.
+
+    Args:
+        array: any shape.
+        axes: one expression per axis of `array`, of the same sizes.
+        fn: `(values, block) -> values` of the same shape.
+
+    Returns:
+        An array of the shape of `array`.
+    """
+    return _map(array, tuple(axes), tuple(range(len(axes))), fn)
+
+
+def blocks(array: jax.Array, axes: Sequence[Axis]) -> list[tuple[jax.Array, Block]]:
+    """Take an array apart into the blocks that `map_blocks` would visit.
+
+    Args:
+        array: any shape.
+        axes: one expression per axis of `array`, of the same sizes.
+
+    Returns:
+        `(values, block)` pairs, row-major over the parts of concatenations.
+    """
+    found = []
+
+    def visit(values: jax.Array, block: Block) -> jax.Array:
+        found.append((values, block))
+        return values
+
+    map_blocks(array, axes, visit)
+    return found
+
+
+def placed(
+    block: Block, parents: Mapping[str, Sequence[str]]
+) -> list[tuple[int, tuple[int, ...], str]]:
+    """Find the labels on the axes of a block, parents before what is nested in them.
+
+    Args:
+        block: what the axes are.
+        parents: label -> the labels it is nested in, outermost first.
+
+    Returns:
+        `(axis, axes of the parents, label)` for every `Units` axis.
+    """
+    names = [atom.label if isinstance(atom, Units) else None for atom in block.atoms]
+    found = [
+        (axis, tuple(names.index(parent) for parent in parents.get(name, ())), name)
+        for axis, name in enumerate(names)
+        if name is not None
+    ]
+    return sorted(found, key=lambda place: len(place[1]))
+
+
+def places_of(
+    block: Block, label: str, parents: Mapping[str, Sequence[str]]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Find the axes of a block over which the units of a label can be compared.
+
+    Where units of a nested label lie along with those of the label, only the nested
+    ones can be: theirs is the order that differs between models.
+
+    Args:
+        block: what the axes are.
+        label: the label.
+        parents: label -> the labels it is nested in, outermost first.
+
+    Returns:
+        `(axis, axes of the parents)` for every place; none if something nested in the
+        label is there too.
+    """
+    found = placed(block, parents)
+    if any(label in parents.get(name, ()) for _, _, name in found):
+        return []
+    return [(axis, lead) for axis, lead, name in found if name == label]
+
+
+def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
+    """Bring a block to shape (samples, *parent units, units).
+
+    Args:
+        block: any shape.
+        axis: the axis of the units.
+        lead: the axes of the parents' units, outermost first.
+
+    Returns:
+        The block with all other axes flattened into one, which leads.
+    """
+    moved = jnp.moveaxis(block, (*lead, axis), range(-len(lead) - 1, 0))
+    return moved.reshape(-1, *moved.shape[block.ndim - len(lead) - 1 :])
+
+
+def _factors(axis: Axis) -> tuple[Axis, ...]:
+    if isinstance(axis, Product):
+        return tuple(f for factor in axis.factors for f in _factors(factor))
+    return (axis,)
+
+
+def _map(array, axes, origins, fn):
+    shape = array.shape
+    pairs = [
+        (f, o) for axis, o in zip(axes, origins, strict=True) for f in _factors(axis)
+    ]
+    axes, origins = tuple(f for f, _ in pairs), tuple(o for _, o in pairs)
+    array = array.reshape([axis.size for axis in axes])
+    for index, axis in enumerate(axes):
+        if isinstance(axis, Concat):
+            ends = np.cumsum([part.size for part in axis.parts])[:-1]
+            mapped = [
+                _map(piece, (*axes[:index], part, *axes[index + 1 :]), origins, fn)
+                for piece, part in zip(
+                    jnp.split(array, ends, axis=index), axis.parts, strict=True
+                )
+            ]
+            return jnp.concatenate(mapped, axis=index).reshape(shape)
+    return fn(array, Block(_atoms(axes), origins)).reshape(shape)
+
+
+def _atoms(axes: Sequence[Axis]) -> tuple[Atom, ...]:
+    return tuple(axis for axis in axes if isinstance(axis, (Fixed, Units)))

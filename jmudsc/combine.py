@@ -1,0 +1,171 @@
+"""Combine: bring every model to the merged order and average."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc import paths
+from jmudsc.axes import Axis, Block, map_blocks, placed
+from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
+from jmudsc.spec import PermutationSpec
+from jmudsc.variables import check_covers, check_same
+
+
+def combine(
+    spec: PermutationSpec,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    weights: Sequence[float] | None = None,
+) -> PyTree:
+    """Merge the variables of models under an assignment.
+
+    Every axis that produces a label (the outgoing axis of a map, a bias, a norm's
+    scale, a running statistic) becomes the weighted mean over the units that share a
+    merged unit; every axis that consumes it becomes their sum; then the models are
+    averaged (Xu et al. 2024, arXiv:2403.01753, eq. 2). For a one-to-one assignment this
+    is the weighted average of permuted variables.
+
+    Args:
+        spec: the permutation spec.
+        models: the variables of each model.
+        assignment: label -> `int32[models, *parent units, units]`.
+        weights: the share of each model, at least 0, divided by their sum; None for
+            equal shares.
+
+    Returns:
+        Variables of the structure, shapes and dtypes of `models[0]`. Leaves that are
+        not floating-point are taken from the first model where the models agree,
+        rounded means where they are integers that differ, else the first model's.
+
+    Raises:
+        ValueError: if the models differ, the spec does not fit them, or an assignment
+            or the weights have the wrong shape or values.
+    """
+    check_same("combine", models)
+    leaves = [paths.flatten(model) for model in models]
+    check_covers("combine", spec, leaves[0])
+    shares = shares_of("combine", weights, len(models))
+    check_assignment("combine", spec, assignment, len(models))
+    moves = {
+        name: moves_of(np.asarray(assignment[name]), shares) for name in spec.labels
+    }
+    merged = {}
+    for path in leaves[0]:
+        names = names_in_leaf(spec, path)
+        axes, parents = anonymous(spec, path, names)
+        merged[path] = _combine_leaf(
+            [model[path] for model in leaves],
+            [[moves[name][i] for name in names] for i in range(len(models))],
+            shares,
+            axes,
+            parents,
+            consumed_axes(spec, path),
+        )
+    return paths.unflatten(models[0], merged)
+
+
+def shares_of(
+    where: str, weights: Sequence[float] | None, models: int
+) -> tuple[float, ...]:
+    """Normalise the weights of the models.
+
+    Args:
+        where: the caller, named in the error.
+        weights: one per model, or None for equal weights.
+        models: number of models.
+
+    Returns:
+        One share per model, summing to 1.
+
+    Raises:
+        ValueError: if there is not one finite weight >= 0 per model, or all are 0.
+    """
+    if weights is None:
+        return (1 / models,) * models
+    values = np.asarray(weights, float)
+    if values.shape != (models,) or not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(
+            f"{where}: weights are {list(weights)}, needed are {models} finite numbers "
+            ">= 0, one per model."
+        )
+    if values.sum() == 0:
+        raise ValueError(f"{where}: all weights are 0, at least one must be positive.")
+    return tuple(float(value) for value in values / values.sum())
+
+
+def check_assignment(
+    where: str, spec: PermutationSpec, assignment: Mapping[str, np.ndarray], models: int
+) -> None:
+    """Check that an assignment has a row for every label, model and parent unit.
+
+    Args:
+        where: the caller, named in the error.
+        spec: the permutation spec.
+        assignment: label -> `int32[models, *parent units, units]`.
+        models: number of models.
+
+    Raises:
+        ValueError: listing every label that is missing or does not fit.
+    """
+    problems = []
+    for name, label in spec.labels.items():
+        if name not in assignment:
+            problems.append(f"{name} is missing")
+            continue
+        row = np.asarray(assignment[name])
+        needed = (models, *spec.row_shape(name))
+        if row.shape != needed or not np.issubdtype(row.dtype, np.integer):
+            problems.append(
+                f"{name} is {row.dtype}{list(row.shape)}, not int{list(needed)}"
+            )
+        elif row.min() < 0 or row.max() >= label.size:
+            problems.append(f"{name} has merged units outside 0..{label.size - 1}")
+    problems += [
+        f"{name} is no label" for name in assignment if name not in spec.labels
+    ]
+    if problems:
+        raise ValueError(
+            f"{where}: the assignment does not fit the spec, it must:\n"
+            f"{paths.listed(problems)}\nPass the assignment that match returned for this "
+            "spec."
+        )
+
+
+def consumed_axes(spec: PermutationSpec, path: str) -> tuple[bool, ...]:
+    """Return for each axis of a leaf whether a contraction sums over it."""
+    return tuple((path, axis) in spec.consumed for axis in range(len(spec.axes[path])))
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "parents", "consumed"))
+def _combine_leaf(
+    leaves: list[jax.Array],
+    moves: list[list[Move]],
+    shares: tuple[float, ...],
+    axes: tuple[Axis, ...],
+    parents: Parents,
+    consumed: tuple[bool, ...],
+) -> jax.Array:
+    dtype = jnp.result_type(leaves[0])
+    if not jnp.issubdtype(dtype, jnp.number):
+        return leaves[0]
+    wide = jnp.promote_types(dtype, jnp.float32)
+    total = jnp.zeros(jnp.shape(leaves[0]), wide)
+    for leaf, model, share in zip(leaves, moves, shares, strict=True):
+
+        def visit(values: jax.Array, block: Block, model=model) -> jax.Array:
+            for axis, lead, name in placed(block, dict(parents)):
+                flag = consumed[block.origins[axis]]
+                values = move_units(values, axis, lead, model[int(name)], flag)
+            return values
+
+        total += jnp.asarray(share, wide) * map_blocks(
+            jnp.asarray(leaf, wide), axes, visit
+        )
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return total.astype(dtype)
+    same = functools.reduce(jnp.logical_and, [leaf == leaves[0] for leaf in leaves])
+    return jnp.where(same, leaves[0], jnp.round(total).astype(dtype))

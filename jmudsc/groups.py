@@ -1,0 +1,167 @@
+"""Match a label together with the labels nested in it.
+
+The units of a label with nested labels (heads with their channels) are matched in
+two levels: every pair of units is scored by the best that their nested units can do,
+the units are matched on those scores, and the nested matchings of the chosen pairs are
+kept (Xu et al. 2024, arXiv:2403.01753, section 3.4). Recursion makes it any number of
+levels. For zip only the innermost units are zipped: units with nested labels are paired
+one-to-one first, then what is nested in them is zipped set by set, each with its own
+width and budget.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from jmudsc.assignment import align, zip_units
+from jmudsc.spec import PermutationSpec
+
+Unit = tuple[int, ...]
+
+
+def families(spec: PermutationSpec) -> list[list[str]]:
+    """Group the labels into families that must be matched together.
+
+    Args:
+        spec: the permutation spec.
+
+    Returns:
+        One list per label that is nested in no single other label: it, then everything
+        nested in it. A label nested in two unrelated labels starts a family after both.
+    """
+    roots = [
+        n for n in spec.labels if not any(n in spec.children(m) for m in spec.labels)
+    ]
+    roots.sort(key=lambda name: len(spec.labels[name].parents))
+    return [_descendants(spec, root) for root in roots]
+
+
+def match_family(
+    spec: PermutationSpec,
+    family: Sequence[str],
+    similarity: Mapping[str, np.ndarray],
+    assignment: Mapping[str, np.ndarray],
+    *,
+    zipped: bool,
+    a: float = 0.5,
+    b: float = 1.0,
+) -> dict[str, np.ndarray]:
+    """Match the units of a family of labels.
+
+    Args:
+        spec: the permutation spec.
+        family: from `families`.
+        similarity: label -> (models*units, models*units), the units of a nested label
+            running over its parents' units first; a label without evidence of its own
+            may be missing if labels are nested in it.
+        assignment: the current one; gives the number of models and, for a family
+            nested in other labels, where their units go.
+        zipped: whether to zip the innermost units or align them.
+        a: see `zip_units`.
+        b: see `zip_units`.
+
+    Returns:
+        The new assignment of each label of the family.
+    """
+    models = len(assignment[family[0]])
+    grids = {}
+    for name, matrix in similarity.items():
+        shape = (models, *spec.row_shape(name))
+        grids[name] = matrix.reshape(shape + shape)
+    found = {name: np.empty_like(assignment[name]) for name in family}
+
+    def fill(name: str, merged: Unit, own: list[Unit]) -> None:
+        nested = spec.children(name)
+        if zipped and not nested:
+            row = zip_units(_stacked(grids[name], own), models, a, b)
+        elif nested:
+            row = _align_nested(spec, grids, name, own)
+        else:
+            row = align(_stacked(grids[name], own), models)
+        found[name][(slice(None), *merged)] = row
+        for child in nested:
+            for unit in range(spec.labels[name].size):
+                members = [int(np.flatnonzero(r == unit)[0]) for r in row]
+                fill(
+                    child,
+                    (*merged, unit),
+                    [(*o, member) for o, member in zip(own, members, strict=True)],
+                )
+
+    root = family[0]
+    parents = spec.labels[root].parents
+    for merged in np.ndindex(*spec.row_shape(root)[:-1]):
+        fill(root, merged, _members(spec, assignment, parents, merged, models))
+    return found
+
+
+def _descendants(spec: PermutationSpec, name: str) -> list[str]:
+    below = [d for child in spec.children(name) for d in _descendants(spec, child)]
+    return [name, *below]
+
+
+def _members(
+    spec: PermutationSpec,
+    assignment: Mapping[str, np.ndarray],
+    parents: Sequence[str],
+    merged: Unit,
+    models: int,
+) -> list[Unit]:
+    """Return each model's own units that went to given merged units of the parents."""
+    place = dict(zip(parents, merged, strict=True))
+    return [
+        tuple(
+            int(
+                np.flatnonzero(
+                    assignment[p][(model, *(place[q] for q in spec.labels[p].parents))]
+                    == place[p]
+                )[0]
+            )
+            for p in parents
+        )
+        for model in range(models)
+    ]
+
+
+def _stacked(grid: np.ndarray, own: Sequence[Unit]) -> np.ndarray:
+    """Cut the rows and columns of one set of parent units, one per model."""
+    units = grid.shape[-1]
+    stack = [
+        [grid[(i, *rows, slice(None), j, *columns)] for j, columns in enumerate(own)]
+        for i, rows in enumerate(own)
+    ]
+    return np.block(stack).reshape(len(own) * units, len(own) * units)
+
+
+def _align_nested(
+    spec: PermutationSpec, grids: Mapping[str, np.ndarray], name: str, own: list[Unit]
+) -> np.ndarray:
+    units = spec.labels[name].size
+    row = np.tile(np.arange(units, dtype=np.int32), (len(own), 1))
+    for model in range(1, len(own)):
+        scores = _scores(spec, grids, name, model, own[0], own[model])
+        rows, columns = linear_sum_assignment(scores, maximize=True)
+        row[model, columns] = rows
+    return row
+
+
+def _scores(
+    spec: PermutationSpec,
+    grids: Mapping[str, np.ndarray],
+    name: str,
+    model: int,
+    ours: Unit,
+    theirs: Unit,
+) -> np.ndarray:
+    """Score every pair of units: own similarity plus the best of the nested units."""
+    units = spec.labels[name].size
+    scores = np.zeros((units, units))
+    if name in grids:
+        scores += grids[name][(0, *ours, slice(None), model, *theirs)]
+    for child in spec.children(name):
+        for j, k in np.ndindex(units, units):
+            inner = _scores(spec, grids, child, model, (*ours, j), (*theirs, k))
+            rows, columns = linear_sum_assignment(inner, maximize=True)
+            scores[j, k] += inner[rows, columns].sum()
+    return scores

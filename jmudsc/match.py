@@ -1,0 +1,294 @@
+"""Match: decide which units of the models become one, by one of seven methods."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc import paths
+from jmudsc.groups import families, match_family
+from jmudsc.moments import Moments
+from jmudsc.permute import identity
+from jmudsc.similarity import activation_similarity, weight_similarity
+from jmudsc.spec import PermutationSpec
+from jmudsc.variables import check_covers, check_same
+
+METHODS = (
+    "average",
+    "weight-align",
+    "activation-align",
+    "weight-zip",
+    "activation-zip",
+    "mudsc-align",
+    "mudsc-zip",
+)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What matching found.
+
+    Attributes:
+        assignment: label -> `int32[models, *parent units, units]`, the merged unit that
+            each unit of each model goes to.
+        history: the objective of each sweep, the mean over labels of the mean
+            similarity of the units that share a merged unit, in [-1, 1]; empty without
+            sweeps.
+        converged: whether a sweep changed nothing or `patience` sweeps brought no
+            improvement, rather than `max_sweeps` ending the search.
+    """
+
+    assignment: Mapping[str, np.ndarray]
+    history: tuple[float, ...] = ()
+    converged: bool = True
+
+
+def uses_activations(method: str) -> bool:
+    """Whether a method needs activation moments, and so batches."""
+    return method.startswith(("activation-", "mudsc-"))
+
+
+def match(
+    spec: PermutationSpec,
+    models: Sequence[PyTree],
+    moments: Mapping[str, Moments] | None = None,
+    *,
+    method: str = "mudsc-zip",
+    alpha: float = 0.5,
+    key: jax.Array,
+    a: float = 0.5,
+    b: float = 1.0,
+    patience: int = 5,
+    max_sweeps: int = 100,
+    progress: Progress | None = None,
+) -> Match:
+    """Match the units of models by weights, by activations, or by both.
+
+    Labels are first matched by activations alone, then by coordinate descent: sweeps
+    over the labels in a random order, each label matched anew by the blend
+    `alpha * weight similarity + (1 - alpha) * activation similarity`, where the weight
+    similarity is taken under the current assignment of all other labels (Xu et al.
+    2024, arXiv:2403.01753, algorithm 1). The best sweep is kept.
+
+    Args:
+        spec: the permutation spec.
+        models: the variables of each model, two or more.
+        moments: activation moments from `collect`; None for `weight-*` and `average`.
+        method: one of `METHODS`; `align` is one-to-one, `zip` also merges units of one
+            model.
+        alpha: the balance, share of the weight similarity in [0, 1]; used by `mudsc-*`.
+        key: a PRNG key, for the order of the labels.
+        a: for zip, decay of a merged unit's similarities, in [0, 1].
+        b: for zip, share of merges a model may spend on its own units, in [0, 1].
+        patience: sweeps without improvement after which to stop.
+        max_sweeps: sweeps after which to stop in any case.
+        progress: called with a line of text after every sweep.
+
+    Returns:
+        The assignment, with the history of the objective.
+
+    Raises:
+        ValueError: if the method is unknown, alpha is outside [0, 1], moments are
+            missing, or the models do not fit the spec.
+    """
+    _check_arguments(method, alpha, moments)
+    check_same("match", models)
+    leaves = [paths.flatten(model) for model in models]
+    check_covers("match", spec, leaves[0])
+    start = {
+        name: np.tile(row, (len(models),) + (1,) * row.ndim).astype(np.int32)
+        for name, row in identity(spec).items()
+    }
+    if method == "average":
+        return Match(start)
+    share = {"weight": 1.0, "activation": 0.0, "mudsc": alpha}[method.split("-")[0]]
+    search = _Search(
+        spec=spec,
+        leaves=leaves,
+        activation={n: activation_similarity(m) for n, m in (moments or {}).items()}
+        if uses_activations(method)
+        else {},
+        alpha=share,
+        zipped=method.endswith("-zip"),
+        a=a,
+        b=b,
+    )
+    if uses_activations(method):
+        first = replace(search, alpha=0.0)
+        for family in families(spec):
+            start |= first.matched(family, start)[0]
+    if method.startswith("activation-"):
+        return Match(start)
+    return _descend(search, start, key, patience, max_sweeps, progress)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Everything that stays the same during coordinate descent."""
+
+    spec: PermutationSpec
+    leaves: Sequence[Mapping[str, jax.Array]]
+    activation: Mapping[str, np.ndarray]
+    alpha: float
+    zipped: bool
+    a: float
+    b: float
+
+    def matched(
+        self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Match one family; return its new assignment and the similarities used."""
+        similarity = self.similarity(family, assignment)
+        found = match_family(
+            self.spec,
+            family,
+            similarity,
+            assignment,
+            zipped=self.zipped,
+            a=self.a,
+            b=self.b,
+        )
+        return found, similarity
+
+    def similarity(
+        self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Blend the similarities of each label of a family.
+
+        A label that one space says nothing about is matched in the other; one that
+        neither knows keeps its units in place.
+        """
+        blends = {}
+        for name in family:
+            activation = self.activation.get(name)
+            weight = None
+            if self.alpha > 0 or activation is None:
+                weight = weight_similarity(self.spec, self.leaves, assignment, name)
+            if weight is not None and activation is not None:
+                alpha = np.float32(self.alpha)
+                blends[name] = alpha * weight + (1 - alpha) * activation
+            elif weight is not None:
+                blends[name] = weight
+            elif activation is not None:
+                blends[name] = activation
+            elif not self.spec.children(name):
+                units = assignment[name][0].size
+                models = len(self.leaves)
+                blends[name] = np.tile(
+                    np.eye(units, dtype=np.float32), (models, models)
+                )
+        return blends
+
+
+def _descend(
+    search: _Search,
+    start: Mapping[str, np.ndarray],
+    key: jax.Array,
+    patience: int,
+    max_sweeps: int,
+    progress: Progress | None,
+) -> Match:
+    current, best = dict(start), dict(start)
+    groups = families(search.spec)
+    history: list[float] = []
+    for sweep in range(max_sweeps):
+        order = jax.random.permutation(jax.random.fold_in(key, sweep), len(groups))
+        before, reached = dict(current), []
+        for number in np.asarray(order):
+            found, similarity = search.matched(groups[number], current)
+            current |= found
+            reached += [
+                mean_similarity(search.spec, name, matrix, current)
+                for name, matrix in similarity.items()
+            ]
+        history.append(float(np.mean(reached)))
+        if progress:
+            progress(f"sweep {sweep + 1}: objective {history[-1]:.4f}")
+        peak = int(np.argmax(history))
+        if peak == sweep:
+            best = dict(current)
+        unchanged = all(np.array_equal(before[n], current[n]) for n in current)
+        if unchanged or sweep - peak >= patience:
+            return Match(best, tuple(history))
+        if peak != sweep:
+            current = dict(best)
+    return Match(best, tuple(history), converged=not groups)
+
+
+def mean_similarity(
+    spec: PermutationSpec,
+    name: str,
+    similarity: np.ndarray,
+    assignment: Mapping[str, np.ndarray],
+) -> float:
+    """Average the similarity over all pairs of units that share a merged unit.
+
+    Args:
+        spec: the permutation spec.
+        name: the label.
+        similarity: (models*units, models*units), of its stacked units.
+        assignment: of this label and its parents.
+
+    Returns:
+        The mean, in [-1, 1]; 0 if no two units share one.
+    """
+    merged = np.stack(
+        [merged_units(spec, assignment, name, m) for m in range(len(assignment[name]))]
+    ).ravel()
+    order = merged.argsort(kind="stable")
+    total, pairs = 0.0, 0
+    for apart in range(1, len(order)):
+        same = merged[order[:-apart]] == merged[order[apart:]]
+        if not same.any():
+            break
+        values = similarity[order[:-apart][same], order[apart:][same]]
+        total, pairs = total + float(values.sum(dtype=np.float64)), pairs + len(values)
+    return total / pairs if pairs else 0.0
+
+
+def merged_units(
+    spec: PermutationSpec, assignment: Mapping[str, np.ndarray], name: str, model: int
+) -> np.ndarray:
+    """Number the merged unit of every unit of a model, parents' units included.
+
+    Args:
+        spec: the permutation spec.
+        assignment: of the label and its parents.
+        name: the label.
+        model: the model.
+
+    Returns:
+        `int[*own parent units, units]`, row-major numbers of merged units.
+    """
+    parents = spec.labels[name].parents
+    sizes = [spec.labels[n].size for n in (*parents, name)]
+    grid = np.indices(sizes, sparse=True)
+    places: dict[str, np.ndarray] = {}
+    for label, own in zip((*parents, name), grid, strict=True):
+        outer = [places[parent] for parent in spec.labels[label].parents]
+        places[label] = assignment[label][(model, *outer, own)]
+    return np.ravel_multi_index(np.broadcast_arrays(*places.values()), sizes)
+
+
+def _check_arguments(
+    method: str, alpha: float, moments: Mapping[str, Moments] | None
+) -> None:
+    if method not in METHODS:
+        hint = paths.did_you_mean(method, METHODS)
+        raise ValueError(
+            f'match: method is "{method}"{hint}; needed is one of {", ".join(METHODS)}.'
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(
+            f"match: alpha is {alpha}, it must be in [0, 1]; it is the share of the "
+            "weight similarity."
+        )
+    if uses_activations(method) and moments is None:
+        raise ValueError(
+            f"match: {method} needs activation moments and got None; pass those that "
+            "collect returns."
+        )

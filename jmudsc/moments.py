@@ -1,0 +1,209 @@
+"""Moments: exact streamed means and co-moments of the units of every label."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jmudsc import paths
+from jmudsc.axes import blocks, places_of, units_last
+from jmudsc.derive import find_taps
+from jmudsc.spec import PermutationSpec
+from jmudsc.trace import ApplyFn, run, trace
+from jmudsc.variables import check_covers
+
+Stacked = Mapping[str, Float[Array, "samples stacked"]]
+Parts = tuple[Float[Array, " stacked"], Float[Array, "stacked stacked"]]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and co-moment of the stacked units of all models, over some samples.
+
+    The units are stacked model by model; those of a nested label run over its parents'
+    units, outermost first, and then over its own.
+
+    Attributes:
+        count: number of samples.
+        mean: mean of each unit.
+        comoment: sum over samples of the outer product of deviations from the mean.
+    """
+
+    count: int
+    mean: Float[Array, " stacked"]
+    comoment: Float[Array, "stacked stacked"]
+
+
+def collect(
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    batches: Iterable[PyTree],
+) -> dict[str, Moments]:
+    """Gather the activation statistics of all labels and models in one pass.
+
+    Every batch goes once through every model; batches may differ in size. Activations
+    are read at the taps of each label (see `find_taps`) and accumulated in float32.
+
+    Args:
+        spec: the permutation spec.
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        models: the variables of each model.
+        batches: what `apply_fn` takes, one by one; read once.
+
+    Returns:
+        Per label the moments of its stacked units; a label that no activation has is
+        left out.
+
+    Raises:
+        ValueError: if there are no batches, an activation is not finite, or the spec
+            does not fit the models.
+    """
+    for model in models:
+        check_covers("collect", spec, paths.flatten(model))
+    readers: dict[Any, Callable[[list, list], Stacked]] = {}
+    total: dict[str, Moments] = {}
+    for number, batch in enumerate(batches):
+        kind = _kind(batch)
+        if kind not in readers:
+            readers[kind] = _reader(spec, apply_fn, models[0], batch)
+        data = jax.tree.leaves(batch)
+        units = [readers[kind](jax.tree.leaves(model), data) for model in models]
+        seen = moments_of(units)
+        _check_finite(seen, number, len(models))
+        total = merge_moments(total, seen) if total else seen
+    if not readers:
+        raise ValueError(
+            "collect: there are no batches, at least one is needed; pass a list of "
+            "batches (an iterator may already have been consumed)."
+        )
+    return total
+
+
+def moments_of(units: Sequence[Stacked]) -> dict[str, Moments]:
+    """Compute the moments of the units of all models over one set of samples.
+
+    Args:
+        units: for every model, per label an array (samples, units).
+
+    Returns:
+        Per label the moments of the stacked units.
+    """
+    counts = {name: int(x.shape[0]) for name, x in units[0].items()}
+    parts = _parts(list(units))
+    return {name: Moments(counts[name], *parts[name]) for name in counts}
+
+
+def merge_moments(
+    a: Mapping[str, Moments], b: Mapping[str, Moments]
+) -> dict[str, Moments]:
+    """Combine the moments of two sets of samples.
+
+    The pairwise update of Chan, Golub and LeVeque (Updating formulae and a pairwise
+    algorithm for computing sample variances, 1979, eq. 2.1): exact however large the
+    mean is beside the deviation.
+
+    Args:
+        a: moments per label.
+        b: moments of the same labels over other samples.
+
+    Returns:
+        The moments over both.
+    """
+    shares = {
+        name: (
+            np.float32(b[name].count / (a[name].count + b[name].count)),
+            np.float32(a[name].count * b[name].count / (a[name].count + b[name].count)),
+        )
+        for name in a
+    }
+    parts = [{n: (m.mean, m.comoment) for n, m in side.items()} for side in (a, b)]
+    merged = _merged(*parts, shares)
+    return {name: Moments(a[name].count + b[name].count, *merged[name]) for name in a}
+
+
+def _reader(
+    spec: PermutationSpec, apply_fn: ApplyFn, model: PyTree, batch: PyTree
+) -> Callable[[list, list], Stacked]:
+    """Compile a function that returns the units of every label for one batch shape."""
+    program = trace(apply_fn, model, batch)
+    taps = {name: where for name, where in find_taps(program, spec).items() if where}
+    parents = {name: label.parents for name, label in spec.labels.items()}
+    wanted = dict.fromkeys(tap.var for where in taps.values() for tap in where)
+
+    @jax.jit
+    def read(leaves: list, data: list) -> dict[str, jax.Array]:
+        values = dict(zip(wanted, run(program, [*leaves, *data], wanted), strict=True))
+        units = {}
+        for name, where in taps.items():
+            runs = [
+                units_last(part, axis, lead)
+                for tap in where
+                for part, block in blocks(values[tap.var], tap.axes)
+                for axis, lead in places_of(block, name, parents)
+            ]
+            if runs:
+                samples = jnp.concatenate(runs)
+                units[name] = samples.reshape(len(samples), -1)
+        return units
+
+    return read
+
+
+@jax.jit
+def _parts(units: list[dict[str, jax.Array]]) -> dict[str, Parts]:
+    parts = {}
+    for name in units[0]:
+        x = jnp.concatenate(
+            [model[name].astype(jnp.float32) for model in units], axis=1
+        )
+        mean = x.mean(axis=0)
+        parts[name] = mean, _gram(x - mean)
+    return parts
+
+
+@jax.jit
+def _merged(
+    a: dict[str, Parts], b: dict[str, Parts], shares: dict[str, tuple]
+) -> dict[str, Parts]:
+    merged = {}
+    for name, (share, weight) in shares.items():
+        (mean_a, comoment_a), (mean_b, comoment_b) = a[name], b[name]
+        step = mean_b - mean_a
+        comoment = comoment_a + comoment_b + weight * jnp.outer(step, step)
+        merged[name] = mean_a + share * step, comoment
+    return merged
+
+
+def _gram(x: Float[Array, "samples units"]) -> Float[Array, "units units"]:
+    return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def _kind(batch: PyTree) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None:
+    bad = jax.device_get(_non_finite({n: m.comoment for n, m in seen.items()}))
+    problems = []
+    for name, flags in bad.items():
+        for model, flagged in enumerate(flags.reshape(models, -1)):
+            if flagged.any():
+                problems.append(
+                    f"{name}: {flagged.sum()} of {flagged.size} units of model {model}"
+                )
+    if problems:
+        raise ValueError(
+            f"collect: activations are not finite in batch {number}, they must be:\n"
+            f"{paths.listed(problems)}\nCheck the range of the input."
+        )
+
+
+@jax.jit
+def _non_finite(comoments: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: ~jnp.isfinite(jnp.diagonal(c)) for name, c in comoments.items()}

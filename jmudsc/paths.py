@@ -1,0 +1,84 @@
+"""Leaf paths: the `"/"`-joined names by which every other module speaks of leaves."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """Name every leaf of a tree by its path, in the tree's own order.
+
+    Args:
+        tree: any pytree; a linen dict, an NNX state, an Equinox module.
+
+    Returns:
+        `{"params/Dense_0/kernel": leaf, ...}`.
+
+    Raises:
+        ValueError: if two leaves would share a path.
+
+    Example:
+        >>> flatten({"params": {"Dense_0": {"bias": 1, "kernel": 2}}})
+        {'params/Dense_0/bias': 1, 'params/Dense_0/kernel': 2}
+    """
+    with_keys, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = {}
+    for key_path, leaf in with_keys:
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        if path in leaves:
+            raise ValueError(
+                f'tree: two leaves are both named "{path}", paths must be unique; '
+                'rename one (a key that itself contains "/" can cause this).'
+            )
+        leaves[path] = leaf
+    return leaves
+
+
+def unflatten(like: PyTree, leaves: Mapping[str, Any]) -> PyTree:
+    """Rebuild a tree with the structure of `like` from leaves named by path.
+
+    Args:
+        like: the tree whose structure and paths are taken.
+        leaves: a value for every path of `like`.
+
+    Returns:
+        A tree of the structure of `like`.
+    """
+    structure = jax.tree.structure(like)
+    return jax.tree.unflatten(structure, [leaves[path] for path in flatten(like)])
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the one of `names` most like `name`, or None if none is alike.
+
+    Example:
+        >>> nearest("params/Dense_0/kernal", ["params/Dense_0/kernel", "step"])
+        'params/Dense_0/kernel'
+    """
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `'; did you mean "..."?'` for the nearest of `names`, or nothing."""
+    close = nearest(name, names)
+    return f'; did you mean "{close}"?' if close else ""
+
+
+def listed(lines: Iterable[str], most: int = 10) -> str:
+    """Join lines for an error: the first `most`, one per line, then a count.
+
+    Example:
+        >>> print(listed(["a", "b", "c"], most=2))
+          a
+          b
+          and 1 more
+    """
+    lines = list(lines)
+    shown = [f"  {line}" for line in lines[:most]]
+    if len(lines) > most:
+        shown.append(f"  and {len(lines) - most} more")
+    return "\n".join(shown)

@@ -1,0 +1,124 @@
+"""Permute the units of variables.
+
+The convention is `new = old[perm]`. A nested label has one row per unit of its parents,
+in the parents' *old* order: `new[u, k] = old[p[u], q[p[u], k]]`. So the assignment that
+brings permuted variables back onto the old ones is the permutation itself.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc import paths
+from jmudsc.axes import Axis, Block, map_blocks, placed
+from jmudsc.moves import anonymous, names_in_leaf, Parents, take_units
+from jmudsc.spec import PermutationSpec
+from jmudsc.variables import check_covers
+
+
+def random_permutations(spec: PermutationSpec, key: jax.Array) -> dict[str, np.ndarray]:
+    """Draw a random element of the symmetry group.
+
+    Args:
+        spec: the permutation spec.
+        key: a PRNG key; the same key gives the same permutations.
+
+    Returns:
+        Per label `int32[*parent units, units]`, each row a permutation.
+    """
+    shapes = {name: spec.row_shape(name) for name in spec.labels}
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    draws = np.asarray(jax.random.bits(key, (total,), jnp.uint32))
+    perms, start = {}, 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape))
+        ranks = draws[start : start + size].reshape(shape)
+        perms[name] = ranks.argsort(axis=-1, kind="stable").astype(np.int32)
+        start += size
+    return perms
+
+
+def identity(spec: PermutationSpec) -> dict[str, np.ndarray]:
+    """Return the permutations that leave everything in place.
+
+    Args:
+        spec: the permutation spec.
+
+    Returns:
+        Per label `int32[*parent units, units]`.
+    """
+    return {
+        name: np.broadcast_to(
+            np.arange(label.size, dtype=np.int32), spec.row_shape(name)
+        )
+        for name, label in spec.labels.items()
+    }
+
+
+def permute(
+    spec: PermutationSpec, variables: PyTree, perms: Mapping[str, np.ndarray]
+) -> PyTree:
+    """Permute the units of variables; the network computes the same function.
+
+    Args:
+        spec: the permutation spec.
+        variables: the variables to permute.
+        perms: label -> `int32[*parent units, units]`, `new = old[perm]`; a label that
+            is missing stays in place.
+
+    Returns:
+        Variables of the same structure, shapes and dtypes.
+
+    Raises:
+        ValueError: if the spec does not fit the variables, a label is unknown, or a row
+            is not a permutation.
+    """
+    leaves = paths.flatten(variables)
+    check_covers("permute", spec, leaves)
+    _check_permutations(spec, perms)
+    rows = identity(spec) | {name: np.asarray(row) for name, row in perms.items()}
+    moved = {}
+    for path, leaf in leaves.items():
+        names = names_in_leaf(spec, path)
+        axes, parents = anonymous(spec, path, names)
+        if names:
+            moved[path] = _permute_leaf(leaf, [rows[n] for n in names], axes, parents)
+        else:
+            moved[path] = leaf
+    return paths.unflatten(variables, moved)
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "parents"))
+def _permute_leaf(
+    leaf: jax.Array, rows: list[jax.Array], axes: tuple[Axis, ...], parents: Parents
+) -> jax.Array:
+    def visit(values: jax.Array, block: Block) -> jax.Array:
+        for axis, lead, name in reversed(placed(block, dict(parents))):
+            values = take_units(values, axis, lead, rows[int(name)])
+        return values
+
+    return map_blocks(leaf, axes, visit)
+
+
+def _check_permutations(spec: PermutationSpec, perms: Mapping[str, Any]) -> None:
+    problems = []
+    for name, row in perms.items():
+        if name not in spec.labels:
+            hint = paths.did_you_mean(name, spec.labels)
+            problems.append(f'"{name}" is no label of the spec{hint}')
+        elif np.shape(row) != spec.row_shape(name):
+            needed = spec.row_shape(name)
+            problems.append(f'"{name}" has shape {np.shape(row)}, needed {needed}')
+        elif (np.sort(row, axis=-1) != np.arange(spec.labels[name].size)).any():
+            last = spec.labels[name].size - 1
+            problems.append(f'"{name}" has a row that does not permute 0..{last}')
+    if problems:
+        raise ValueError(
+            f"permute: {len(problems)} of {len(perms)} permutations do not fit:\n"
+            f"{paths.listed(problems)}\nDraw them with random_permutations(spec, key)."
+        )

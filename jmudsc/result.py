@@ -1,0 +1,31 @@
+"""MergeResult: everything one merge produced."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc.spec import PermutationSpec
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What `merge` returns and `save` writes.
+
+    Attributes:
+        variables: the merged variables, a pytree of the parents' structure.
+        spec: the permutation spec the merge was made with.
+        assignment: per label `int32[models, *parent units, units]`, the merged unit
+            that each unit of each model went to.
+        history: the objective of each sweep of coordinate descent: the mean over
+            labels of the mean similarity of matched units, in [-1, 1].
+        recipe: what decided the merge (method, alpha, weights, ...), plain JSON values.
+    """
+
+    variables: PyTree
+    spec: PermutationSpec
+    assignment: Mapping[str, np.ndarray]
+    history: tuple[float, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,334 @@
+"""What each primitive does to the axes of its operands, one short rule a primitive.
+
+A rule takes `(terms, eqn, ins)`, where `ins` has one list of terms (one per axis) for
+each operand, ties together with `terms.unify` what must be permuted together, fixes
+with `terms.pin` what is treated by position, and returns the axes of each output. The
+laws are tested primitive by primitive on random shapes. A primitive without a rule
+fixes all axes it touches: the result is sound whatever the program.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jmudsc.terms import Terms
+
+Axes = list[int]
+Rule = Callable[[Terms, Any, list[Axes]], list[Axes]]
+
+
+def apply_rule(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Return the axes of each output of an equation, tying and fixing terms.
+
+    Args:
+        terms: the arena, changed in place.
+        eqn: a jaxpr equation.
+        ins: per operand, one term per axis.
+
+    Returns:
+        Per output, one term per axis.
+    """
+    return RULES.get(eqn.primitive.name, unknown)(terms, eqn, ins)
+
+
+def contraction(eqn: Any) -> list[tuple[int, ...]] | None:
+    """Return per operand the axes that an equation sums over, if it is a contraction.
+
+    Args:
+        eqn: a jaxpr equation.
+
+    Returns:
+        Two tuples of axis numbers for `dot_general` and `conv_general_dilated` (the
+        input features), None for any other primitive.
+    """
+    match eqn.primitive.name:
+        case "dot_general":
+            return list(map(tuple, eqn.params["dimension_numbers"][0]))
+        case "conv_general_dilated":
+            numbers = eqn.params["dimension_numbers"]
+            return [(numbers.lhs_spec[1],), (numbers.rhs_spec[1],)]
+    return None
+
+
+def unknown(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Fix everything a primitive touches."""
+    reason = f"is touched by {eqn.primitive.name}, which has no rule"
+    _pin_all(terms, (axis for axes in ins for axis in axes), reason)
+    return [[_fixed(terms, n, reason) for n in out.aval.shape] for out in eqn.outvars]
+
+
+def elementwise(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Tie aligned axes; an operand of size 1 or rank 0 is broadcast."""
+    shape = eqn.outvars[0].aval.shape
+    out = [
+        _tie(terms, size, [axes[i] for axes in ins if axes])
+        for i, size in enumerate(shape)
+    ]
+    return [out] * len(eqn.outvars)
+
+
+def identity(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Every operand comes out as it went in."""
+    return ins
+
+
+def broadcast_in_dim(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """New and widened axes are constant along themselves, so free."""
+    shape, kept = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    source = dict(zip(kept, ins[0], strict=True))
+    return [
+        [
+            _tie(terms, n, [source[i]] if i in source else [])
+            for i, n in enumerate(shape)
+        ]
+    ]
+
+
+def reshape(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Within the smallest groups of axes of equal size, both sides are one product."""
+    if eqn.params["dimensions"] is not None:
+        return unknown(terms, eqn, ins)
+    before = [axis for axis in ins[0] if terms.size(axis) != 1]
+    sizes = eqn.outvars[0].aval.shape
+    after = [size for size in sizes if size != 1]
+    if 0 in sizes:
+        return unknown(terms, eqn, ins)
+    made: Axes = []
+    while after:
+        group, new = [before.pop(0)], [after.pop(0)]
+        have, want = terms.size(group[0]), new[0]
+        while have != want:
+            if have < want:
+                group.append(before.pop(0))
+                have *= terms.size(group[-1])
+            else:
+                new.append(after.pop(0))
+                want *= new[-1]
+        made += _regroup(terms, group, new)
+    return [[terms.leaf(1) if size == 1 else made.pop(0) for size in sizes]]
+
+
+def transpose(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Carry each axis to its new place."""
+    return [[ins[0][i] for i in eqn.params["permutation"]]]
+
+
+def squeeze(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Drop axes of size 1."""
+    return [_drop(ins[0], eqn.params["dimensions"])]
+
+
+def expand_dims(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Insert axes of size 1."""
+    rest = list(ins[0])
+    rank = len(eqn.outvars[0].aval.shape)
+    new = set(eqn.params["dimensions"])
+    return [[terms.leaf(1) if i in new else rest.pop(0) for i in range(rank)]]
+
+
+def reduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """A sum, maximum, ... over an axis does not depend on its order: drop it."""
+    return [_drop(ins[0], eqn.params["axes"])]
+
+
+def argreduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """The result is a position, so the axis searched is fixed."""
+    axes = eqn.params["axes"]
+    _pin_all(
+        terms, (ins[0][i] for i in axes), "is searched by position (argmax, argmin)"
+    )
+    return [_drop(ins[0], axes)]
+
+
+def dot_general(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Tie contracted and batch axes in pairs; the rest is carried over."""
+    (lhs, rhs), ((lc, rc), (lb, rb)) = ins, eqn.params["dimension_numbers"]
+    for i, j in zip((*lc, *lb), (*rc, *rb), strict=True):
+        terms.unify(lhs[i], rhs[j])
+    return [[lhs[i] for i in lb] + _drop(lhs, (*lc, *lb)) + _drop(rhs, (*rc, *rb))]
+
+
+def conv_general_dilated(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Tie channels in, per feature group; spatial axes are fixed."""
+    (lhs, rhs), numbers = ins, eqn.params["dimension_numbers"]
+    if eqn.params["batch_group_count"] != 1:
+        return unknown(terms, eqn, ins)
+    groups = terms.leaf(eqn.params["feature_group_count"])
+    lhs_in, rhs_in = lhs[numbers.lhs_spec[1]], rhs[numbers.rhs_spec[1]]
+    rhs_out = rhs[numbers.rhs_spec[0]]
+    per_group = terms.leaf(terms.size(rhs_out) // terms.size(groups))
+    terms.unify(lhs_in, terms.product((groups, rhs_in)))
+    terms.unify(rhs_out, terms.product((groups, per_group)))
+    reason = "is a spatial axis of a convolution"
+    spatial = [lhs[i] for i in numbers.lhs_spec[2:]] + [
+        rhs[i] for i in numbers.rhs_spec[2:]
+    ]
+    _pin_all(terms, spatial, reason)
+    out = [_fixed(terms, n, reason) for n in eqn.outvars[0].aval.shape]
+    out[numbers.out_spec[0]] = lhs[numbers.lhs_spec[0]]
+    out[numbers.out_spec[1]] = rhs_out
+    return [out]
+
+
+def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Concatenate along one axis, tie the others."""
+    along = eqn.params["dimension"]
+    shape = eqn.outvars[0].aval.shape
+    out = [_tie(terms, size, [axes[i] for axes in ins]) for i, size in enumerate(shape)]
+    out[along] = terms.concat([axes[along] for axes in ins])
+    return [out]
+
+
+def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Cut one axis into parts, carry the others."""
+    along, sizes = eqn.params["axis"], eqn.params["sizes"]
+    parts = _cut(terms, ins[0][along], sizes)
+    return [[*ins[0][:along], part, *ins[0][along + 1 :]] for part in parts]
+
+
+def slice_(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Cut a contiguous part out of every axis; a stride fixes it."""
+    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
+    strides = eqn.params["strides"] or (1,) * len(starts)
+    out = []
+    for axis, start, limit, stride in zip(ins[0], starts, limits, strides, strict=True):
+        size = terms.size(axis)
+        if (start, limit, stride) == (0, size, 1):
+            out.append(axis)
+        elif stride == 1:
+            out.append(_cut(terms, axis, (start, limit - start, size - limit))[1])
+        else:
+            out.append(_by_position(terms, axis, -(-(limit - start) // stride), eqn))
+    return [out]
+
+
+def pad(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Concatenate constants before and after; interior or negative padding fixes."""
+    out = []
+    for axis, (low, high, interior) in zip(
+        ins[0], eqn.params["padding_config"], strict=True
+    ):
+        if (low, high, interior) == (0, 0, 0):
+            out.append(axis)
+        elif interior == 0 and low >= 0 and high >= 0:
+            out.append(terms.concat([terms.leaf(low), axis, terms.leaf(high)]))
+        else:
+            out.append(
+                _by_position(terms, axis, eqn.outvars[0].aval.shape[len(out)], eqn)
+            )
+    return [out]
+
+
+def reduce_window(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Carry axes whose window is a single position; the others are fixed."""
+    window = eqn.params["window_dimensions"]
+    shape = eqn.outvars[0].aval.shape
+    out = [
+        axis
+        if size == 1 and terms.size(axis) == n
+        else _by_position(terms, axis, n, eqn)
+        for axis, size, n in zip(ins[0], window, shape, strict=True)
+    ]
+    return [out] * len(eqn.outvars)
+
+
+def cumulative(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """The axis run along is fixed."""
+    along = eqn.params["axis"]
+    _pin_all(terms, [ins[0][along]], f"is run along by {eqn.primitive.name}")
+    return [ins[0]]
+
+
+def iota(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Positions along one axis, constant along the others."""
+    along = eqn.params["dimension"]
+    shape = eqn.params["shape"]
+    reason = "is numbered by iota"
+    return [
+        [
+            _fixed(terms, n, reason) if i == along else terms.leaf(n)
+            for i, n in enumerate(shape)
+        ]
+    ]
+
+
+_ELEMENTWISE = """
+abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
+conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
+expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
+lt max min mul ne neg nextafter not or polygamma population_count pow real
+reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
+shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
+tan tanh xor zeta
+""".split()
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    **dict.fromkeys(
+        ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and",
+         "reduce_or", "reduce_xor"), reduce,
+    ),
+    **dict.fromkeys(("argmax", "argmin"), argreduce),
+    **dict.fromkeys(
+        ("reduce_window", "reduce_window_sum", "reduce_window_max",
+         "reduce_window_min"), reduce_window,
+    ),
+    **dict.fromkeys(
+        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulative,
+    ),
+    "broadcast_in_dim": broadcast_in_dim,
+    "concatenate": concatenate,
+    "conv_general_dilated": conv_general_dilated,
+    "dot_general": dot_general,
+    "expand_dims": expand_dims,
+    "iota": iota,
+    "optimization_barrier": identity,
+    "pad": pad,
+    "reshape": reshape,
+    "slice": slice_,
+    "split": split,
+    "squeeze": squeeze,
+    "transpose": transpose,
+}  # fmt: skip
+
+
+def _pin_all(terms: Terms, axes: Any, reason: str) -> None:
+    for axis in axes:
+        terms.pin(axis, reason)
+
+
+def _fixed(terms: Terms, size: int, reason: str) -> int:
+    term = terms.leaf(size)
+    terms.pin(term, reason)
+    return term
+
+
+def _tie(terms: Terms, size: int, axes: Sequence[int]) -> int:
+    """Unify the axes of full size and return the first; a new leaf if there is none."""
+    full = [axis for axis in axes if terms.size(axis) == size]
+    for other in full[1:]:
+        terms.unify(full[0], other)
+    return full[0] if full else terms.leaf(size)
+
+
+def _drop(axes: Axes, numbers: Sequence[int]) -> Axes:
+    return [axis for i, axis in enumerate(axes) if i not in numbers]
+
+
+def _regroup(terms: Terms, group: Axes, sizes: list[int]) -> Axes:
+    if len(group) == len(sizes) == 1:
+        return group
+    new = [terms.leaf(size, origin=group) for size in sizes]
+    terms.unify(terms.product(group), terms.product(new))
+    return new
+
+
+def _cut(terms: Terms, axis: int, sizes: Sequence[int]) -> Axes:
+    parts = [terms.leaf(size, origin=[axis]) for size in sizes]
+    terms.unify(axis, terms.concat(parts))
+    return parts
+
+
+def _by_position(terms: Terms, axis: int, size: int, eqn: Any) -> int:
+    reason = f"is treated by position in {eqn.primitive.name}"
+    terms.pin(axis, reason)
+    return _fixed(terms, size, reason)

@@ -1,0 +1,133 @@
+"""PermutationSpec: which axes of which leaves must be permuted together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jmudsc.axes import Axis
+
+
+class Site(NamedTuple):
+    """One axis of one leaf.
+
+    Attributes:
+        path: the leaf's path.
+        axis: the axis number.
+    """
+
+    path: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """A set of axes that must be permuted together.
+
+    Attributes:
+        size: number of units.
+        parents: the labels, outermost first, per unit of which this one may be permuted
+            anew; empty for most.
+        sites: where the label occurs.
+    """
+
+    size: int
+    parents: tuple[str, ...]
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class PermutationSpec:
+    """The permutation symmetries of a model, as labels on the axes of its leaves.
+
+    Build one with `infer_spec`. `print(spec)` shows it as a table.
+
+    Attributes:
+        axes: leaf path -> one axis expression per axis.
+        labels: label -> its record, in the order in which the model makes them.
+        fixed: site -> why it may not be permuted, for every axis without a label.
+        consumed: the sites that a contraction sums over (the incoming axis of a map);
+            every other labelled site produces its label.
+        statistics: paths of BatchNorm running statistics: permuted and merged like any
+            leaf, but no evidence of what a unit does.
+    """
+
+    axes: Mapping[str, tuple[Axis, ...]]
+    labels: Mapping[str, Label]
+    fixed: Mapping[Site, str] = field(default_factory=dict)
+    consumed: frozenset[Site] = frozenset()
+    statistics: frozenset[str] = frozenset()
+
+    def children(self, name: str) -> tuple[str, ...]:
+        """Return the labels nested directly in a label.
+
+        Args:
+            name: a label.
+
+        Returns:
+            The labels whose parents are this label's parents and then this label.
+        """
+        parents = (*self.labels[name].parents, name)
+        return tuple(n for n, label in self.labels.items() if label.parents == parents)
+
+    def row_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one model's row of an assignment.
+
+        Args:
+            name: a label.
+
+        Returns:
+            `(*parent units, units)`.
+        """
+        label = self.labels[name]
+        return (*(self.labels[parent].size for parent in label.parents), label.size)
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def labels_of(
+    axes: Mapping[str, tuple[Axis, ...]],
+    sizes: Mapping[str, int],
+    parents: Mapping[str, tuple[str, ...]],
+) -> dict[str, Label]:
+    """Build the label records from the axis expressions.
+
+    Args:
+        axes: leaf path -> one axis expression per axis.
+        sizes: label -> units, in the order the labels should have.
+        parents: label -> its parents, outermost first; a missing label has none.
+
+    Returns:
+        One record per label that occurs in `axes`.
+    """
+    sites: dict[str, dict[Site, None]] = {label: {} for label in sizes}
+    for path, expressions in axes.items():
+        for number, axis in enumerate(expressions):
+            for label in axis.labels():
+                sites[label][Site(path, number)] = None
+    return {
+        label: Label(sizes[label], tuple(parents.get(label, ())), tuple(sites[label]))
+        for label in sizes
+        if sites[label]
+    }
+
+
+def _lines(spec: PermutationSpec) -> list[str]:
+    labelled = {site.path for label in spec.labels.values() for site in label.sites}
+    width = max(map(len, spec.axes), default=4)
+    lines = [
+        f"{len(spec.labels)} labels on {len(labelled)} of {len(spec.axes)} leaves",
+        "",
+        f"{'label':<8}{'units':>6}  per unit of",
+    ]
+    for name, label in spec.labels.items():
+        lines.append(f"{name:<8}{label.size:>6}  {' '.join(label.parents)}".rstrip())
+    lines += ["", f"{'leaf':<{width}}  axes"]
+    for path, axes in spec.axes.items():
+        note = "  (running statistic)" if path in spec.statistics else ""
+        lines.append(f"{path:<{width}}  {', '.join(map(str, axes))}{note}".rstrip())
+    if spec.fixed:
+        lines += ["", f"{'fixed':<{width}}  why"]
+        for (path, axis), reason in spec.fixed.items():
+            lines.append(f"{f'{path}:{axis}':<{width}}  {reason}")
+    return lines
