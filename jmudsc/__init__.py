@@ -10,6 +10,11 @@ from jmudsc.axes import (
     Units as Units,
 )
 from jmudsc.check import check_spec as check_spec
+from jmudsc.checkpoints import (
+    load as load,
+    load_provenance as load_provenance,
+    save as save,
+)
 from jmudsc.combine import combine as combine
 from jmudsc.derive import infer_spec as infer_spec
 from jmudsc.match import Match as Match, match as match, METHODS as METHODS

@@ -1,0 +1,84 @@
+"""Arrays on their way between devices and files: what either side cannot hold."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc.paths import flatten, listed, unflatten
+
+# The types of `jax.numpy` that orbax 0.12 has no way to store.
+_NOT_STORED = ("uint2", "uint4", "float8_e4m3", "float6_e2m3fn", "float6_e3m2fn")
+
+
+def to_host(variables: PyTree) -> PyTree:
+    """Copy variables to the host, each leaf as an array.
+
+    Raises:
+        ValueError: naming every leaf that orbax could not save.
+    """
+    leaves = flatten(variables)
+    if not leaves:
+        raise ValueError(
+            "variables: hold no arrays, needed at least one; pass a finished merge."
+        )
+    problems = {name: _problem(leaf) for name, leaf in leaves.items()}
+    lines = [f"{name}: {problem}" for name, problem in problems.items() if problem]
+    if lines:
+        raise ValueError(
+            f"variables: orbax cannot save {len(lines)} of {len(leaves)} leaves, "
+            f"needed arrays of numbers; remove or convert them:\n{listed(lines)}"
+        )
+    arrays = {
+        name: np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
+        for name, leaf in leaves.items()
+    }
+    return unflatten(variables, arrays)
+
+
+def _problem(leaf: Any) -> str | None:
+    is_number = isinstance(leaf, (bool, int, float, complex))
+    if not is_number and not hasattr(leaf, "dtype"):
+        return f"is a {type(leaf).__name__}, not an array"
+    dtype = np.float32 if is_number else leaf.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return "is a PRNG key; use jax.random.key_data"
+    if np.dtype(dtype).kind in "OSUMm" or str(dtype) in _NOT_STORED:
+        return f"has dtype {dtype}"
+    if np.size(leaf) == 0:
+        return f"has shape {np.shape(leaf)}, which has no elements"
+    return None
+
+
+def to_jax_types(where: str, tree: PyTree) -> PyTree[np.ndarray]:
+    """Return leaves read from a file as arrays of types that JAX keeps here.
+
+    Where JAX has no 64-bit types a leaf is narrowed if that changes no value, and
+    scalars of float64 in any case, as JAX itself does.
+    """
+    leaves = {name: _to_jax_type(where, name, x) for name, x in flatten(tree).items()}
+    return unflatten(tree, leaves)
+
+
+def _to_jax_type(where: str, name: str, leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    if array.dtype.kind in "OSU":
+        raise ValueError(
+            f'{where}: leaf "{name}" is {leaf!r}, needed numbers; name the subtree to '
+            'load, for instance subtree="params".'
+        )
+    kept = jax.dtypes.canonicalize_dtype(array.dtype)
+    if kept == array.dtype:
+        return array
+    with np.errstate(all="ignore"):
+        narrow = array.astype(kept)
+    is_float = array.dtype.kind in "fc"
+    is_same = np.array_equal(narrow, array, equal_nan=is_float)
+    if not is_same and not (is_float and array.ndim == 0):
+        raise ValueError(
+            f'{where}: leaf "{name}" is {array.dtype} and would lose digits, needed '
+            '64-bit types; call jax.config.update("jax_enable_x64", True) first.'
+        )
+    return narrow

@@ -1,0 +1,132 @@
+"""Find the array tree inside a directory that orbax wrote, whichever way it was asked.
+
+An *item* is a directory with one tree. A checkpoint is an item (bare checkpointers,
+Flax, jmudsc) or holds items by name (a step of a `CheckpointManager`, orbax v1); a
+run's directory holds checkpoints.
+"""
+
+import os
+
+from etils import epath
+
+from jmudsc.paths import listed
+
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_TREE = "_METADATA"
+_OLD_TREE = "checkpoint"  # orbax 0.4 wrote it beside _METADATA, others instead
+_CHECKPOINT = "_CHECKPOINT_METADATA"
+_REMAINS = (_CHECKPOINT, "commit_success.txt", "manifest.ocdbt", "array_metadatas", "d")
+
+
+def find_item(path: str | os.PathLike[str]) -> epath.Path:
+    """Return the one item at `path`.
+
+    Args:
+        path: an item, or a checkpoint with a single one.
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+        ValueError: if it is unfinished, is no checkpoint, or holds several.
+    """
+    place = _absolute(path)
+    _check_finished_directory(place)
+    if _is_item(place):
+        return place
+    folders = _folders(place)
+    checkpoints = [x for x in folders if _is_checkpoint(x)]
+    items = [x for x in folders if _is_item(x) and x not in checkpoints]
+    if len(items) == 1:
+        return items[0]
+    if items:
+        raise ValueError(_several(place, "items", items))
+    if any(_is_item(x) or _has_item(x) for x in checkpoints):
+        raise ValueError(_several(place, "checkpoints", checkpoints))
+    raise ValueError(_no_item(place))
+
+
+def _absolute(path: str | os.PathLike[str]) -> epath.Path:
+    text = os.fspath(path)
+    if "://" in text:
+        return epath.Path(text)
+    return epath.Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def _check_finished_directory(place: epath.Path) -> None:
+    if any(_UNFINISHED in part for part in place.parts):
+        raise ValueError(
+            f"{place}: is what an interrupted save left, needed a finished "
+            "checkpoint; use another step or save again."
+        )
+    if place.is_file():
+        raise ValueError(
+            f"{place}: is a file, needed the directory of an orbax checkpoint; if Flax "
+            "wrote it, read it with flax.serialization.msgpack_restore."
+        )
+    if place.exists():
+        return
+    if place.parent.is_dir() and any(
+        x.name.startswith(place.name + _UNFINISHED) for x in place.parent.iterdir()
+    ):
+        raise FileNotFoundError(
+            f"{place}: was never finished, beside it is {place.name}{_UNFINISHED} of "
+            "an interrupted save; use another step or save again."
+        )
+    raise FileNotFoundError(
+        f"{place}: does not exist, needed the directory of an orbax checkpoint; "
+        "check the path."
+    )
+
+
+def _is_item(place: epath.Path) -> bool:
+    return (place / _TREE).is_file() or (place / _OLD_TREE).is_file()
+
+
+def _is_checkpoint(folder: epath.Path) -> bool:
+    """Return whether a folder is a checkpoint rather than an item of one."""
+    if (folder / _CHECKPOINT).exists() or _has_item(folder):
+        return True
+    # Orbax 0.4 wrote no such file: only the name tells a step of Flax from an item.
+    is_in_checkpoint = (folder.parent / _CHECKPOINT).exists()
+    return _is_item(folder) and folder.name[-1].isdigit() and not is_in_checkpoint
+
+
+def _has_item(place: epath.Path) -> bool:
+    return any(_is_item(x) for x in _folders(place))
+
+
+def _folders(place: epath.Path) -> list[epath.Path]:
+    """Return the finished directories in one, the last step first."""
+    found = [x for x in place.iterdir() if x.is_dir() and not x.name.startswith(".")]
+    finished = [x for x in found if _UNFINISHED not in x.name]
+    return sorted(finished, key=_step_and_name, reverse=True)
+
+
+def _step_and_name(place: epath.Path) -> tuple[int, str]:
+    digits = place.name[len(place.name.rstrip("0123456789")) :]
+    return int(digits or -1), place.name
+
+
+def _several(place: epath.Path, what: str, found: list[epath.Path]) -> str:
+    return (
+        f"{place}: holds {what}, needed one of them; give {found[0]} or another of:\n"
+        f"{listed(x.name for x in found)}"
+    )
+
+
+def _no_item(place: epath.Path) -> str:
+    names = [x.name for x in place.iterdir()]
+    if not names:
+        return (
+            f"{place}: is an empty directory, needed an orbax checkpoint; "
+            "check the path."
+        )
+    if any(name in _REMAINS or _UNFINISHED in name for name in names):
+        return (
+            f"{place}: has no {_TREE}, needed a finished orbax checkpoint of arrays; "
+            "its save was interrupted or files were lost, use another step or copy "
+            "it again."
+        )
+    return (
+        f"{place}: is not an orbax checkpoint (no {_TREE} in it or its folders), "
+        "needed the directory of one; check the path."
+    )
