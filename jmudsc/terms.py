@@ -1,17 +1,21 @@
 """Terms: axis expressions under construction, tied together by unification.
 
 A term stands for an axis whose make-up is not fully known yet. It is a leaf (free, or
-fixed for a reason), a row-major product of terms, or a concatenation of terms.
-`unify` makes two terms equal and refines both to what they have in common: a leaf
-takes the structure of the other, products are cut at common factors, concatenations
-at common boundaries. Where two structures do not nest, both are fixed: sound, never a
-guess.
+fixed for a reason), a row-major product of terms, a concatenation of terms, or a family:
+one term for every position of another, fixed axis. `unify` makes two terms equal and
+refines both to what they have in common: a leaf takes the structure of the other,
+products are cut at common factors, concatenations at common boundaries, families are
+compared member by member. Where two structures do not nest, both are fixed: sound,
+never a guess.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 
-FREE, PRODUCT, CONCAT = "free", "product", "concat"
+FREE, PRODUCT, CONCAT, FAMILY = "free", "product", "concat", "family"
+
+_TOLD_APART = "has positions that are told apart"
+_NO_NESTING = "is split in ways that do not nest"
 
 
 class Terms:
@@ -23,13 +27,17 @@ class Terms:
         self._children: list[tuple[int, ...]] = []
         self._alias: list[int] = []
         self._reason: list[str | None] = []
-        self.origin: dict[int, tuple[int, ...]] = {}
+        self._split: dict[int, int] = {}  # family -> the axis it runs over
+        self._origin: dict[int, tuple[int, ...]] = {}
 
     def leaf(self, size: int, origin: Iterable[int] = ()) -> int:
         """Make a free leaf; `origin` are the terms whose positions it re-arranges."""
-        term = self._new(size, FREE, ())
-        if origin := tuple(origin):
-            self.origin[term] = origin
+        return self._with_origin(self._new(size, FREE, ()), origin)
+
+    def fixed(self, size: int, reason: str) -> int:
+        """Make a leaf that is fixed."""
+        term = self.leaf(size)
+        self.pin(term, reason)
         return term
 
     def product(self, factors: Sequence[int]) -> int:
@@ -41,8 +49,32 @@ class Terms:
         term = self._compound(CONCAT, parts, sum(map(self.size, parts)))
         if self.form(term) == CONCAT and all(self.size(part) == 1 for part in parts):
             self._form[term], self._children[term] = FREE, ()
-            self.pin(term, "its positions are told apart")
+            self.pin(term, _TOLD_APART)
         return term
+
+    def family(
+        self, split: int, members: Sequence[int], origin: Iterable[int] = ()
+    ) -> int:
+        """Make a term that is `members[j]` at position j of the axis `split`."""
+        if len({self._collapsed(member) for member in members}) == 1:
+            return members[0]
+        term = self._new(self.size(members[0]), FAMILY, tuple(members))
+        self._split[term] = split
+        return self._with_origin(term, origin)
+
+    def member(self, term: int, split: int, position: int) -> int:
+        """Return what a term is at one position of the axis `split`.
+
+        A free leaf becomes a family over that axis.
+        """
+        root = self._collapsed(term)
+        if self._size[root] == 1 or self._reason[root]:
+            return term
+        if self._form[root] == FREE:
+            members = [self.leaf(self._size[root]) for _ in range(self.size(split))]
+            self._form[root], self._children[root] = FAMILY, tuple(members)
+            self._split[root] = split
+        return self._with_origin(self._seen_from(root, split, position), [term])
 
     def size(self, term: int) -> int:
         """Number of positions of a term."""
@@ -56,38 +88,60 @@ class Terms:
         return term
 
     def form(self, term: int) -> str:
-        """Return FREE, PRODUCT or CONCAT; a fixed leaf is FREE with a reason."""
-        return self._form[self.find(term)]
+        """Return FREE, PRODUCT, CONCAT or FAMILY; a fixed leaf is FREE with a reason."""
+        return self._form[self._collapsed(term)]
 
     def reason(self, term: int) -> str | None:
         """Why a leaf is fixed; None where it is free or no leaf."""
-        return self._reason[self.find(term)]
+        return self._reason[self._collapsed(term)]
 
     def factors(self, term: int) -> list[int]:
         """Return the factors of a term, none of them a product or of size 1."""
-        term = self.find(term)
+        term = self._collapsed(term)
         if self._form[term] != PRODUCT:
             return [term] if self._size[term] > 1 else []
         return [f for child in self._children[term] for f in self.factors(child)]
 
     def parts(self, term: int) -> list[int]:
         """Return the parts of a term, none of them a concatenation."""
-        term = self.find(term)
+        term = self._collapsed(term)
         if self._form[term] != CONCAT:
             return [term]
         return [p for child in self._children[term] for p in self.parts(child)]
 
+    def members(self, family: int) -> tuple[int, ...]:
+        """Return the members of a family, one per position of its split."""
+        return self._children[self._collapsed(family)]
+
+    def split(self, family: int) -> int:
+        """Return the axis that a family runs over."""
+        return self._collapsed(self._split[self._collapsed(family)])
+
+    def families(self, term: int) -> list[int]:
+        """Return every family at or below a term, outer ones first."""
+        term = self._collapsed(term)
+        below = [f for child in self._children[term] for f in self.families(child)]
+        return [term, *below] if self._form[term] == FAMILY else below
+
     def leaves(self, term: int) -> list[int]:
         """Return every leaf below a term, repeats included, none of size 1."""
-        term = self.find(term)
+        term = self._collapsed(term)
         if self._form[term] == FREE:
             return [term] if self._size[term] > 1 else []
         return [leaf for child in self._children[term] for leaf in self.leaves(child)]
 
     def sources(self, term: int) -> set[int]:
         """Return the terms that a term was re-arranged from, followed to the start."""
-        before = self.origin.get(term, ())
-        return set().union(*map(self.sources, before)) if before else {term}
+        found, seen, todo = set(), set(), [term]
+        while todo:
+            term = todo.pop()
+            if term not in seen:
+                seen.add(term)
+                before = self._origin.get(term, ())
+                todo += before
+                if not before:
+                    found.add(term)
+        return found
 
     def pin(self, term: int, reason: str) -> None:
         """Fix every leaf below a term; a leaf already fixed keeps its reason."""
@@ -97,21 +151,32 @@ class Terms:
 
     def unify(self, a: int, b: int) -> None:
         """Make two terms of one size equal."""
-        a, b = self.find(a), self.find(b)
+        a, b = self._collapsed(a), self._collapsed(b)
         if a == b or self._size[a] == 1:
             return
-        if self._form[a] == FREE:
+        forms = self._form[a], self._form[b]
+        if forms[0] == FREE:
             self._bind(a, b)
-        elif self._form[b] == FREE:
+        elif forms[1] == FREE:
             self._bind(b, a)
-        elif self._form[a] == self._form[b] == PRODUCT:
+        elif forms[0] == FAMILY:
+            self._unify_members(a, b)
+        elif forms[1] == FAMILY:
+            self._unify_members(b, a)
+        elif forms == (PRODUCT, PRODUCT):
             self._unify_products(self.factors(a), self.factors(b))
-        elif self._form[a] == self._form[b] == CONCAT:
+        elif forms == (CONCAT, CONCAT):
             self._unify_concats(self.parts(a), self.parts(b))
-        elif self._form[a] == CONCAT:
+        elif forms[0] == CONCAT:
             self._unify_mixed(self.parts(a), self.factors(b))
         else:
             self._unify_mixed(self.parts(b), self.factors(a))
+
+    def merge_members(self, family: int) -> None:
+        """Make all members of a family equal."""
+        first, *others = self.members(family)
+        for other in others:
+            self.unify(first, other)
 
     def _new(self, size: int, form: str, children: tuple[int, ...]) -> int:
         term = len(self._size)
@@ -121,6 +186,34 @@ class Terms:
         self._alias.append(term)
         self._reason.append(None)
         return term
+
+    def _with_origin(self, term: int, origin: Iterable[int]) -> int:
+        if origin := tuple(t for t in origin if t != term):
+            self._origin[term] = self._origin.get(term, ()) + origin
+        return term
+
+    def _seen_from(self, term: int, split: int, position: int) -> int:
+        root = self._collapsed(term)
+        if self._form[root] == FREE:
+            return self.member(root, split, position)
+        children = self._children[root]
+        if self._form[root] == FAMILY and self.split(root) == self._collapsed(split):
+            return children[position]
+        inner = [self.member(child, split, position) for child in children]
+        if self._form[root] == FAMILY:
+            return self.family(self._split[root], inner)
+        return self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
+
+    def _collapsed(self, term: int) -> int:
+        """Return the representative; a family of equal members is the member."""
+        root = self.find(term)
+        while self._form[root] == FAMILY:
+            members = {self._collapsed(member) for member in self._children[root]}
+            if len(members) > 1:
+                break
+            self._alias[root] = members.pop()
+            root = self.find(root)
+        return root
 
     def _compound(self, form: str, children: Sequence[int], size: int) -> int:
         trivial = 1 if form == PRODUCT else 0
@@ -134,6 +227,11 @@ class Terms:
         if reason is not None:
             self.pin(term, reason)
         self._alias[leaf] = term
+
+    def _unify_members(self, family: int, other: int) -> None:
+        split, members = self._split[family], self._children[family]
+        for position, member in enumerate(members):
+            self.unify(member, self.member(other, split, position))
 
     def _unify_products(self, a: list[int], b: list[int]) -> None:
         a, b = a[::-1], b[::-1]  # the next factor is the last of the list
@@ -174,17 +272,28 @@ class Terms:
         return rest
 
     def _unify_mixed(self, parts: list[int], factors: list[int]) -> None:
-        """A concatenation equals a product if every part has the last factor."""
-        *outer, inner = factors
-        width = self.size(inner)
+        """A concatenation equals a product if its parts do not cut the later factors.
+
+        Equal parts, one for each position of the first factor, are a family over it;
+        otherwise every part must have the last factor.
+        """
+        first, *inner = factors
+        if len(parts) == self.size(first) and len(set(map(self.size, parts))) == 1:
+            self.pin(first, _TOLD_APART)
+            rest = self.product(inner)
+            for position, part in enumerate(parts):
+                self.unify(part, self.member(rest, first, position))
+            return
+        *outer, last = factors
+        width = self.size(last)
         if any(self.size(part) % width for part in parts):
             self._clash(*parts, *factors)
             return
         heads = [self.leaf(self.size(part) // width) for part in parts]
         for part, head in zip(parts, heads, strict=True):
-            self.unify(part, self.product((head, inner)))
+            self.unify(part, self.product((head, last)))
         self.unify(self.concat(heads), self.product(outer))
 
     def _clash(self, *terms: int) -> None:
         for term in terms:
-            self.pin(term, "is split in ways that do not nest")
+            self.pin(term, _NO_NESTING)
