@@ -12,6 +12,12 @@ from typing import Any
 
 from jmudsc.terms import Terms
 
+MEETS_INPUT = "meets an input of the network"
+BY_POSITION = "is treated by position in {}"
+
+# Up to this many positions of an axis are told apart one by one.
+_MOST_MEMBERS = 256
+
 Axes = list[int]
 Rule = Callable[[Terms, Any, list[Axes]], list[Axes]]
 
@@ -53,14 +59,14 @@ def unknown(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Fix everything a primitive touches."""
     reason = f"is touched by {eqn.primitive.name}, which has no rule"
     _pin_all(terms, (axis for axes in ins for axis in axes), reason)
-    return [[_fixed(terms, n, reason) for n in out.aval.shape] for out in eqn.outvars]
+    return [[terms.fixed(n, reason) for n in out.aval.shape] for out in eqn.outvars]
 
 
 def elementwise(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Tie aligned axes; an operand of size 1 or rank 0 is broadcast."""
     shape = eqn.outvars[0].aval.shape
     out = [
-        _tie(terms, size, [axes[i] for axes in ins if axes])
+        tie(terms, size, [axes[i] for axes in ins if axes])
         for i, size in enumerate(shape)
     ]
     return [out] * len(eqn.outvars)
@@ -76,10 +82,7 @@ def broadcast_in_dim(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     shape, kept = eqn.params["shape"], eqn.params["broadcast_dimensions"]
     source = dict(zip(kept, ins[0], strict=True))
     return [
-        [
-            _tie(terms, n, [source[i]] if i in source else [])
-            for i, n in enumerate(shape)
-        ]
+        [tie(terms, n, [source[i]] if i in source else []) for i, n in enumerate(shape)]
     ]
 
 
@@ -130,15 +133,6 @@ def reduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     return [_drop(ins[0], eqn.params["axes"])]
 
 
-def argreduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """The result is a position, so the axis searched is fixed."""
-    axes = eqn.params["axes"]
-    _pin_all(
-        terms, (ins[0][i] for i in axes), "is searched by position (argmax, argmin)"
-    )
-    return [_drop(ins[0], axes)]
-
-
 def dot_general(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Tie contracted and batch axes in pairs; the rest is carried over."""
     (lhs, rhs), ((lc, rc), (lb, rb)) = ins, eqn.params["dimension_numbers"]
@@ -163,42 +157,116 @@ def conv_general_dilated(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
         rhs[i] for i in numbers.rhs_spec[2:]
     ]
     _pin_all(terms, spatial, reason)
-    out = [_fixed(terms, n, reason) for n in eqn.outvars[0].aval.shape]
+    out = [terms.fixed(n, reason) for n in eqn.outvars[0].aval.shape]
     out[numbers.out_spec[0]] = lhs[numbers.lhs_spec[0]]
     out[numbers.out_spec[1]] = rhs_out
     return [out]
 
 
 def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Concatenate along one axis, tie the others."""
+    """Concatenate along one axis, tie the others.
+
+    Along an axis that is fixed anyway (a stack) the others may differ by position.
+    """
     along = eqn.params["dimension"]
     shape = eqn.outvars[0].aval.shape
-    out = [_tie(terms, size, [axes[i] for axes in ins]) for i, size in enumerate(shape)]
-    out[along] = terms.concat([axes[along] for axes in ins])
+    runs = [axes[along] for axes in ins]
+    out: Axes = []
+    if (
+        all(_is_told_apart(terms, run) for run in runs)
+        and shape[along] <= _MOST_MEMBERS
+    ):
+        whole = terms.fixed(shape[along], "has positions that are told apart")
+        for number in range(len(shape)):
+            places = (
+                [
+                    terms.member(axes[number], run, position)
+                    if terms.size(run) > 1
+                    else axes[number]
+                    for axes, run in zip(ins, runs, strict=True)
+                    for position in range(terms.size(run))
+                ]
+                if number != along
+                else [whole]
+            )
+            out.append(terms.family(whole, places) if number != along else whole)
+        return [out]
+    out = [tie(terms, size, [axes[i] for axes in ins]) for i, size in enumerate(shape)]
+    out[along] = terms.concat(runs)
     return [out]
 
 
 def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Cut one axis into parts, carry the others."""
-    along, sizes = eqn.params["axis"], eqn.params["sizes"]
-    parts = _cut(terms, ins[0][along], sizes)
-    return [[*ins[0][:along], part, *ins[0][along + 1 :]] for part in parts]
+    along, start = eqn.params["axis"], 0
+    outs = []
+    for size in eqn.params["sizes"]:
+        outs.append(_part(terms, ins[0], along, start, size))
+        start += size
+    return outs
+
+
+def unstack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Take every position of one axis on its own."""
+    along = eqn.params["axis"]
+    parts = [_part(terms, ins[0], along, i, 1) for i in range(len(eqn.outvars))]
+    return [_drop(part, (along,)) for part in parts]
 
 
 def slice_(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Cut a contiguous part out of every axis; a stride fixes it."""
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * len(starts)
-    out = []
-    for axis, start, limit, stride in zip(ins[0], starts, limits, strides, strict=True):
-        size = terms.size(axis)
-        if (start, limit, stride) == (0, size, 1):
-            out.append(axis)
-        elif stride == 1:
-            out.append(_cut(terms, axis, (start, limit - start, size - limit))[1])
+    out = ins[0]
+    for number, (start, limit, stride) in enumerate(
+        zip(starts, limits, strides, strict=True)
+    ):
+        if stride == 1:
+            out = _part(terms, out, number, start, limit - start)
         else:
-            out.append(_by_position(terms, axis, -(-(limit - start) // stride), eqn))
+            size = -(-(limit - start) // stride)
+            fixed = _by_position(terms, out[number], size, eqn)
+            out = [*out[:number], fixed, *out[number + 1 :]]
     return [out]
+
+
+def dynamic_slice(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Carry axes taken whole; the others are fixed."""
+    sizes = zip(ins[0], eqn.params["slice_sizes"], strict=True)
+    return [
+        [a if terms.size(a) == n else _by_position(terms, a, n, eqn) for a, n in sizes]
+    ]
+
+
+def dynamic_update_slice(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Tie axes written whole; the others are fixed."""
+    for axis, new in zip(ins[0], ins[1], strict=True):
+        if terms.size(axis) == terms.size(new):
+            terms.unify(axis, new)
+        else:
+            _pin_all(terms, (axis, new), BY_POSITION.format(eqn.primitive.name))
+    return [ins[0]]
+
+
+def tile(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Repeats run slowest, and are all alike."""
+    pairs = zip(ins[0], eqn.params["reps"], strict=True)
+    return [[terms.product((terms.leaf(n), axis)) for axis, n in pairs]]
+
+
+def fft(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """The axes transformed are fixed."""
+    shape = eqn.outvars[0].aval.shape
+    kept = len(shape) - len(eqn.params["fft_lengths"])
+    pairs = zip(ins[0][kept:], shape[kept:], strict=True)
+    return [ins[0][:kept] + [_by_position(terms, axis, n, eqn) for axis, n in pairs]]
+
+
+def rev(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """The axes reversed are fixed."""
+    for number in eqn.params["dimensions"]:
+        terms.pin(ins[0][number], BY_POSITION.format("rev"))
+    return [ins[0]]
 
 
 def pad(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -238,19 +306,6 @@ def cumulative(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     return [ins[0]]
 
 
-def iota(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Positions along one axis, constant along the others."""
-    along = eqn.params["dimension"]
-    shape = eqn.params["shape"]
-    reason = "is numbered by iota"
-    return [
-        [
-            _fixed(terms, n, reason) if i == along else terms.leaf(n)
-            for i, n in enumerate(shape)
-        ]
-    ]
-
-
 _ELEMENTWISE = """
 abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
 conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
@@ -267,7 +322,6 @@ RULES: dict[str, Rule] = {
         ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and",
          "reduce_or", "reduce_xor"), reduce,
     ),
-    **dict.fromkeys(("argmax", "argmin"), argreduce),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_sum", "reduce_window_max",
          "reduce_window_min"), reduce_window,
@@ -277,17 +331,24 @@ RULES: dict[str, Rule] = {
     ),
     "broadcast_in_dim": broadcast_in_dim,
     "concatenate": concatenate,
+    "device_put": identity,
     "conv_general_dilated": conv_general_dilated,
     "dot_general": dot_general,
+    "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
     "expand_dims": expand_dims,
-    "iota": iota,
+    "fft": fft,
     "optimization_barrier": identity,
     "pad": pad,
     "reshape": reshape,
+    "rev": rev,
+    "sharding_constraint": identity,
     "slice": slice_,
     "split": split,
     "squeeze": squeeze,
+    "tile": tile,
     "transpose": transpose,
+    "unstack": unstack,
 }  # fmt: skip
 
 
@@ -296,14 +357,17 @@ def _pin_all(terms: Terms, axes: Any, reason: str) -> None:
         terms.pin(axis, reason)
 
 
-def _fixed(terms: Terms, size: int, reason: str) -> int:
-    term = terms.leaf(size)
-    terms.pin(term, reason)
-    return term
+def tie(terms: Terms, size: int, axes: Sequence[int]) -> int:
+    """Unify the axes of full size and return the first; a new leaf if there is none.
 
+    Args:
+        terms: the arena, changed in place.
+        size: the full size; axes of size 1 are broadcast.
+        axes: the terms.
 
-def _tie(terms: Terms, size: int, axes: Sequence[int]) -> int:
-    """Unify the axes of full size and return the first; a new leaf if there is none."""
+    Returns:
+        One term of that size.
+    """
     full = [axis for axis in axes if terms.size(axis) == size]
     for other in full[1:]:
         terms.unify(full[0], other)
@@ -322,6 +386,41 @@ def _regroup(terms: Terms, group: Axes, sizes: list[int]) -> Axes:
     return new
 
 
+def _part(terms: Terms, axes: Axes, along: int, start: int, size: int) -> Axes:
+    """Take positions start..start+size of one axis.
+
+    Where the axis is fixed anyway, or taken one position at a time, the other axes may
+    differ by position: they are seen as what they are at those taken.
+    """
+    axis, whole = axes[along], terms.size(axes[along])
+    if size == whole:
+        return axes
+    if size != 1 and not _is_told_apart(terms, axis):
+        part = _cut(terms, axis, (start, size, whole - start - size))[1]
+        return [*axes[:along], part, *axes[along + 1 :]]
+    terms.pin(axis, "has positions that are told apart")
+    part = terms.fixed(size, "has positions that are told apart")
+    if not _is_told_apart(terms, axis) or whole > _MOST_MEMBERS:
+        return [*axes[:along], part, *axes[along + 1 :]]
+    out = []
+    for number, other in enumerate(axes):
+        places = range(start, start + size)
+        if number == along or not any(
+            terms.reason(a) is None for a in terms.leaves(other)
+        ):
+            out.append(part if number == along else other)
+        else:
+            out.append(
+                terms.family(part, [terms.member(other, axis, p) for p in places])
+            )
+    return out
+
+
+def _is_told_apart(terms: Terms, axis: int) -> bool:
+    """Whether an axis is fixed, and not because it came in with the batch."""
+    return terms.size(axis) == 1 or terms.reason(axis) not in (None, MEETS_INPUT)
+
+
 def _cut(terms: Terms, axis: int, sizes: Sequence[int]) -> Axes:
     parts = [terms.leaf(size, origin=[axis]) for size in sizes]
     terms.unify(axis, terms.concat(parts))
@@ -329,6 +428,6 @@ def _cut(terms: Terms, axis: int, sizes: Sequence[int]) -> Axes:
 
 
 def _by_position(terms: Terms, axis: int, size: int, eqn: Any) -> int:
-    reason = f"is treated by position in {eqn.primitive.name}"
+    reason = BY_POSITION.format(eqn.primitive.name)
     terms.pin(axis, reason)
-    return _fixed(terms, size, reason)
+    return terms.fixed(size, reason)

@@ -202,7 +202,9 @@ class Terms:
         inner = [self.member(child, split, position) for child in children]
         if self._form[root] == FAMILY:
             return self.family(self._split[root], inner)
-        return self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
+        return (
+            self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
+        )
 
     def _collapsed(self, term: int) -> int:
         """Return the representative; a family of equal members is the member."""

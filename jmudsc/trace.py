@@ -5,6 +5,7 @@ Everything jmudsc knows about a model it reads from here: calls (`jit`, `remat`,
 equations sees the whole computation, and any value in it can be returned.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,23 @@ _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value of a program is.
+
+    Attributes:
+        var: the value.
+        loops: the `scan` equations around it, outermost first.
+    """
+
+    var: Any
+    loops: tuple[Any, ...] = ()
+
+    def inside(self) -> "Place":
+        """Return the place as seen from inside the outermost loop."""
+        return Place(self.var, self.loops[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +96,7 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
     closed = jax.make_jaxpr(apply_fn)(*abstract)
 
     def inlined(*args):
-        return evaluate(closed.jaxpr, closed.consts, args)
+        return evaluate(closed, args)
 
     flat = jax.make_jaxpr(inlined)(*jax.tree.leaves(abstract))
     jaxpr = flat.jaxpr
@@ -91,55 +109,145 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
     )
 
 
-def run(program: Program, args: Sequence[Any], wanted: Iterable[Any]) -> list[Any]:
+def run(program: Program, args: Sequence[Any], wanted: Iterable[Place]) -> list[Any]:
     """Evaluate a program and return chosen values of it; use under `jit`.
 
     Args:
         program: from `trace`.
         args: one array per `program.invars`.
-        wanted: the variables to return, in any order; `jit` drops the rest.
+        wanted: where the values are, in any order; `jit` drops the rest.
 
     Returns:
-        One array per wanted variable.
+        One array per place. A value inside loops has their steps as leading axes,
+        outermost first.
     """
+    wanted = list(wanted)
     values = dict(program.consts) | dict(zip(program.invars, args, strict=True))
-    _run(program.eqns, values)
-    return [values[var] for var in wanted]
+    found = _run(program.eqns, values, wanted)
+    return [found[place] for place in wanted]
 
 
-def evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Evaluate a jaxpr with all calls in it inlined.
+def evaluate(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+    """Evaluate a closed jaxpr with all calls in it inlined.
 
     Args:
-        jaxpr: an open jaxpr.
-        consts: one array per constant of it.
+        jaxpr: a closed jaxpr.
         args: one array per input of it.
 
     Returns:
         One array per output.
     """
-    values = dict(zip(jaxpr.constvars, consts, strict=True))
-    values |= dict(zip(jaxpr.invars, args, strict=True))
-    _run(jaxpr.eqns, values)
-    return [_read(values, var) for var in jaxpr.outvars]
+    return _evaluate(jaxpr, args, [])[0]
 
 
-def _run(eqns: Iterable[jex.JaxprEqn], values: dict[jex.Var, Any]) -> None:
+def scan_operands(eqn: jex.JaxprEqn) -> tuple[int, int]:
+    """Return how many of the operands of a `scan` are constants, and how many carried.
+
+    Args:
+        eqn: a `scan` equation; the other operands are scanned over.
+
+    Returns:
+        The two numbers. They are read off the shapes, since the parameters that hold
+        them differ between versions of JAX.
+    """
+    inner = open_jaxpr(eqn.params["jaxpr"])
+    scanned = sum(
+        len(outer.aval.shape) == len(var.aval.shape) + 1
+        for outer, var in zip(eqn.invars, inner.invars, strict=True)
+    )
+    carried = sum(
+        len(outer.aval.shape) == len(var.aval.shape)
+        for outer, var in zip(eqn.outvars, inner.outvars, strict=True)
+    )
+    return len(eqn.invars) - scanned - carried, carried
+
+
+def _evaluate(
+    jaxpr: Any, args: Sequence[Any], wanted: Sequence[Place]
+) -> tuple[list[Any], dict[Place, Any]]:
+    inner = open_jaxpr(jaxpr)
+    consts = getattr(jaxpr, "consts", ())
+    values = dict(zip(inner.constvars, consts, strict=True))
+    values |= dict(zip(inner.invars, args, strict=True))
+    found = _run(inner.eqns, values, wanted)
+    return [_read(values, var) for var in inner.outvars], found
+
+
+def _run(
+    eqns: Iterable[jex.JaxprEqn], values: dict[Any, Any], wanted: Sequence[Place]
+) -> dict[Place, Any]:
+    """Evaluate equations, filling `values`; return the wanted ones."""
+    found: dict[Place, Any] = {}
     for eqn in eqns:
         ins = [_read(values, var) for var in eqn.invars]
-        body = _CALLS.get(eqn.primitive.name)
-        if body is not None:
-            inner = eqn.params[body]
-            outs = evaluate(
-                getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), ins
-            )
+        inside = [place for place in wanted if place.loops and place.loops[0] is eqn]
+        if eqn.primitive.name == "scan":
+            outs, inner = _scan(eqn, ins, [place.inside() for place in inside])
+            found |= {place: inner[place.inside()] for place in inside}
         else:
-            outs = eqn.primitive.bind(*ins, **eqn.params)
-            outs = outs if eqn.primitive.multiple_results else [outs]
+            outs = _apply(eqn, ins)
         values.update(zip(eqn.outvars, outs, strict=True))
+    found |= {place: values[place.var] for place in wanted if not place.loops}
+    return found
 
 
-def _read(values: dict[jex.Var, Any], var: Any) -> Any:
+def _apply(eqn: jex.JaxprEqn, ins: list[Any]) -> list[Any]:
+    name, params = eqn.primitive.name, eqn.params
+    if name in _CALLS:
+        return evaluate(params[_CALLS[name]], ins)
+    if name == "while":
+        return _while(params, ins)
+    if name == "cond":
+        branches = [functools.partial(_branch, body) for body in params["branches"]]
+        return jax.lax.switch(ins[0], branches, *ins[1:])
+    outs = eqn.primitive.bind(*ins, **params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def _branch(jaxpr: Any, *args: Any) -> list[Any]:
+    return evaluate(jaxpr, args)
+
+
+def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
+    tests = params["cond_nconsts"]
+    start = tests + params["body_nconsts"]
+
+    def goes_on(carry: list[Any]) -> Any:
+        return evaluate(params["cond_jaxpr"], [*ins[:tests], *carry])[0]
+
+    def body(carry: list[Any]) -> list[Any]:
+        return evaluate(params["body_jaxpr"], [*ins[tests:start], *carry])
+
+    return jax.lax.while_loop(goes_on, body, ins[start:])
+
+
+def _scan(
+    eqn: jex.JaxprEqn, ins: list[Any], wanted: Sequence[Place]
+) -> tuple[list[Any], dict[Place, Any]]:
+    consts, carried = scan_operands(eqn)
+
+    def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], tuple]:
+        outs, found = _evaluate(
+            eqn.params["jaxpr"], [*ins[:consts], *carry, *xs], wanted
+        )
+        return outs[:carried], (outs[carried:], [found[place] for place in wanted])
+
+    carry, (ys, found) = jax.lax.scan(
+        step,
+        ins[consts : consts + carried],
+        ins[consts + carried :],
+        eqn.params["length"],
+        eqn.params["reverse"],
+    )
+    return [*carry, *ys], dict(zip(wanted, found, strict=True))
+
+
+def open_jaxpr(jaxpr: Any) -> Any:
+    """Return the jaxpr in a closed jaxpr, or the jaxpr itself."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _read(values: dict[Any, Any], var: Any) -> Any:
     return var.val if isinstance(var, jex.Literal) else values[var]
 
 

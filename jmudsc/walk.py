@@ -1,0 +1,275 @@
+"""Walk: give every axis of every value of a program a term, by one pass over it.
+
+The rules of single primitives are in `rules`, those for values that are positions along
+an axis in `positions`; here is what has a program inside: loops and branches.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.extend.core as jex
+import numpy as np
+
+from jmudsc import positions, rules
+from jmudsc.positions import Tag
+from jmudsc.terms import Terms
+from jmudsc.trace import open_jaxpr, Place, Program, scan_operands
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of a program.
+
+    Attributes:
+        axes: one term per axis.
+        is_data: whether it depends on the batch.
+        tag: what its entries are positions of, if they are.
+    """
+
+    axes: list[int]
+    is_data: bool = False
+    tag: Tag | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A value with where it is.
+
+    Attributes:
+        value: the value.
+        place: where; None inside a branch or a `while` loop, where it cannot be read.
+        around: the axes of the loops around it: it has a copy for every step.
+    """
+
+    value: Value
+    place: Place | None
+    around: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """An equation that sums products over axes.
+
+    Attributes:
+        eqn: a `dot_general` or `conv_general_dilated`.
+        operands: its two operands.
+        summed: per operand the axes summed over.
+    """
+
+    eqn: Any
+    operands: tuple[Found, Found]
+    summed: tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A program with a term for every axis of every value.
+
+    Attributes:
+        terms: the arena of the terms.
+        leaf_axes: leaf path -> one term per axis.
+        found: every value, in program order.
+        contractions: every contraction, in program order.
+        data: the top-level variables that depend on the batch.
+    """
+
+    terms: Terms
+    leaf_axes: Mapping[str, list[int]]
+    found: list[Found] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    data: set[Any] = field(default_factory=set)
+
+
+def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> Walk:
+    """Give every axis of every value a term, tied and fixed by what the program does.
+
+    Args:
+        program: the traced model.
+        terms: the arena.
+        leaf_axes: leaf path -> one term per axis, what is known to begin with.
+
+    Returns:
+        The walk.
+    """
+    result = Walk(terms, leaf_axes)
+    scope: dict[Any, Value] = {}
+    for path, var in program.leaves.items():
+        scope[var] = Value(leaf_axes[path])
+    for var in program.inputs:
+        axes = [terms.fixed(size, rules.MEETS_INPUT) for size in var.aval.shape]
+        scope[var] = Value(axes, is_data=True)
+    for var, value in program.consts.items():
+        scope[var] = _constant(terms, value)
+    for var, value in scope.items():
+        result.found.append(Found(value, Place(var), ()))
+    _Walker(result, scope, ()).eqns(program.eqns)
+    for var in program.outvars:
+        value = _of(terms, scope, var)
+        positions.forget(terms, value.tag, "an output of the network")
+        _pin(terms, value.axes, "meets an output of the network")
+    _merge_stray_members(result)
+    result.data.update(var for var, value in scope.items() if value.is_data)
+    return result
+
+
+@dataclass(frozen=True)
+class _Walker:
+    """A walk through the equations of one jaxpr.
+
+    Attributes:
+        result: what is filled.
+        scope: the values of the jaxpr's variables.
+        loops: the loops around, None where values cannot be read.
+        around: the axes of those loops.
+    """
+
+    result: Walk
+    scope: dict[Any, Value]
+    loops: tuple[Any, ...] | None
+    around: tuple[int, ...] = ()
+
+    def eqns(self, eqns: Iterable[jex.JaxprEqn]) -> None:
+        for eqn in eqns:
+            ins = [_of(self.result.terms, self.scope, var) for var in eqn.invars]
+            inner = {"scan": self.scan, "while": self.while_, "cond": self.cond}
+            step = inner.get(eqn.primitive.name, self.primitive)
+            for var, value in zip(eqn.outvars, step(eqn, ins), strict=True):
+                self.scope[var] = value
+                self.result.found.append(self.found(var, value))
+
+    def found(self, var: Any, value: Value) -> Found:
+        place = None if self.loops is None else Place(var, self.loops)
+        return Found(value, place, self.around)
+
+    def primitive(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        terms = self.result.terms
+        axes = [value.axes for value in ins]
+        summed = rules.contraction(eqn)
+        if summed is not None:
+            pairs = zip(axes, summed, strict=True)
+            over = [[terms_[i] for i in numbers] for terms_, numbers in pairs]
+            operands = [
+                self.found(var, value)
+                for var, value in zip(eqn.invars, ins, strict=True)
+            ]
+            contraction = Contraction(eqn, (*operands,), (*over,))
+            self.result.contractions.append(contraction)
+        outs, tags = positions.apply_rule(terms, eqn, axes, [v.tag for v in ins])
+        is_data = any(value.is_data for value in ins)
+        return [Value(o, is_data, t) for o, t in zip(outs, tags, strict=True)]
+
+    def scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        terms = self.result.terms
+        ins = [self.plain(value, "scan") for value in ins]
+        consts, carried = scan_operands(eqn)
+        scanned = ins[consts + carried :]
+        length = terms.leaf(eqn.params["length"])
+        for value in scanned:
+            terms.unify(length, value.axes[0])
+        terms.pin(length, "is scanned over")
+        is_data = any(value.is_data for value in ins)
+        carry = [Value(v.axes, is_data) for v in ins[consts : consts + carried]]
+        steps = [Value(value.axes[1:], value.is_data) for value in scanned]
+        outs = self.inside(
+            eqn.params["jaxpr"], [*ins[:consts], *carry, *steps], eqn, length
+        )
+        _tie(terms, carry, outs[:carried])
+        stacked = [Value([length, *v.axes], v.is_data) for v in outs[carried:]]
+        return [*carry, *stacked]
+
+    def while_(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        ins = [self.plain(value, "while") for value in ins]
+        tests = eqn.params["cond_nconsts"]
+        start = tests + eqn.params["body_nconsts"]
+        is_data = any(value.is_data for value in ins)
+        carry = [Value(value.axes, is_data) for value in ins[start:]]
+        self.inside(eqn.params["cond_jaxpr"], [*ins[:tests], *carry])
+        outs = self.inside(eqn.params["body_jaxpr"], [*ins[tests:start], *carry])
+        _tie(self.result.terms, carry, outs)
+        return carry
+
+    def cond(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        _, *operands = [self.plain(value, "cond") for value in ins]
+        is_data = any(value.is_data for value in ins)
+        first, *others = [self.inside(b, operands) for b in eqn.params["branches"]]
+        for other in others:
+            _tie(self.result.terms, first, other)
+        return [Value(value.axes, is_data) for value in first]
+
+    def inside(
+        self,
+        jaxpr: Any,
+        args: Sequence[Value],
+        loop: Any = None,
+        length: int | None = None,
+    ) -> list[Value]:
+        """Walk through a jaxpr inside an equation; return the values of its outputs."""
+        body = open_jaxpr(jaxpr)
+        consts = getattr(jaxpr, "consts", ())
+        scope = dict(zip(body.invars, args, strict=True))
+        for var, value in zip(body.constvars, consts, strict=True):
+            scope[var] = _constant(self.result.terms, value)
+        readable = loop is not None and self.loops is not None
+        loops = (*self.loops, loop) if readable and self.loops is not None else None
+        around = self.around if length is None else (*self.around, length)
+        walker = _Walker(self.result, scope, loops, around)
+        for var, value in list(scope.items()):
+            self.result.found.append(walker.found(var, value))
+        walker.eqns(body.eqns)
+        outs = [_of(self.result.terms, scope, var) for var in body.outvars]
+        return [walker.plain(value, "a loop or branch") for value in outs]
+
+    def plain(self, value: Value, where: str) -> Value:
+        """Drop the tag of a value that goes where tags are not followed."""
+        positions.forget(self.result.terms, value.tag, where)
+        return Value(value.axes, value.is_data)
+
+
+def _of(terms: Terms, scope: Mapping[Any, Value], var: Any) -> Value:
+    if isinstance(var, jex.Literal):
+        return _constant(terms, var.val)
+    return scope[var]
+
+
+def _constant(terms: Terms, value: Any) -> Value:
+    """A constant fixes the axes along which it varies."""
+    shape = np.shape(value)
+    axes = [terms.leaf(size) for size in shape]
+    if any(size > 1 for size in shape):
+        array = np.asarray(value)
+        for number, term in enumerate(axes):
+            if array.size and not (array == array.take([0], axis=number)).all():
+                terms.pin(term, "meets a constant that varies along it")
+    return Value(axes)
+
+
+def _pin(terms: Terms, axes: Iterable[int], reason: str) -> None:
+    for axis in axes:
+        terms.pin(axis, reason)
+
+
+def _tie(terms: Terms, a: Sequence[Value], b: Sequence[Value]) -> None:
+    for left, right in zip(a, b, strict=True):
+        for x, y in zip(left.axes, right.axes, strict=True):
+            terms.unify(x, y)
+
+
+def _merge_stray_members(result: Walk) -> None:
+    """Where a family is without the axis it runs over, its members must be equal."""
+    terms = result.terms
+    again = True
+    while again:
+        again = False
+        for found in result.found:
+            axes = (*found.value.axes, *found.around)
+            families = [f for axis in axes for f in terms.families(axis)]
+            if families:
+                here = {leaf for axis in axes for leaf in terms.leaves(axis)}
+                for family in families:
+                    if (
+                        terms.form(family) == "family"
+                        and terms.split(family) not in here
+                    ):
+                        terms.merge_members(family)
+                        again = True
