@@ -8,8 +8,9 @@ Every operation on labelled arrays goes through `map_blocks`, which takes an arr
 apart until each of its axes is either fixed or the units of one label.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -19,12 +20,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fixed:
-    """An axis whose positions may not be permuted."""
+    """An axis whose positions may not be permuted.
+
+    Attributes:
+        size: number of positions.
+        split: a number by which families over this axis refer to it; None if none do.
+    """
 
     size: int
+    split: int | None = None
 
     def __str__(self) -> str:
-        return str(self.size)
+        return str(self.size) if self.split is None else f"{self.size}#{self.split}"
 
     def labels(self) -> tuple[str, ...]:
         """The labels on this axis, repeats included: none."""
@@ -104,7 +111,37 @@ class Concat:
         return Concat(tuple(part.renamed(names) for part in self.parts))
 
 
-Axis = Fixed | Units | Product | Concat
+@dataclass(frozen=True)
+class Family:
+    """An axis that is something else at every position of another, fixed axis.
+
+    Attributes:
+        split: the number of that axis; it is on the same array.
+        members: one axis per position, all of one size.
+    """
+
+    split: int
+    members: tuple["Axis", ...]
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return self.members[0].size
+
+    def __str__(self) -> str:
+        return f"{{{'|'.join(map(str, self.members))}}}#{self.split}"
+
+    def labels(self) -> tuple[str, ...]:
+        """The labels on this axis, repeats included."""
+        return tuple(name for member in self.members for name in member.labels())
+
+    def renamed(self, names: Mapping[str, str]) -> "Family":
+        """Return the axis with its labels renamed."""
+        members = tuple(member.renamed(names) for member in self.members)
+        return Family(self.split, members)
+
+
+Axis = Fixed | Units | Product | Concat | Family
 Atom = Fixed | Units
 
 
@@ -158,6 +195,19 @@ def blocks(array: jax.Array, axes: Sequence[Axis]) -> list[tuple[jax.Array, Bloc
 
     map_blocks(array, axes, visit)
     return found
+
+
+def labels_by_block(axes: Sequence[Axis]) -> Iterator[tuple[str, ...]]:
+    """Yield the labels of every block that an array with these axes is cut into.
+
+    Args:
+        axes: one expression per axis.
+
+    Yields:
+        The labels on the axes of a block, repeats included.
+    """
+    choices = itertools.product(*map(_choices, axes))
+    return (tuple(itertools.chain(*block)) for block in choices)
 
 
 def placed(
@@ -219,6 +269,16 @@ def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
     return moved.reshape(-1, *moved.shape[block.ndim - len(lead) - 1 :])
 
 
+def _choices(axis: Axis) -> list[tuple[str, ...]]:
+    match axis:
+        case Concat(parts) | Family(_, parts):
+            return [choice for part in parts for choice in _choices(part)]
+        case Product(factors):
+            blocks = itertools.product(*map(_choices, factors))
+            return [tuple(itertools.chain(*block)) for block in blocks]
+    return [axis.labels()]
+
+
 def _factors(axis: Axis) -> tuple[Axis, ...]:
     if isinstance(axis, Product):
         return tuple(f for factor in axis.factors for f in _factors(factor))
@@ -233,16 +293,50 @@ def _map(array, axes, origins, fn):
     axes, origins = tuple(f for f, _ in pairs), tuple(o for _, o in pairs)
     array = array.reshape([axis.size for axis in axes])
     for index, axis in enumerate(axes):
-        if isinstance(axis, Concat):
-            ends = np.cumsum([part.size for part in axis.parts])[:-1]
+        if isinstance(axis, Concat) or _is_split(axis, axes):
+            parts = _parts_at(axes, index)
+            ends = np.cumsum([part[index].size for part in parts])[:-1]
+            pieces = jnp.split(array, ends, axis=index)
             mapped = [
-                _map(piece, (*axes[:index], part, *axes[index + 1 :]), origins, fn)
-                for piece, part in zip(
-                    jnp.split(array, ends, axis=index), axis.parts, strict=True
-                )
+                _map(piece, part, origins, fn)
+                for piece, part in zip(pieces, parts, strict=True)
             ]
             return jnp.concatenate(mapped, axis=index).reshape(shape)
     return fn(array, Block(_atoms(axes), origins)).reshape(shape)
+
+
+def _is_split(axis, axes):
+    """Whether some family runs over a fixed axis."""
+    return isinstance(axis, Fixed) and any(
+        isinstance(other, Family) and other.split == axis.split for other in axes
+    )
+
+
+def _parts_at(axes, index):
+    """Return what all axes are for every part that one of them is cut into."""
+    axis = axes[index]
+    if isinstance(axis, Concat):
+        return [(*axes[:index], part, *axes[index + 1 :]) for part in axis.parts]
+    return [
+        tuple(
+            Fixed(1) if number == index else _member(other, axis.split, position)
+            for number, other in enumerate(axes)
+        )
+        for position in range(axis.size)
+    ]
+
+
+def _member(axis, split, position):
+    match axis:
+        case Family(number, members) if number == split:
+            return members[position]
+        case Family(number, members):
+            return Family(number, tuple(_member(m, split, position) for m in members))
+        case Product(factors):
+            return Product(tuple(_member(f, split, position) for f in factors))
+        case Concat(parts):
+            return Concat(tuple(_member(p, split, position) for p in parts))
+    return axis
 
 
 def _atoms(axes: Sequence[Axis]) -> tuple[Atom, ...]:

@@ -1,26 +1,23 @@
 """The permutation spec and the taps of a model, derived from its program.
 
-One loop over the equations gives every axis of every value a term (`rules`); whatever
-is left free on an axis of a leaf is a label. Where a label is read, where it is summed
-over and which labels nest in which then falls out of the same walk.
+One walk over the equations gives every axis of every value a term (`walk`); whatever is
+left free on an axis of a leaf is a label. Where a label is read, where it is summed over
+and which labels nest in which then falls out of the same walk.
 """
 
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import jax.extend.core as jex
-import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc import rules
-from jmudsc.axes import Axis, Concat, Fixed, Product, Units
+from jmudsc.axes import Axis, Concat, Family, Fixed, labels_by_block, Product, Units
 from jmudsc.spec import labels_of, PermutationSpec, Site
 from jmudsc.statistics import running_statistics
-from jmudsc.terms import CONCAT, FREE, PRODUCT, Terms
-from jmudsc.trace import ApplyFn, Program, trace
+from jmudsc.terms import CONCAT, FAMILY, FREE, PRODUCT, Terms, TOLD_APART
+from jmudsc.trace import ApplyFn, Place, Program, trace
+from jmudsc.walk import Found, Walk, walk
 
 
 @dataclass(frozen=True)
@@ -28,25 +25,12 @@ class Tap:
     """A value of a program at which a label's activations are read.
 
     Attributes:
-        var: the value.
-        axes: one axis expression per axis of it.
+        place: where the value is.
+        axes: one axis expression per axis of it, those of the loops around it first.
     """
 
-    var: jex.Var
+    place: Place
     axes: tuple[Axis, ...]
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """A program with a term for every axis of every value."""
-
-    program: Program
-    terms: Terms
-    axes: dict[Any, list[int]]
-    data: frozenset[Any]  # the values that depend on the batch
-
-    def of(self, var: Any) -> list[int]:
-        return [] if isinstance(var, jex.Literal) else self.axes[var]
 
 
 def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> PermutationSpec:
@@ -71,21 +55,26 @@ def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Permutati
     """
     program = trace(apply_fn, variables, batch)
     terms = Terms()
-    leaf_axes = {path: _free(terms, var) for path, var in program.leaves.items()}
-    walk = _walk(program, terms, leaf_axes)
-    _pin_unused(walk)
-    names = _names(walk)
-    axes = {
-        path: tuple(_express(terms, names, term) for term in leaf_axes[path])
-        for path in program.paths
+    leaf_axes = {
+        path: [terms.leaf(size) for size in var.aval.shape]
+        for path, var in program.leaves.items()
     }
+    seen = walk(program, terms, leaf_axes)
+    _pin_unused(program, seen)
+    names, stacks = _names(seen), _stacks(seen)
+    parents = _parents(seen, names, stacks)
+    used = {parent for row in parents.values() for parent in row}
+    held = {atom: name for atom, name in stacks.items() if name in used}
+    names = held | names
+    axes = {path: _express_all(terms, names, leaf_axes[path]) for path in program.paths}
     sizes = {name: terms.size(atom) for atom, name in names.items()}
+    reasons = {name: terms.reason(atom) for atom, name in held.items()}
     return PermutationSpec(
         axes=axes,
-        labels=labels_of(axes, sizes, _parents(walk, names)),
+        labels=labels_of(axes, sizes, parents, reasons),
         fixed=_fixed(terms, leaf_axes, axes),
-        consumed=_consumed(walk),
-        statistics=running_statistics(program, walk.data),
+        consumed=_consumed(seen),
+        statistics=running_statistics(program, seen.data),
     )
 
 
@@ -107,130 +96,155 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, .
     terms = Terms()
     atoms = {name: terms.leaf(label.size) for name, label in spec.labels.items()}
     leaf_axes = {
-        path: [_term(terms, atoms, axis) for axis in spec.axes[path]]
-        for path in program.paths
+        path: _terms_of(terms, atoms, spec.axes[path]) for path in program.paths
     }
-    walk = _walk(program, terms, leaf_axes)
-    names = {terms.find(atom): name for name, atom in atoms.items()}
-    last = {**_last_seen(walk, names), **_last_contracted(walk, names)}
-    return {
-        name: tuple(
-            Tap(var, tuple(_express(terms, names, term) for term in walk.of(var)))
-            for var in last.get(name, ())
-        )
-        for name in spec.labels
-    }
+    seen = walk(program, terms, leaf_axes)
+    names = {terms.root(atom): name for name, atom in atoms.items()}
+
+    def taps(operands: Iterable[Found], axes: Iterable[int]) -> dict[str, list[Tap]]:
+        """Read each of the labels on some axes where it can be compared."""
+        read: dict[str, list[Tap]] = {}
+        for found in operands:
+            if found.value.is_data and found.place is not None:
+                around = _express_all(terms, names, (*found.around, *found.value.axes))
+                for name in _names_in(seen, names, axes):
+                    if _is_comparable(spec, name, around):
+                        read.setdefault(name, []).append(Tap(found.place, around))
+        return read
+
+    last: dict[str, list[Tap]] = {}
+    for found in seen.found:
+        last |= taps([found], found.value.axes)
+    for contraction in seen.contractions:
+        summed = itertools.chain(*contraction.summed)
+        last |= taps(contraction.operands, summed)
+    return {name: tuple(dict.fromkeys(last.get(name, ()))) for name in spec.labels}
 
 
-def _walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> _Walk:
-    axes: dict[Any, list[int]] = {
-        var: leaf_axes[path] for path, var in program.leaves.items()
-    }
-    data = set(program.inputs)
-    for var in program.inputs:
-        axes[var] = _free(terms, var)
-        _pin(terms, axes[var], "meets an input of the network")
-    for var, value in program.consts.items():
-        axes[var] = _constant(terms, value)
-    for eqn in program.eqns:
-        ins = [
-            _constant(terms, var.val) if isinstance(var, jex.Literal) else axes[var]
-            for var in eqn.invars
-        ]
-        outs = rules.apply_rule(terms, eqn, ins)
-        axes.update(zip(eqn.outvars, outs, strict=True))
-        if any(not isinstance(var, jex.Literal) and var in data for var in eqn.invars):
-            data.update(eqn.outvars)
-    walk = _Walk(program, terms, axes, frozenset(data))
-    for var in program.outvars:
-        _pin(terms, walk.of(var), "meets an output of the network")
-    return walk
+def _is_comparable(spec: PermutationSpec, name: str, axes: Iterable[Axis]) -> bool:
+    """Whether all samples of a label's units are in the same order in all models.
+
+    They are not where another label, not one of its parents, lies along with it.
+    """
+    known = {name, *spec.labels[name].parents}
+    known |= {label for label, record in spec.labels.items() if record.fixed}
+    blocks = [block for block in labels_by_block(list(axes)) if name in block]
+    return bool(blocks) and all(known.issuperset(block) for block in blocks)
 
 
-def _free(terms: Terms, var: Any) -> list[int]:
-    return [terms.leaf(size) for size in var.aval.shape]
-
-
-def _constant(terms: Terms, value: Any) -> list[int]:
-    """A constant fixes the axes along which it varies."""
-    shape = np.shape(value)
-    axes = [terms.leaf(size) for size in shape]
-    if any(size > 1 for size in shape):
-        array = np.asarray(value)
-        for number, term in enumerate(axes):
-            if not (array == array.take([0], axis=number)).all():
-                terms.pin(term, "meets a constant that varies along it")
-    return axes
-
-
-def _pin(terms: Terms, axes: Iterable[int], reason: str) -> None:
-    for axis in axes:
-        terms.pin(axis, reason)
-
-
-def _pin_unused(walk: _Walk) -> None:
-    used = {id(var) for eqn in walk.program.eqns for var in eqn.invars}
-    used |= {id(var) for var in walk.program.outvars}
-    for var in walk.program.leaves.values():
+def _pin_unused(program: Program, seen: Walk) -> None:
+    used = {id(var) for eqn in program.eqns for var in eqn.invars}
+    used |= {id(var) for var in program.outvars}
+    for path, var in program.leaves.items():
         if id(var) not in used:
-            _pin(walk.terms, walk.axes[var], "is not used by apply_fn")
+            for term in seen.leaf_axes[path]:
+                seen.terms.pin(term, "is not used by apply_fn")
 
 
-def _names(walk: _Walk) -> dict[int, str]:
+def _names(seen: Walk) -> dict[int, str]:
     """Name the free atoms of the leaves in the order the program meets them."""
-    terms = walk.terms
+    terms = seen.terms
     ours = {
         atom
-        for var in walk.program.leaves.values()
-        for term in walk.axes[var]
+        for axes in seen.leaf_axes.values()
+        for term in axes
         for atom in terms.leaves(term)
         if terms.reason(atom) is None
     }
     met = (
         atom
-        for eqn in walk.program.eqns
-        for var in (*eqn.invars, *eqn.outvars)
-        for term in walk.of(var)
+        for found in seen.found[len(seen.leaf_axes) :]
+        for term in found.value.axes
         for atom in terms.leaves(term)
         if atom in ours
     )
     return {atom: f"P_{number}" for number, atom in enumerate(dict.fromkeys(met))}
 
 
-def _express(terms: Terms, names: Mapping[int, str], term: int) -> Axis:
-    root, size = terms.find(term), terms.size(term)
+def _stacks(seen: Walk) -> dict[int, str]:
+    """Name the axes of the loops: fixed, but labels may be nested in them."""
+    terms = seen.terms
+    met = (
+        atom
+        for found in seen.found
+        for term in found.around
+        for atom in terms.leaves(term)
+    )
+    return {atom: f"S_{number}" for number, atom in enumerate(dict.fromkeys(met))}
+
+
+def _express_all(
+    terms: Terms, names: Mapping[int, str], axes: Iterable[int]
+) -> tuple[Axis, ...]:
+    axes = list(axes)
+    families = [family for axis in axes for family in terms.families(axis)]
+    splits = dict.fromkeys(terms.split(family) for family in families)
+    numbers = {split: number for number, split in enumerate(splits)}
+    return tuple(_express(terms, names, numbers, axis) for axis in axes)
+
+
+def _express(
+    terms: Terms, names: Mapping[int, str], splits: Mapping[int, int], term: int
+) -> Axis:
+    root, size = terms.root(term), terms.size(term)
     if root in names:
         return Units(names[root], size)
-    if terms.form(root) == PRODUCT:
-        return _joined(
-            Product, [_express(terms, names, f) for f in terms.factors(root)]
-        )
-    if terms.form(root) == CONCAT:
-        return _joined(Concat, [_express(terms, names, p) for p in terms.parts(root)])
-    return Fixed(size)
+    form = terms.form(root)
+    if form == PRODUCT:
+        children = terms.factors(root)
+        return _joined(Product, [_express(terms, names, splits, c) for c in children])
+    if form == CONCAT:
+        children = terms.parts(root)
+        return _joined(Concat, [_express(terms, names, splits, c) for c in children])
+    if form == FAMILY:
+        members = [_express(terms, names, splits, c) for c in terms.members(root)]
+        if all(member == members[0] for member in members):
+            return members[0]
+        return Family(splits[terms.split(root)], tuple(members))
+    return Fixed(size, splits.get(root))
 
 
 def _joined(kind: type[Product] | type[Concat], children: list[Axis]) -> Axis:
     """Build a compound axis with neighbouring fixed children taken together."""
     joined: list[Axis] = []
     for child in children:
-        if joined and isinstance(child, Fixed) and isinstance(joined[-1], Fixed):
+        if joined and _is_plain(child) and _is_plain(joined[-1]):
             joined[-1] = Fixed(kind((joined[-1], child)).size)
         else:
             joined.append(child)
     return joined[0] if len(joined) == 1 else kind(tuple(joined))
 
 
-def _term(terms: Terms, atoms: Mapping[str, int], axis: Axis) -> int:
-    match axis:
-        case Fixed(size):
-            return terms.leaf(size)
-        case Units(label):
-            return atoms[label]
-        case Product(factors):
-            return terms.product([_term(terms, atoms, factor) for factor in factors])
-        case Concat(parts):
-            return terms.concat([_term(terms, atoms, part) for part in parts])
+def _is_plain(axis: Axis) -> bool:
+    return isinstance(axis, Fixed) and axis.split is None
+
+
+def _terms_of(
+    terms: Terms, atoms: Mapping[str, int], axes: Iterable[Axis]
+) -> list[int]:
+    """Build the terms that say what the axes of a leaf are, by a spec."""
+    splits: dict[int, int] = {}
+
+    def build(axis: Axis) -> int:
+        match axis:
+            case Fixed(size, None):
+                return terms.leaf(size)
+            case Fixed(size, split):
+                if split not in splits:
+                    splits[split] = terms.fixed(size, TOLD_APART)
+                return splits[split]
+            case Units(label):
+                return atoms[label]
+            case Product(factors):
+                return terms.product([build(factor) for factor in factors])
+            case Concat(parts):
+                return terms.concat([build(part) for part in parts])
+            case Family(split, members):
+                if split not in splits:
+                    splits[split] = terms.fixed(len(members), TOLD_APART)
+                return terms.family(splits[split], [build(m) for m in members])
+
+    return [build(axis) for axis in axes]
 
 
 def _fixed(
@@ -251,136 +265,129 @@ def _fixed(
     return found
 
 
-def _contractions(walk: _Walk) -> Iterator[tuple[Any, list[list[int]]]]:
-    """Yield each contraction and the terms that each of its operands sums over."""
-    for eqn in walk.program.eqns:
-        summed = rules.contraction(eqn)
-        if summed is not None:
-            pairs = zip(eqn.invars, summed, strict=True)
-            yield eqn, [[walk.of(var)[i] for i in axes] for var, axes in pairs]
-
-
-def _consumed(walk: _Walk) -> frozenset[Site]:
+def _consumed(seen: Walk) -> frozenset[Site]:
     """The leaf axes that are summed over against activations or another leaf's output.
 
     In a product of two values made of leaves alone, the left one is the input.
     """
     site_of = {
         term: Site(path, number)
-        for path, var in walk.program.leaves.items()
-        for number, term in enumerate(walk.axes[var])
+        for path, axes in seen.leaf_axes.items()
+        for number, term in enumerate(axes)
     }
     sites = set()
-    for eqn, summed in _contractions(walk):
-        weights = [var not in walk.data for var in eqn.invars]
+    for contraction in seen.contractions:
+        weights = [not found.value.is_data for found in contraction.operands]
         operand = 1 if weights[1] else 0
         if weights[operand]:
-            sources = set().union(*map(walk.terms.sources, summed[operand]), set())
-            sites |= {site_of[term] for term in sources if term in site_of}
+            for axis in contraction.summed[operand]:
+                sources = seen.terms.sources(axis)
+                sites |= {site_of[term] for term in sources if term in site_of}
     return frozenset(sites)
 
 
-def _last_contracted(walk: _Walk, names: Mapping[int, str]) -> dict[str, tuple]:
-    found: dict[str, tuple] = {}
-    for eqn, summed in _contractions(walk):
-        read: dict[str, list] = {}
-        for var, terms in zip(eqn.invars, summed, strict=True):
-            if var in walk.data:
-                for name in _names_in(walk, names, terms):
-                    read.setdefault(name, []).append(var)
-        found |= {name: tuple(vars_) for name, vars_ in read.items()}
-    return found
-
-
-def _last_seen(walk: _Walk, names: Mapping[int, str]) -> dict[str, tuple]:
-    found: dict[str, tuple] = {}
-    for eqn in walk.program.eqns:
-        for var in eqn.outvars:
-            if var in walk.data:
-                found |= dict.fromkeys(_names_in(walk, names, walk.of(var)), (var,))
-    return found
-
-
-def _names_in(walk: _Walk, names: Mapping[int, str], terms: Iterable[int]) -> set[str]:
-    return {names[a] for a in _atoms_in(walk.terms, names, terms)}
-
-
-def _atoms_in(
-    terms: Terms, names: Mapping[int, str], axes: Iterable[int]
-) -> Iterator[int]:
-    """Yield the named terms below some axes, without descending below a name."""
-    for axis in axes:
-        root = terms.find(axis)
+def _names_in(seen: Walk, names: Mapping[int, str], axes: Iterable[int]) -> list[str]:
+    """Return the names of the terms below some axes, not descending below a name."""
+    terms, found, todo = seen.terms, {}, list(axes)
+    while todo:
+        root = terms.root(todo.pop())
         if root in names:
-            yield root
-        elif terms.form(root) == PRODUCT:
-            yield from _atoms_in(terms, names, terms.factors(root))
-        elif terms.form(root) == CONCAT:
-            yield from _atoms_in(terms, names, terms.parts(root))
+            found[names[root]] = None
+        else:
+            todo += terms.children(root)
+    return list(found)
 
 
-def _parents(walk: _Walk, names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
+def _parents(
+    seen: Walk, names: Mapping[int, str], stacks: Mapping[int, str]
+) -> dict[str, tuple[str, ...]]:
     """Find per unit of which labels each label may be permuted anew.
 
     Label b is nested in label a exactly if a occurs, once, in every value in which b
     occurs, and no contraction of b leaves a free.
     """
+    known = {**names, **stacks}
     inside: dict[int, set[int]] = {}
-    for axes in walk.axes.values():
-        for block in _blocks(walk.terms, axes):
-            counts = Counter(atom for atom in block if atom in names)
-            once = {atom for atom, count in counts.items() if count == 1}
-            for atom in counts:
-                inside[atom] = inside.get(atom, once) & once - {atom}
-    for summed, free in _freed(walk):
+    for block in _all_blocks(seen):
+        counts = Counter(atom for atom in block if atom in known)
+        once = {atom for atom, count in counts.items() if count == 1}
+        for atom in counts:
+            inside[atom] = inside.get(atom, once) & once - {atom}
+    for summed, free in _freed(seen):
         for atom in summed & inside.keys():
             inside[atom] -= free
-    order = list(names)
+    order = [*stacks, *names]
+    rank = {atom: number for number, atom in enumerate(order)}
     for atom in order:  # two labels that always occur together: the outer one leads
-        for other in inside[atom] & set(order[: order.index(atom)]):
-            inside[other].discard(atom)
-    depth = {atom: len(inside[atom]) for atom in names}
+        for other in list(inside.get(atom, ())):
+            if rank[other] < rank[atom]:
+                inside[other].discard(atom)
+    depth = {atom: len(inside[atom]) for atom in inside}
     return {
-        names[atom]: tuple(
-            names[a] for a in sorted(inside[atom], key=depth.__getitem__)
-        )
-        for atom in names
+        name: tuple(known[a] for a in sorted(inside[atom], key=depth.__getitem__))
+        for atom, name in names.items()
     }
 
 
-def _freed(walk: _Walk) -> Iterator[tuple[set[int], set[int]]]:
+def _freed(seen: Walk) -> Iterator[tuple[set[int], set[int]]]:
     """Yield, per contraction, the atoms summed over and the atoms left free."""
-    leaves = walk.terms.leaves
-    for eqn, summed in _contractions(walk):
-        over = [{leaf for term in terms for leaf in leaves(term)} for terms in summed]
+    leaves = seen.terms.leaves
+    for contraction in seen.contractions:
+        eqn, (lhs, rhs) = contraction.eqn, contraction.operands
+        over = [
+            {leaf for t in axes for leaf in leaves(t)} for axes in contraction.summed
+        ]
         if eqn.primitive.name == "conv_general_dilated":
-            groups = over[0] - over[1]
             numbers = eqn.params["dimension_numbers"]
-            out = set(leaves(walk.of(eqn.invars[1])[numbers.rhs_spec[0]]))
-            yield over[1], out - groups
+            out = set(leaves(rhs.value.axes[numbers.rhs_spec[0]]))
+            yield over[1], out - (over[0] - over[1])
         else:
             contracted, batch = eqn.params["dimension_numbers"]
             free = {
                 leaf
-                for var, c, b in zip(eqn.invars, contracted, batch, strict=True)
-                for i, term in enumerate(walk.of(var))
+                for found, c, b in zip((lhs, rhs), contracted, batch, strict=True)
+                for i, term in enumerate(found.value.axes)
                 if i not in (*c, *b)
                 for leaf in leaves(term)
             }
             yield over[0] | over[1], free
 
 
-def _blocks(terms: Terms, axes: Iterable[int]) -> Iterator[list[int]]:
+def _all_blocks(seen: Walk) -> Iterator[tuple[int, ...]]:
+    """Yield the leaves of every block of every value, each combination once."""
+    terms, done = seen.terms, set()
+    for found in seen.found:
+        axes = tuple(terms.root(a) for a in (*found.around, *found.value.axes))
+        if axes not in done:
+            done.add(axes)
+            for view in _views(terms, axes):
+                yield from _blocks(terms, view)
+
+
+def _views(terms: Terms, axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the axes as they are at every position of the axes that families run over."""
+    families = [family for axis in axes for family in terms.families(axis)]
+    if not families:
+        yield axes
+        return
+    split = terms.split(families[0])
+    for position in range(terms.size(split)):
+        yield from _views(
+            terms, tuple(terms.view(axis, split, position) for axis in axes)
+        )
+
+
+def _blocks(terms: Terms, axes: Iterable[int]) -> Iterator[tuple[int, ...]]:
     """Yield the leaves of every block, one part of each concatenation at a time."""
     choices = itertools.product(*(_alternatives(terms, axis) for axis in axes))
-    return ([leaf for choice in block for leaf in choice] for block in choices)
+    return (tuple(itertools.chain(*block)) for block in choices)
 
 
 def _alternatives(terms: Terms, term: int) -> list[list[int]]:
-    root = terms.find(term)
+    root = terms.root(term)
     if terms.form(root) == FREE:
         return [terms.leaves(root)]
     if terms.form(root) == CONCAT:
         return [alt for part in terms.parts(root) for alt in _alternatives(terms, part)]
     parts = itertools.product(*(_alternatives(terms, f) for f in terms.factors(root)))
-    return [[leaf for alt in block for leaf in alt] for block in parts]
+    return [list(itertools.chain(*block)) for block in parts]

@@ -139,7 +139,7 @@ def _align_nested(
 ) -> np.ndarray:
     units = spec.labels[name].size
     row = np.tile(np.arange(units, dtype=np.int32), (len(own), 1))
-    for model in range(1, len(own)):
+    for model in range(1, len(own) if spec.labels[name].fixed is None else 1):
         scores = _scores(spec, grids, name, model, own[0], own[model])
         rows, columns = linear_sum_assignment(scores, maximize=True)
         row[model, columns] = rows

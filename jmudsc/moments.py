@@ -133,7 +133,7 @@ def _reader(
     program = trace(apply_fn, model, batch)
     taps = {name: where for name, where in find_taps(program, spec).items() if where}
     parents = {name: label.parents for name, label in spec.labels.items()}
-    wanted = dict.fromkeys(tap.var for where in taps.values() for tap in where)
+    wanted = dict.fromkeys(tap.place for where in taps.values() for tap in where)
 
     @jax.jit
     def read(leaves: list, data: list) -> dict[str, jax.Array]:
@@ -143,7 +143,7 @@ def _reader(
             runs = [
                 units_last(part, axis, lead)
                 for tap in where
-                for part, block in blocks(values[tap.var], tap.axes)
+                for part, block in blocks(values[tap.place], tap.axes)
                 for axis, lead in places_of(block, name, parents)
             ]
             if runs:

@@ -38,6 +38,8 @@ def random_permutations(spec: PermutationSpec, key: jax.Array) -> dict[str, np.n
     for name, shape in shapes.items():
         size = int(np.prod(shape))
         ranks = draws[start : start + size].reshape(shape)
+        if spec.labels[name].fixed:
+            ranks = np.zeros_like(ranks)
         perms[name] = ranks.argsort(axis=-1, kind="stable").astype(np.int32)
         start += size
     return perms

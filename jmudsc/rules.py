@@ -10,7 +10,7 @@ fixes all axes it touches: the result is sound whatever the program.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jmudsc.terms import Terms
+from jmudsc.terms import Terms, TOLD_APART
 
 MEETS_INPUT = "meets an input of the network"
 BY_POSITION = "is treated by position in {}"
@@ -176,7 +176,7 @@ def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
         all(_is_told_apart(terms, run) for run in runs)
         and shape[along] <= _MOST_MEMBERS
     ):
-        whole = terms.fixed(shape[along], "has positions that are told apart")
+        whole = terms.fixed(shape[along], TOLD_APART)
         for number in range(len(shape)):
             places = (
                 [
@@ -398,8 +398,8 @@ def _part(terms: Terms, axes: Axes, along: int, start: int, size: int) -> Axes:
     if size != 1 and not _is_told_apart(terms, axis):
         part = _cut(terms, axis, (start, size, whole - start - size))[1]
         return [*axes[:along], part, *axes[along + 1 :]]
-    terms.pin(axis, "has positions that are told apart")
-    part = terms.fixed(size, "has positions that are told apart")
+    terms.pin(axis, TOLD_APART)
+    part = terms.fixed(size, TOLD_APART)
     if not _is_told_apart(terms, axis) or whole > _MOST_MEMBERS:
         return [*axes[:along], part, *axes[along + 1 :]]
     out = []
@@ -417,8 +417,8 @@ def _part(terms: Terms, axes: Axes, along: int, start: int, size: int) -> Axes:
 
 
 def _is_told_apart(terms: Terms, axis: int) -> bool:
-    """Whether an axis is fixed, and not because it came in with the batch."""
-    return terms.size(axis) == 1 or terms.reason(axis) not in (None, MEETS_INPUT)
+    """Whether the positions of an axis are picked one by one, as those of a stack."""
+    return terms.size(axis) == 1 or terms.reason(axis) == TOLD_APART
 
 
 def _cut(terms: Terms, axis: int, sizes: Sequence[int]) -> Axes:

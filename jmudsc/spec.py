@@ -28,11 +28,14 @@ class Label:
         parents: the labels, outermost first, per unit of which this one may be permuted
             anew; empty for most.
         sites: where the label occurs.
+        fixed: why it may not be permuted itself, only what is nested in it (a stack of
+            layers); None for most.
     """
 
     size: int
     parents: tuple[str, ...]
     sites: tuple[Site, ...]
+    fixed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def labels_of(
     axes: Mapping[str, tuple[Axis, ...]],
     sizes: Mapping[str, int],
     parents: Mapping[str, tuple[str, ...]],
+    fixed: Mapping[str, str | None] | None = None,
 ) -> dict[str, Label]:
     """Build the label records from the axis expressions.
 
@@ -96,6 +100,7 @@ def labels_of(
         axes: leaf path -> one axis expression per axis.
         sizes: label -> units, in the order the labels should have.
         parents: label -> its parents, outermost first; a missing label has none.
+        fixed: label -> why it may not be permuted itself.
 
     Returns:
         One record per label that occurs in `axes`.
@@ -106,7 +111,12 @@ def labels_of(
             for label in axis.labels():
                 sites[label][Site(path, number)] = None
     return {
-        label: Label(sizes[label], tuple(parents.get(label, ())), tuple(sites[label]))
+        label: Label(
+            sizes[label],
+            tuple(parents.get(label, ())),
+            tuple(sites[label]),
+            (fixed or {}).get(label),
+        )
         for label in sizes
         if sites[label]
     }

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 FREE, PRODUCT, CONCAT, FAMILY = "free", "product", "concat", "family"
 
-_TOLD_APART = "has positions that are told apart"
+TOLD_APART = "has positions that are told apart"
 _NO_NESTING = "is split in ways that do not nest"
 
 
@@ -29,6 +29,7 @@ class Terms:
         self._reason: list[str | None] = []
         self._split: dict[int, int] = {}  # family -> the axis it runs over
         self._origin: dict[int, tuple[int, ...]] = {}
+        self._postponed: list[tuple[int, int]] = []
 
     def leaf(self, size: int, origin: Iterable[int] = ()) -> int:
         """Make a free leaf; `origin` are the terms whose positions it re-arranges."""
@@ -49,14 +50,14 @@ class Terms:
         term = self._compound(CONCAT, parts, sum(map(self.size, parts)))
         if self.form(term) == CONCAT and all(self.size(part) == 1 for part in parts):
             self._form[term], self._children[term] = FREE, ()
-            self.pin(term, _TOLD_APART)
+            self.pin(term, TOLD_APART)
         return term
 
     def family(
         self, split: int, members: Sequence[int], origin: Iterable[int] = ()
     ) -> int:
         """Make a term that is `members[j]` at position j of the axis `split`."""
-        if len({self._collapsed(member) for member in members}) == 1:
+        if len({self.root(member) for member in members}) == 1:
             return members[0]
         term = self._new(self.size(members[0]), FAMILY, tuple(members))
         self._split[term] = split
@@ -67,7 +68,7 @@ class Terms:
 
         A free leaf becomes a family over that axis.
         """
-        root = self._collapsed(term)
+        root = self.root(term)
         if self._size[root] == 1 or self._reason[root]:
             return term
         if self._form[root] == FREE:
@@ -80,8 +81,7 @@ class Terms:
         """Number of positions of a term."""
         return self._size[term]
 
-    def find(self, term: int) -> int:
-        """Return the representative of a term."""
+    def _find(self, term: int) -> int:
         while self._alias[term] != term:
             self._alias[term] = self._alias[self._alias[term]]
             term = self._alias[term]
@@ -89,43 +89,62 @@ class Terms:
 
     def form(self, term: int) -> str:
         """Return FREE, PRODUCT, CONCAT or FAMILY; a fixed leaf is FREE with a reason."""
-        return self._form[self._collapsed(term)]
+        return self._form[self.root(term)]
 
     def reason(self, term: int) -> str | None:
         """Why a leaf is fixed; None where it is free or no leaf."""
-        return self._reason[self._collapsed(term)]
+        return self._reason[self.root(term)]
 
     def factors(self, term: int) -> list[int]:
         """Return the factors of a term, none of them a product or of size 1."""
-        term = self._collapsed(term)
+        term = self.root(term)
         if self._form[term] != PRODUCT:
             return [term] if self._size[term] > 1 else []
         return [f for child in self._children[term] for f in self.factors(child)]
 
     def parts(self, term: int) -> list[int]:
         """Return the parts of a term, none of them a concatenation."""
-        term = self._collapsed(term)
+        term = self.root(term)
         if self._form[term] != CONCAT:
             return [term]
         return [p for child in self._children[term] for p in self.parts(child)]
 
     def members(self, family: int) -> tuple[int, ...]:
         """Return the members of a family, one per position of its split."""
-        return self._children[self._collapsed(family)]
+        return self._children[self.root(family)]
 
     def split(self, family: int) -> int:
         """Return the axis that a family runs over."""
-        return self._collapsed(self._split[self._collapsed(family)])
+        return self.root(self._split[self.root(family)])
+
+    def children(self, term: int) -> tuple[int, ...]:
+        """Return the factors, parts or members of a term."""
+        return self._children[self.root(term)]
+
+    def view(self, term: int, split: int, position: int) -> int:
+        """Return what a term is at one position of an axis, changing nothing."""
+        root = self.root(term)
+        children = self._children[root]
+        if self._form[root] == FREE:
+            return root
+        if self._form[root] == FAMILY and self.split(root) == self.root(split):
+            return self.root(children[position])
+        inner = [self.view(child, split, position) for child in children]
+        if self._form[root] == FAMILY:
+            return self.family(self._split[root], inner)
+        return (
+            self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
+        )
 
     def families(self, term: int) -> list[int]:
         """Return every family at or below a term, outer ones first."""
-        term = self._collapsed(term)
+        term = self.root(term)
         below = [f for child in self._children[term] for f in self.families(child)]
         return [term, *below] if self._form[term] == FAMILY else below
 
     def leaves(self, term: int) -> list[int]:
         """Return every leaf below a term, repeats included, none of size 1."""
-        term = self._collapsed(term)
+        term = self.root(term)
         if self._form[term] == FREE:
             return [term] if self._size[term] > 1 else []
         return [leaf for child in self._children[term] for leaf in self.leaves(child)]
@@ -151,7 +170,7 @@ class Terms:
 
     def unify(self, a: int, b: int) -> None:
         """Make two terms of one size equal."""
-        a, b = self._collapsed(a), self._collapsed(b)
+        a, b = self.root(a), self.root(b)
         if a == b or self._size[a] == 1:
             return
         forms = self._form[a], self._form[b]
@@ -159,6 +178,8 @@ class Terms:
             self._bind(a, b)
         elif forms[1] == FREE:
             self._bind(b, a)
+        elif forms == (FAMILY, FAMILY) and self.split(a) != self.split(b):
+            self._postponed.append((a, b))  # the axes they run over may be tied later
         elif forms[0] == FAMILY:
             self._unify_members(a, b)
         elif forms[1] == FAMILY:
@@ -171,6 +192,16 @@ class Terms:
             self._unify_mixed(self.parts(a), self.factors(b))
         else:
             self._unify_mixed(self.parts(b), self.factors(a))
+
+    def settle(self) -> None:
+        """Finish what `unify` had to postpone: families over axes not tied by then."""
+        while self._postponed:
+            a, b = self._postponed.pop()
+            both = self.form(a) == self.form(b) == FAMILY
+            if both and self.split(a) != self.split(b):
+                self.merge_members(a)
+                self.merge_members(b)
+            self.unify(a, b)
 
     def merge_members(self, family: int) -> None:
         """Make all members of a family equal."""
@@ -193,11 +224,11 @@ class Terms:
         return term
 
     def _seen_from(self, term: int, split: int, position: int) -> int:
-        root = self._collapsed(term)
+        root = self.root(term)
         if self._form[root] == FREE:
             return self.member(root, split, position)
         children = self._children[root]
-        if self._form[root] == FAMILY and self.split(root) == self._collapsed(split):
+        if self._form[root] == FAMILY and self.split(root) == self.root(split):
             return children[position]
         inner = [self.member(child, split, position) for child in children]
         if self._form[root] == FAMILY:
@@ -206,15 +237,15 @@ class Terms:
             self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
         )
 
-    def _collapsed(self, term: int) -> int:
+    def root(self, term: int) -> int:
         """Return the representative; a family of equal members is the member."""
-        root = self.find(term)
+        root = self._find(term)
         while self._form[root] == FAMILY:
-            members = {self._collapsed(member) for member in self._children[root]}
+            members = {self.root(member) for member in self._children[root]}
             if len(members) > 1:
                 break
             self._alias[root] = members.pop()
-            root = self.find(root)
+            root = self._find(root)
         return root
 
     def _compound(self, form: str, children: Sequence[int], size: int) -> int:
@@ -225,6 +256,12 @@ class Terms:
         return self._new(size, form if kept else FREE, kept)
 
     def _bind(self, leaf: int, term: int) -> None:
+        for family in self.families(term):
+            if leaf in self.leaves(family):  # what is one of its members is all of them
+                self.merge_members(family)
+        leaf, term = self.root(leaf), self.root(term)
+        if leaf == term:
+            return
         reason = self._reason[leaf]
         if reason is not None:
             self.pin(term, reason)
@@ -281,7 +318,7 @@ class Terms:
         """
         first, *inner = factors
         if len(parts) == self.size(first) and len(set(map(self.size, parts))) == 1:
-            self.pin(first, _TOLD_APART)
+            self.pin(first, TOLD_APART)
             rest = self.product(inner)
             for position, part in enumerate(parts):
                 self.unify(part, self.member(rest, first, position))

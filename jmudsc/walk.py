@@ -261,6 +261,7 @@ def _merge_stray_members(result: Walk) -> None:
     again = True
     while again:
         again = False
+        terms.settle()
         for found in result.found:
             axes = (*found.value.axes, *found.around)
             families = [f for axis in axes for f in terms.families(axis)]
