@@ -275,8 +275,9 @@ def _consumed(walk: _Walk) -> frozenset[Site]:
         weights = [var not in walk.data for var in eqn.invars]
         operand = 1 if weights[1] else 0
         if weights[operand]:
-            sources = set().union(*map(walk.terms.sources, summed[operand]), set())
-            sites |= {site_of[term] for term in sources if term in site_of}
+            for term in summed[operand]:
+                sources = walk.terms.sources(term, site_of.keys())
+                sites |= {site_of[source] for source in sources}
     return frozenset(sites)
 
 

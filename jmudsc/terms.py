@@ -9,7 +9,7 @@ guess.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 FREE, PRODUCT, CONCAT = "free", "product", "concat"
 
@@ -23,13 +23,24 @@ class Terms:
         self._children: list[tuple[int, ...]] = []
         self._alias: list[int] = []
         self._reason: list[str | None] = []
-        self.origin: dict[int, tuple[int, ...]] = {}
+        self._origin: dict[int, tuple[int, ...]] = {}
+        self._of_one: set[int] = set()
 
-    def leaf(self, size: int, origin: Iterable[int] = ()) -> int:
-        """Make a free leaf; `origin` are the terms whose positions it re-arranges."""
+    def leaf(self, size: int, origin: Iterable[int] = (), of_one: bool = False) -> int:
+        """Make a free leaf.
+
+        Args:
+            size: number of positions.
+            origin: the terms whose positions it takes over or re-arranges.
+            of_one: whether only the first of them that leads to a source counts.
+
+        Returns:
+            The leaf.
+        """
         term = self._new(size, FREE, ())
-        if origin := tuple(origin):
-            self.origin[term] = origin
+        self._origin[term] = tuple(origin)
+        if of_one:
+            self._of_one.add(term)
         return term
 
     def product(self, factors: Sequence[int]) -> int:
@@ -84,10 +95,24 @@ class Terms:
             return [term] if self._size[term] > 1 else []
         return [leaf for child in self._children[term] for leaf in self.leaves(child)]
 
-    def sources(self, term: int) -> set[int]:
-        """Return the terms that a term was re-arranged from, followed to the start."""
-        before = self.origin.get(term, ())
-        return set().union(*map(self.sources, before)) if before else {term}
+    def sources(self, term: int, known: Set[int]) -> set[int]:
+        """Return those of the known terms that a term was made from."""
+        reached, ahead = set(), [term]
+        while ahead:
+            made = ahead.pop()
+            if made not in reached:
+                reached.add(made)
+                ahead += () if made in known else self._origin_of(made)
+        found: dict[int, set[int]] = {}
+        for made in sorted(reached):  # a term is younger than what it was made from
+            if made in known:
+                found[made] = {made}
+            else:
+                before = [found[origin] for origin in self._origin_of(made)]
+                if made in self._of_one:
+                    before = [next(filter(None, before), set())]
+                found[made] = set().union(*before)
+        return found[term]
 
     def pin(self, term: int, reason: str) -> None:
         """Fix every leaf below a term; a leaf already fixed keeps its reason."""
@@ -112,6 +137,9 @@ class Terms:
             self._unify_mixed(self.parts(a), self.factors(b))
         else:
             self._unify_mixed(self.parts(b), self.factors(a))
+
+    def _origin_of(self, term: int) -> tuple[int, ...]:
+        return self._origin.get(term, self._children[term])
 
     def _new(self, size: int, form: str, children: tuple[int, ...]) -> int:
         term = len(self._size)
