@@ -5,11 +5,9 @@ every accelerator.
 """
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 
 
 def align(
@@ -44,9 +42,24 @@ def align(
     result = np.tile(np.arange(units, dtype=np.int32), (models, 1))
     for model in range(1, models):
         block = similarity[:units, model * units : (model + 1) * units]
-        rows, columns = linear_sum_assignment(block, maximize=True)
+        rows, columns = best_pairs(block)
         result[model, columns] = rows
     return result
+
+
+def best_pairs(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solve one linear assignment problem.
+
+    Args:
+        similarity: square, larger is more alike.
+
+    Returns:
+        Rows and their columns, of the largest total similarity.
+    """
+    # Imported late: it takes as long as importing jax, and not every command needs it.
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(similarity, maximize=True)
 
 
 def zip_units(
@@ -61,7 +74,7 @@ def zip_units(
     The most similar allowed pair i < j is merged: j joins i, which keeps its model and
     whose similarity to any other unit becomes the smaller of the two, times `a`. Ties
     go to the first pair in row-major order. Row maxima are cached, so that the time is
-    O(units^2) where the matrix has a typical number of competing maxima.
+    O(units^2) unless most pairs are equally similar.
 
     Args:
         similarity: symmetric, larger is more alike; the units of all models stacked.
@@ -79,7 +92,7 @@ def zip_units(
             not divide into `models` blocks, or if `a` or `b` is outside [0, 1].
     """
     similarity = _checked("zip_units", similarity, models)
-    if not np.array_equal(similarity, similarity.T):
+    if not _symmetric(similarity):
         raise ValueError(
             "zip_units: similarity is not symmetric, it must be; pass "
             "(similarity + similarity.T) / 2."
@@ -99,78 +112,74 @@ def _greedy(
 ) -> np.ndarray:
     """Return the smallest member of each unit's cluster.
 
-    Row k's cached maximum is over its later partners only, so every pair is held once,
-    by its smaller unit. Units that have joined another are -inf in rows and columns.
+    Every pair is held once, by the row of its smaller unit. Row k's `best[k]` is never
+    below its most similar pair that is still allowed, and `partner[k]` is the first
+    unit to reach it for as long as that pair is allowed and as similar; a row is
+    scanned again only when it comes to the top and its pair is not.
     """
     total = len(similarity)
     units = total // models
-    s = similarity.copy()
-    alive = np.ones(total, bool)
+    s = _padded(similarity)
     into = np.arange(total)
-    budget = np.full(models, math.floor(b * ((total - units) // models)))
+    gone = np.zeros(total, s.dtype)  # -inf for a unit that has joined another
+    budget = [math.floor(b * ((total - units) // models))] * models
     # Row k's partners start after k, or after its whole model once that is spent.
     ends = (into // units + 1) * units
-    starts = np.where(budget[into // units] > 0, into + 1, ends)
-    best, partner = np.full(total, -np.inf, s.dtype), np.full(total, total)
-    _rescan(s, alive, starts, best, partner, range(total))
+    starts = into + 1 if budget[0] > 0 else ends.copy()
+    best, partner = np.full(total, -np.inf, s.dtype), np.zeros(total, int)
+
+    def scan(row: int) -> None:
+        start = starts[row]
+        later = s[row, start:] + gone[start:]
+        first = int(later.argmax()) if later.size else 0
+        best[row] = later[first] if later.size else -np.inf
+        partner[row] = start + first
+
+    for row in range(total):
+        scan(row)
     for _ in range(total - units):
         i = int(best.argmax())
         j = int(partner[i])
-        into[j], alive[j], best[j] = i, False, -np.inf
+        while j < starts[i] or gone[j] or s[i, j] != best[i]:
+            scan(i)
+            i = int(best.argmax())
+            j = int(partner[i])
+        into[j], gone[j], best[j] = i, -np.inf, -np.inf
         joined = np.minimum(s[i], s[j])
         joined *= a
         s[i] = s[:, i] = joined
-        stale = (partner == j) | (partner == i)
-        stale[i] = True
+        joined += gone
+        best[i], partner[i] = joined.max(), 0
+        partner[:i][joined[:i] >= best[:i]] = 0  # 0 is no row's partner: scan again
+        np.maximum(best[:i], joined[:i], out=best[:i])
         if j < ends[i]:  # a merge inside one model
             model = i // units
             budget[model] -= 1
             if budget[model] == 0:
                 starts[model * units : ends[i]] = ends[i]
-                stale[model * units : ends[i]] = True
-        stale &= alive
-        _raise(joined, starts, best, partner, i, alive ^ stale)
-        _rescan(s, alive, starts, best, partner, stale.nonzero()[0])
     for unit in range(total):
         into[unit] = into[into[unit]]
     return into
 
 
-def _raise(
-    new: np.ndarray,
-    starts: np.ndarray,
-    best: np.ndarray,
-    partner: np.ndarray,
-    i: int,
-    rows: np.ndarray,
-) -> None:
-    """Let the new similarities to unit i take over where they beat a row's maximum."""
-    new, best, partner = new[:i], best[:i], partner[:i]
-    wins = (new > best) | ((new == best) & (partner > i))
-    wins &= rows[:i]
-    if wins.any():
-        wins &= starts[:i] <= i
-        best[wins] = new[wins]
-        partner[wins] = i
+def _padded(matrix: np.ndarray) -> np.ndarray:
+    """Copy with rows a little apart: at a power of two columns share cache sets."""
+    rows, columns = matrix.shape
+    copy = np.empty((rows, columns + 16), matrix.dtype)[:, :columns]
+    copy[:] = matrix
+    return copy
 
 
-def _rescan(
-    s: np.ndarray,
-    alive: np.ndarray,
-    starts: np.ndarray,
-    best: np.ndarray,
-    partner: np.ndarray,
-    rows: Iterable[int],
-) -> None:
-    """Compute the maximum of some rows afresh; the first one where there are ties."""
-    for row in rows:
-        start = starts[row]
-        later = np.where(alive[start:], s[row, start:], -np.inf)
-        if later.size:
-            first = int(later.argmax())
-            best[row], partner[row] = later[first], start + first
-        else:
-            best[row] = -np.inf
+def _symmetric(matrix: np.ndarray, tile: int = 128) -> bool:
+    """Compare with the transpose tile by tile, several times as fast as all at once."""
+    starts = range(0, len(matrix), tile)
+    return all(
+        np.array_equal(
+            matrix[i : i + tile, j : j + tile], matrix[j : j + tile, i : i + tile].T
+        )
+        for i in starts
+        for j in starts[: i // tile + 1]
+    )
 
 
 def _checked(where: str, similarity: np.ndarray, models: int) -> np.ndarray:

@@ -130,8 +130,8 @@ def check_assignment(
     if problems:
         raise ValueError(
             f"{where}: the assignment does not fit the spec, it must:\n"
-            f"{paths.listed(problems)}\nPass the assignment that match returned for this "
-            "spec."
+            f"{paths.listed(problems)}\nPass the assignment that match returned for "
+            "this spec."
         )
 
 
@@ -152,9 +152,10 @@ def _combine_leaf(
     dtype = jnp.result_type(leaves[0])
     if not jnp.issubdtype(dtype, jnp.number):
         return leaves[0]
-    wide = jnp.promote_types(dtype, jnp.float32)
-    total = jnp.zeros(jnp.shape(leaves[0]), wide)
-    for leaf, model, share in zip(leaves, moves, shares, strict=True):
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    wide = dtype if inexact and dtype.itemsize >= 4 else jnp.float32
+    moved = []
+    for leaf, model in zip(leaves, moves, strict=True):
 
         def visit(values: jax.Array, block: Block, model=model) -> jax.Array:
             for axis, lead, name in placed(block, dict(parents)):
@@ -162,10 +163,13 @@ def _combine_leaf(
                 values = move_units(values, axis, lead, model[int(name)], flag)
             return values
 
-        total += jnp.asarray(share, wide) * map_blocks(
-            jnp.asarray(leaf, wide), axes, visit
-        )
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return total.astype(dtype)
-    same = functools.reduce(jnp.logical_and, [leaf == leaves[0] for leaf in leaves])
-    return jnp.where(same, leaves[0], jnp.round(total).astype(dtype))
+        moved.append(map_blocks(jnp.asarray(leaf, wide), axes, visit))
+    parts = [jnp.asarray(s, wide) * x for s, x in zip(shares, moved, strict=True)]
+    mean = functools.reduce(jnp.add, parts)
+    if inexact:  # three thirds are not one
+        return jnp.where(_agree(moved), moved[0], mean).astype(dtype)
+    return jnp.where(_agree(leaves), leaves[0], jnp.round(mean).astype(dtype))
+
+
+def _agree(arrays: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.logical_and, [x == arrays[0] for x in arrays])

@@ -1,8 +1,8 @@
 """The permutation spec and the taps of a model, derived from its program.
 
 One walk over the equations gives every axis of every value a term (`walk`); whatever is
-left free on an axis of a leaf is a label. Where a label is read, where it is summed over
-and which labels nest in which then falls out of the same walk.
+left free on an axis of a leaf is a label. Where a label is read, where it is summed
+over and which labels nest in which then falls out of the same walk.
 """
 
 import itertools
@@ -281,8 +281,8 @@ def _consumed(seen: Walk) -> frozenset[Site]:
         operand = 1 if weights[1] else 0
         if weights[operand]:
             for axis in contraction.summed[operand]:
-                sources = seen.terms.sources(axis)
-                sites |= {site_of[term] for term in sources if term in site_of}
+                sources = seen.terms.sources(axis, site_of.keys())
+                sites |= {site_of[source] for source in sources}
     return frozenset(sites)
 
 
@@ -365,7 +365,7 @@ def _all_blocks(seen: Walk) -> Iterator[tuple[int, ...]]:
 
 
 def _views(terms: Terms, axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield the axes as they are at every position of the axes that families run over."""
+    """Yield the axes as they are at every position that families tell apart."""
     families = [family for axis in axes for family in terms.families(axis)]
     if not families:
         yield axes

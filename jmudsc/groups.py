@@ -12,9 +12,8 @@ width and budget.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
-from jmudsc.assignment import align, zip_units
+from jmudsc.assignment import align, best_pairs, zip_units
 from jmudsc.spec import PermutationSpec
 
 Unit = tuple[int, ...]
@@ -141,7 +140,7 @@ def _align_nested(
     row = np.tile(np.arange(units, dtype=np.int32), (len(own), 1))
     for model in range(1, len(own) if spec.labels[name].fixed is None else 1):
         scores = _scores(spec, grids, name, model, own[0], own[model])
-        rows, columns = linear_sum_assignment(scores, maximize=True)
+        rows, columns = best_pairs(scores)
         row[model, columns] = rows
     return row
 
@@ -162,6 +161,6 @@ def _scores(
     for child in spec.children(name):
         for j, k in np.ndindex(units, units):
             inner = _scores(spec, grids, child, model, (*ours, j), (*theirs, k))
-            rows, columns = linear_sum_assignment(inner, maximize=True)
+            rows, columns = best_pairs(inner)
             scores[j, k] += inner[rows, columns].sum()
     return scores

@@ -25,7 +25,8 @@ METHODS = (
     "mudsc-zip",
 )
 
-Progress = Callable[[str], None]
+# Called with what is being done, how much of it is done, and out of how much.
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def match(
         b: for zip, share of merges a model may spend on its own units, in [0, 1].
         patience: sweeps without improvement after which to stop.
         max_sweeps: sweeps after which to stop in any case.
-        progress: called with a line of text after every sweep.
+        progress: called with the objective after every sweep.
 
     Returns:
         The assignment, with the history of the objective.
@@ -164,6 +165,8 @@ class _Search:
         """
         blends = {}
         for name in family:
+            if not _stands_alone(self.spec, name):
+                continue
             activation = self.activation.get(name)
             weight = None
             if self.alpha > 0 or activation is None:
@@ -182,6 +185,15 @@ class _Search:
                     np.eye(units, dtype=np.float32), (models, models)
                 )
         return blends
+
+
+def _stands_alone(spec: PermutationSpec, name: str) -> bool:
+    """Whether a label has evidence of its own, besides what is nested in it."""
+    nested = {
+        site.path for child in spec.children(name) for site in spec.labels[child].sites
+    }
+    sites = spec.labels[name].sites
+    return spec.labels[name].fixed is None and any(s.path not in nested for s in sites)
 
 
 def _descend(
@@ -207,7 +219,7 @@ def _descend(
             ]
         history.append(float(np.mean(reached)))
         if progress:
-            progress(f"sweep {sweep + 1}: objective {history[-1]:.4f}")
+            progress(f"matching ({history[-1]:.4f})", sweep + 1, max_sweeps)
         peak = int(np.argmax(history))
         if peak == sweep:
             best = dict(current)

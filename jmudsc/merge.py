@@ -1,7 +1,7 @@
 """Merge: the whole way from models and batches to one network, in one call."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 
 import jax
 from jaxtyping import PyTree
@@ -55,7 +55,8 @@ def merge(
         update_fn: `(variables, batch) -> variables` as training updates running
             statistics; given, they are reset over `batches`.
         check: whether to check the spec on the first model.
-        progress: called with a line of text as the merge goes along.
+        progress: called with the stage, how much of it is done, and out of how much
+            (None where that is not known).
 
     Returns:
         The merged variables with spec, assignment, history and what decided the merge.
@@ -80,21 +81,21 @@ def merge(
     check_finite("merge", models)
     shares = shares_of("merge", weights, len(models))
     _check_batches(batches, method, spec)
-    say = progress or (lambda line: None)
+    say = progress or _silent
     first = None if batches is None else _first(batches)
     if spec is None:
-        say("deriving the permutation spec")
+        say("deriving the spec", 0, 1)
         spec = infer_spec(apply_fn, models[0], first)
     check_covers("merge", spec, paths.flatten(models[0]))
     check_key, match_key = jax.random.split(key)
     if check and first is not None:
-        say("checking the spec on model 0")
+        say("checking the spec", 0, 1)
         check_spec(spec, apply_fn, models[0], first, key=check_key)
     moments = None
-    if uses_activations(method):
-        say("collecting activation statistics")
-        moments = collect(spec, apply_fn, models, batches or ())
-    say("matching units")
+    if batches is not None and uses_activations(method):
+        seen = _counted(batches, "collecting activations", say)
+        moments = collect(spec, apply_fn, models, seen)
+    say("matching", 0, None)
     found = match(
         spec,
         models,
@@ -102,12 +103,13 @@ def merge(
         method=method,
         alpha=alpha,
         key=match_key,
-        progress=progress,
+        progress=say,
     )
+    say("combining", 0, 1)
     merged = combine(spec, models, found.assignment, shares)
     if update_fn is not None and batches is not None:
-        say("resetting running statistics")
-        merged = reset_batch_stats(update_fn, merged, batches)
+        seen = _counted(batches, "resetting statistics", say)
+        merged = reset_batch_stats(update_fn, merged, seen)
     elif spec.statistics:
         _log.warning(
             "merge: %d running statistics were averaged, not reset; pass update_fn and "
@@ -144,6 +146,17 @@ def _check_batches(
             "once, and several passes are needed; pass a list, or an object whose "
             "__iter__ starts anew."
         )
+
+
+def _counted(batches: Iterable[PyTree], stage: str, say: Progress) -> Iterator[PyTree]:
+    total = len(batches) if isinstance(batches, Sized) else None
+    for done, batch in enumerate(batches):
+        say(stage, done, total)
+        yield batch
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    """Report nothing."""
 
 
 def _first(batches: Iterable[PyTree]) -> PyTree:

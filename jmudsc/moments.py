@@ -162,7 +162,7 @@ def _parts(units: list[dict[str, jax.Array]]) -> dict[str, Parts]:
             [model[name].astype(jnp.float32) for model in units], axis=1
         )
         mean = x.mean(axis=0)
-        parts[name] = mean, _gram(x - mean)
+        parts[name] = mean, _gram(x - mean[None])
     return parts
 
 

@@ -196,10 +196,10 @@ def _picked(
     terms: Terms, eqn: Any, operand: Axes, tag: Tag | None, axes: Sequence[int]
 ) -> Sequence[int]:
     """Tie an axis picked from by positions to theirs, fix it otherwise."""
-    if tag and not tag.shifted and len(axes) == 1:
-        if terms.size(tag.term) == terms.size(operand[axes[0]]):
-            terms.unify(tag.term, operand[axes[0]])
-            return axes
+    sizes = [terms.size(operand[axis]) for axis in axes]
+    if tag and not tag.shifted and sizes == [terms.size(tag.term)]:
+        terms.unify(tag.term, operand[axes[0]])
+        return axes
     forget(terms, tag, eqn.primitive.name)
     for axis in axes:
         terms.pin(operand[axis], rules.BY_POSITION.format(eqn.primitive.name))
@@ -229,6 +229,6 @@ _USERS: dict[str, Callable[..., Outcome]] = {
     "select_n": _select,
 }
 _CARRIERS = set(
-    "broadcast_in_dim convert_element_type copy expand_dims optimization_barrier reshape "
-    "slice split squeeze stop_gradient transpose".split()
+    "broadcast_in_dim convert_element_type copy optimization_barrier reshape slice "
+    "split squeeze stop_gradient transpose".split()
 )

@@ -1,6 +1,6 @@
 """Repair: give the merged network the activation statistics that averaging took."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -70,18 +70,12 @@ def reset_batch_stats(
 
 def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, float]:
     """Find the leaves that an update moves towards the batch, and their momenta."""
-    before = paths.flatten(variables)
-    after = _after(update, variables, {}, batch)
-    moved = [
-        name
-        for name, leaf in before.items()
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        and not np.array_equal(leaf, after[name])
-    ]
+    moved = _moved(update, variables, batch)
     low = _after(update, variables, dict.fromkeys(moved, 0.0), batch)
     high = _after(update, variables, dict.fromkeys(moved, _FAR), batch)
     found = {}
     for name in moved:
+        _check_finite(name, low[name], 0)
         span = np.asarray(high[name], np.float64) - np.asarray(low[name], np.float64)
         momentum = _rounded(float(np.median(span)) / _FAR)
         if 0 <= momentum < 1:  # a counter has 1
@@ -95,6 +89,28 @@ def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, fl
     return found
 
 
+def _moved(update: UpdateFn, variables: PyTree, batch: PyTree) -> list[str]:
+    """Find the floating-point leaves that an update changes.
+
+    A statistic may already be that of the batch and stay, but not from two values.
+    """
+    leaves = paths.flatten(variables)
+    floating = {
+        name: jnp.asarray(leaf, _wide(leaf))
+        for name, leaf in leaves.items()
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    }
+    moved = set()
+    for scale, shift in ((1, 0), (2, 1)):
+        before = {
+            name: (scale * leaf + shift).astype(jnp.result_type(leaves[name]))
+            for name, leaf in floating.items()
+        }
+        after = _after(update, variables, before, batch)
+        moved |= {n for n, leaf in before.items() if not np.array_equal(leaf, after[n])}
+    return [name for name in floating if name in moved]
+
+
 def _rounded(momentum: float) -> float:
     """Undo the rounding of a momentum to float32, if it is a short decimal."""
     short = round(momentum, 6)
@@ -102,12 +118,18 @@ def _rounded(momentum: float) -> float:
 
 
 def _after(
-    update: UpdateFn, variables: PyTree, values: dict[str, float], batch: PyTree
+    update: UpdateFn, variables: PyTree, values: Mapping[str, Any], batch: PyTree
 ) -> dict[str, Any]:
-    """Update variables in which some leaves are set to a constant."""
+    """Update variables in which some leaves are set to an array or a constant.
+
+    Constants are wide, so that a momentum is not rounded to bfloat16.
+    """
     leaves = paths.flatten(variables)
     filled = {
-        name: jnp.full_like(leaves[name], value) for name, value in values.items()
+        name: value
+        if isinstance(value, jax.Array)
+        else jnp.full_like(leaves[name], value, dtype=_wide(leaves[name]))
+        for name, value in values.items()
     }
     after = paths.flatten(update(paths.unflatten(variables, leaves | filled), batch))
     if list(after) != list(leaves):
@@ -117,6 +139,11 @@ def _after(
             f"of the same structure; the difference is:\n{paths.listed(strays)}"
         )
     return after
+
+
+def _wide(leaf: Any) -> np.dtype:
+    dtype = jnp.result_type(leaf)
+    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
 
 
 def _check_finite(name: str, values: np.ndarray, number: int) -> None:

@@ -65,8 +65,9 @@ def unknown(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 def elementwise(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Tie aligned axes; an operand of size 1 or rank 0 is broadcast."""
     shape = eqn.outvars[0].aval.shape
+    is_product = eqn.primitive.name in ("mul", "div")
     out = [
-        tie(terms, size, [axes[i] for axes in ins if axes])
+        tie(terms, size, [axes[i] for axes in ins if axes], of_one=is_product)
         for i, size in enumerate(shape)
     ]
     return [out] * len(eqn.outvars)
@@ -118,14 +119,6 @@ def transpose(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 def squeeze(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Drop axes of size 1."""
     return [_drop(ins[0], eqn.params["dimensions"])]
-
-
-def expand_dims(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Insert axes of size 1."""
-    rest = list(ins[0])
-    rank = len(eqn.outvars[0].aval.shape)
-    new = set(eqn.params["dimensions"])
-    return [[terms.leaf(1) if i in new else rest.pop(0) for i in range(rank)]]
 
 
 def reduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -200,7 +193,7 @@ def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Cut one axis into parts, carry the others."""
     along, start = eqn.params["axis"], 0
     outs = []
-    for size in eqn.params["sizes"]:
+    for size in map(int, eqn.params["sizes"]):
         outs.append(_part(terms, ins[0], along, start, size))
         start += size
     return outs
@@ -278,7 +271,8 @@ def pad(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
         if (low, high, interior) == (0, 0, 0):
             out.append(axis)
         elif interior == 0 and low >= 0 and high >= 0:
-            out.append(terms.concat([terms.leaf(low), axis, terms.leaf(high)]))
+            ends = terms.leaf(int(low)), terms.leaf(int(high))
+            out.append(terms.concat([ends[0], axis, ends[1]]))
         else:
             out.append(
                 _by_position(terms, axis, eqn.outvars[0].aval.shape[len(out)], eqn)
@@ -287,15 +281,24 @@ def pad(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 
 def reduce_window(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Carry axes whose window is a single position; the others are fixed."""
-    window = eqn.params["window_dimensions"]
-    shape = eqn.outvars[0].aval.shape
-    out = [
-        axis
-        if size == 1 and terms.size(axis) == n
-        else _by_position(terms, axis, n, eqn)
-        for axis, size, n in zip(ins[0], window, shape, strict=True)
+    """Carry axes along which each window is its own position; fix the others."""
+    steps = [
+        eqn.params[name]
+        for name in (
+            "window_dimensions",
+            "window_strides",
+            "base_dilation",
+            "padding",
+        )
     ]
+    out = []
+    for i, size in enumerate(eqn.outvars[0].aval.shape):
+        axes = [operand[i] for operand in ins if operand]
+        if [step[i] for step in steps] == [1, 1, 1, (0, 0)]:
+            out.append(tie(terms, size, axes))
+        else:
+            fixed = [_by_position(terms, axis, size, eqn) for axis in axes]
+            out.append(fixed[0])
     return [out] * len(eqn.outvars)
 
 
@@ -308,7 +311,7 @@ def cumulative(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 _ELEMENTWISE = """
 abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
+complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2
 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
 lt max min mul ne neg nextafter not or polygamma population_count pow real
 reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
@@ -336,7 +339,6 @@ RULES: dict[str, Rule] = {
     "dot_general": dot_general,
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
-    "expand_dims": expand_dims,
     "fft": fft,
     "optimization_barrier": identity,
     "pad": pad,
@@ -357,21 +359,25 @@ def _pin_all(terms: Terms, axes: Any, reason: str) -> None:
         terms.pin(axis, reason)
 
 
-def tie(terms: Terms, size: int, axes: Sequence[int]) -> int:
-    """Unify the axes of full size and return the first; a new leaf if there is none.
+def tie(terms: Terms, size: int, axes: Sequence[int], of_one: bool = False) -> int:
+    """Unify the axes of full size and return what they are; a new leaf if none is.
 
     Args:
         terms: the arena, changed in place.
         size: the full size; axes of size 1 are broadcast.
         axes: the terms.
+        of_one: whether what they make sums over units if one of them does (a product).
 
     Returns:
         One term of that size.
     """
-    full = [axis for axis in axes if terms.size(axis) == size]
-    for other in full[1:]:
-        terms.unify(full[0], other)
-    return full[0] if full else terms.leaf(size)
+    full = dict.fromkeys(axis for axis in axes if terms.size(axis) == size)
+    if len(full) == 1:
+        return next(iter(full))
+    tied = terms.leaf(size, origin=full, of_one=of_one)
+    for axis in full:
+        terms.unify(axis, tied)
+    return tied
 
 
 def _drop(axes: Axes, numbers: Sequence[int]) -> Axes:

@@ -79,8 +79,10 @@ def weight_similarity(
     """
     total: dict[str, Moments] = {}
     for site in spec.labels[label].sites:
+        if site.path in spec.statistics:
+            continue
         units = _site_units(spec, models, assignment, label, site)
-        if site.path not in spec.statistics and units[0][label] is not None:
+        if units:
             seen = moments_of(units)
             total = merge_moments(total, seen) if total else seen
     if not total:
@@ -95,7 +97,10 @@ def _site_units(
     label: str,
     site: Site,
 ) -> list[dict[str, jax.Array]]:
-    """Read the slices of the units of a label at one site, in every model."""
+    """Read the slices of the units of a label at one site, in every model.
+
+    There are none where something nested in the label is on the leaf too.
+    """
     names = names_in_leaf(spec, site.path)
     axes, parents = anonymous(spec, site.path, names)
     shares = (1 / len(models),) * len(models)
@@ -109,15 +114,14 @@ def _site_units(
         label=str(names.index(label)),
         number=site.axis,
     )
-    return [
-        {
-            label: read(
-                model[site.path],
-                [_own_order(spec, moves, assignment, name, still, i) for name in names],
-            )
-        }
+    found = [
+        read(
+            model[site.path],
+            [_own_order(spec, moves, assignment, name, still, i) for name in names],
+        )
         for i, model in enumerate(models)
     ]
+    return [{label: units} for units in found if units is not None]
 
 
 def _own_order(

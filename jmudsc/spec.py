@@ -124,20 +124,23 @@ def labels_of(
 
 def _lines(spec: PermutationSpec) -> list[str]:
     labelled = {site.path for label in spec.labels.values() for site in label.sites}
-    width = max(map(len, spec.axes), default=4)
+    names = max([8, *map(len, spec.labels)])
+    width = max([4, *map(len, spec.axes)])
     lines = [
         f"{len(spec.labels)} labels on {len(labelled)} of {len(spec.axes)} leaves",
         "",
-        f"{'label':<8}{'units':>6}  per unit of",
+        f"{'label':<{names}}{'units':>6}  per unit of",
     ]
     for name, label in spec.labels.items():
-        lines.append(f"{name:<8}{label.size:>6}  {' '.join(label.parents)}".rstrip())
+        row = f"{name:<{names}}{label.size:>6}  {' '.join(label.parents)}"
+        lines.append(row.rstrip())
     lines += ["", f"{'leaf':<{width}}  axes"]
     for path, axes in spec.axes.items():
         note = "  (running statistic)" if path in spec.statistics else ""
         lines.append(f"{path:<{width}}  {', '.join(map(str, axes))}{note}".rstrip())
     if spec.fixed:
+        fixed = {f"{path}:{axis}": why for (path, axis), why in spec.fixed.items()}
+        width = max([5, *map(len, fixed)])
         lines += ["", f"{'fixed':<{width}}  why"]
-        for (path, axis), reason in spec.fixed.items():
-            lines.append(f"{f'{path}:{axis}':<{width}}  {reason}")
+        lines += [f"{site:<{width}}  {why}" for site, why in fixed.items()]
     return lines

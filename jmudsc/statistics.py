@@ -41,10 +41,14 @@ def running_statistics(program: Program, data: Set[Any]) -> frozenset[str]:
             scales.add(out)
         elif name in _CARRY | _STABILISE and known and len(ins) == 1:
             leaf_of[out] = leaf_of[ins[0]]
-        elif name == "sub" and ins[-1] in leaf_of and ins[0] in data:
+        elif name == "sub" and known and ins[-1] in leaf_of and ins[0] in data:
             centred[out] = leaf_of[ins[-1]]
         elif scales.intersection(ins) and out not in data:
             scales.add(out)
-        elif name in ("mul", "div") and scales.intersection(ins):
-            found |= {centred[var] for var in ins if var in centred}
+        elif name in {"mul", "div"} | _CARRY:
+            means = {centred[var] for var in ins if var in centred}
+            if scales.intersection(ins):
+                found |= means
+            elif len(means) == len(data & set(ins)) == 1:  # scaled by another leaf
+                (centred[out],) = means
     return frozenset(found)

@@ -1,16 +1,16 @@
 """Terms: axis expressions under construction, tied together by unification.
 
 A term stands for an axis whose make-up is not fully known yet. It is a leaf (free, or
-fixed for a reason), a row-major product of terms, a concatenation of terms, or a family:
-one term for every position of another, fixed axis. `unify` makes two terms equal and
-refines both to what they have in common: a leaf takes the structure of the other,
-products are cut at common factors, concatenations at common boundaries, families are
-compared member by member. Where two structures do not nest, both are fixed: sound,
+fixed for a reason), a row-major product of terms, a concatenation of terms, or a
+family: one term for every position of another, fixed axis. `unify` makes two terms
+equal and refines both to what they have in common: a leaf takes the structure of the
+other, products are cut at common factors, concatenations at common boundaries, families
+are compared member by member. Where two structures do not nest, both are fixed: sound,
 never a guess.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 FREE, PRODUCT, CONCAT, FAMILY = "free", "product", "concat", "family"
 
@@ -31,9 +31,25 @@ class Terms:
         self._origin: dict[int, tuple[int, ...]] = {}
         self._postponed: list[tuple[int, int]] = []
 
-    def leaf(self, size: int, origin: Iterable[int] = ()) -> int:
-        """Make a free leaf; `origin` are the terms whose positions it re-arranges."""
-        return self._with_origin(self._new(size, FREE, ()), origin)
+        self._of_one: set[int] = set()
+
+    def leaf(self, size: int, origin: Iterable[int] = (), of_one: bool = False) -> int:
+        """Make a free leaf.
+
+        Args:
+            size: number of positions.
+            origin: the terms whose positions it takes over or re-arranges.
+            of_one: whether only the first of them that leads to a source counts.
+
+        Returns:
+            The leaf.
+        """
+        term = self._new(size, FREE, ())
+        if origin := tuple(origin):
+            self._origin[term] = origin
+        if of_one:
+            self._of_one.add(term)
+        return term
 
     def fixed(self, size: int, reason: str) -> int:
         """Make a leaf that is fixed."""
@@ -53,15 +69,13 @@ class Terms:
             self.pin(term, TOLD_APART)
         return term
 
-    def family(
-        self, split: int, members: Sequence[int], origin: Iterable[int] = ()
-    ) -> int:
+    def family(self, split: int, members: Sequence[int]) -> int:
         """Make a term that is `members[j]` at position j of the axis `split`."""
         if len({self.root(member) for member in members}) == 1:
             return members[0]
         term = self._new(self.size(members[0]), FAMILY, tuple(members))
         self._split[term] = split
-        return self._with_origin(term, origin)
+        return term
 
     def member(self, term: int, split: int, position: int) -> int:
         """Return what a term is at one position of the axis `split`.
@@ -75,7 +89,9 @@ class Terms:
             members = [self.leaf(self._size[root]) for _ in range(self.size(split))]
             self._form[root], self._children[root] = FAMILY, tuple(members)
             self._split[root] = split
-        return self._with_origin(self._seen_from(root, split, position), [term])
+        seen = self.leaf(self._size[root], origin=[term])
+        self._alias[seen] = self._seen_from(root, split, position)
+        return seen
 
     def size(self, term: int) -> int:
         """Number of positions of a term."""
@@ -88,7 +104,7 @@ class Terms:
         return term
 
     def form(self, term: int) -> str:
-        """Return FREE, PRODUCT, CONCAT or FAMILY; a fixed leaf is FREE with a reason."""
+        """Return FREE, PRODUCT, CONCAT or FAMILY; a leaf is FREE, fixed or not."""
         return self._form[self.root(term)]
 
     def reason(self, term: int) -> str | None:
@@ -149,18 +165,24 @@ class Terms:
             return [term] if self._size[term] > 1 else []
         return [leaf for child in self._children[term] for leaf in self.leaves(child)]
 
-    def sources(self, term: int) -> set[int]:
-        """Return the terms that a term was re-arranged from, followed to the start."""
-        found, seen, todo = set(), set(), [term]
-        while todo:
-            term = todo.pop()
-            if term not in seen:
-                seen.add(term)
-                before = self._origin.get(term, ())
-                todo += before
-                if not before:
-                    found.add(term)
-        return found
+    def sources(self, term: int, known: Set[int]) -> set[int]:
+        """Return those of the known terms that a term was made from."""
+        reached, ahead = set(), [term]
+        while ahead:
+            made = ahead.pop()
+            if made not in reached:
+                reached.add(made)
+                ahead += () if made in known else self._origin_of(made)
+        found: dict[int, set[int]] = {}
+        for made in sorted(reached):  # a term is younger than what it was made from
+            if made in known:
+                found[made] = {made}
+            else:
+                before = [found[origin] for origin in self._origin_of(made)]
+                if made in self._of_one:
+                    before = [next(filter(None, before), set())]
+                found[made] = set().union(*before)
+        return found[term]
 
     def pin(self, term: int, reason: str) -> None:
         """Fix every leaf below a term; a leaf already fixed keeps its reason."""
@@ -205,9 +227,14 @@ class Terms:
 
     def merge_members(self, family: int) -> None:
         """Make all members of a family equal."""
-        first, *others = self.members(family)
-        for other in others:
-            self.unify(first, other)
+        if self.form(family) == FAMILY:
+            first, *others = self.members(family)
+            for other in others:
+                self.unify(first, other)
+
+    def _origin_of(self, term: int) -> tuple[int, ...]:
+        before = self._origin.get(term, self._children[term])
+        return tuple(origin for origin in before if origin < term)
 
     def _new(self, size: int, form: str, children: tuple[int, ...]) -> int:
         term = len(self._size)
@@ -216,11 +243,6 @@ class Terms:
         self._children.append(children)
         self._alias.append(term)
         self._reason.append(None)
-        return term
-
-    def _with_origin(self, term: int, origin: Iterable[int]) -> int:
-        if origin := tuple(t for t in origin if t != term):
-            self._origin[term] = self._origin.get(term, ()) + origin
         return term
 
     def _seen_from(self, term: int, split: int, position: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jmudsc import positions, rules
 from jmudsc.positions import Tag
-from jmudsc.terms import Terms
+from jmudsc.terms import FAMILY, Terms
 from jmudsc.trace import open_jaxpr, Place, Program, scan_operands
 
 
@@ -268,9 +268,6 @@ def _merge_stray_members(result: Walk) -> None:
             if families:
                 here = {leaf for axis in axes for leaf in terms.leaves(axis)}
                 for family in families:
-                    if (
-                        terms.form(family) == "family"
-                        and terms.split(family) not in here
-                    ):
+                    if terms.form(family) == FAMILY and terms.split(family) not in here:
                         terms.merge_members(family)
                         again = True
