@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
@@ -132,7 +133,7 @@ class _Search:
     """Everything that stays the same during coordinate descent."""
 
     spec: PermutationSpec
-    leaves: Sequence[Mapping[str, jax.Array]]
+    leaves: Sequence[Mapping[str, ArrayLike]]
     activation: Mapping[str, np.ndarray]
     alpha: float
     zipped: bool

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jmudsc.axes import Axis, Block, blocks, placed, places_of, units_last
@@ -56,7 +57,7 @@ def activation_similarity(moments: Moments) -> Float[np.ndarray, "stacked stacke
 
 def weight_similarity(
     spec: PermutationSpec,
-    models: Sequence[Mapping[str, jax.Array]],
+    models: Sequence[Mapping[str, ArrayLike]],
     assignment: Mapping[str, np.ndarray],
     label: str,
 ) -> Float[np.ndarray, "stacked stacked"] | None:
@@ -92,7 +93,7 @@ def weight_similarity(
 
 def _site_units(
     spec: PermutationSpec,
-    models: Sequence[Mapping[str, jax.Array]],
+    models: Sequence[Mapping[str, ArrayLike]],
     assignment: Mapping[str, np.ndarray],
     label: str,
     site: Site,
