@@ -65,8 +65,8 @@ def _refuse(spec: PermutationSpec, alone: Mapping[str, float], allowed: float) -
     raise ValueError(
         f"check_spec: permuting {', '.join(culprits) or 'all labels together'} changes "
         f"the outputs by more than {allowed:.1e} of the largest; they must stay as "
-        f"they are:\n{paths.listed(lines)}\nCorrect these labels, or derive the spec with "
-        "infer_spec."
+        f"they are:\n{paths.listed(lines)}\nCorrect these labels, or derive the spec "
+        "with infer_spec."
     )
 
 

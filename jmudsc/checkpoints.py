@@ -191,7 +191,7 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     if target.exists() and not overwrite:
         raise FileExistsError(
             f"{target}: exists, needed a new path; choose another or pass "
-            "overwrite=True."
+            "overwrite=True (--overwrite)."
         )
     is_empty = target.is_dir() and not any(target.iterdir())
     if target.exists() and not is_empty and not provenance.has_record(target):

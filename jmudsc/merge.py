@@ -10,7 +10,7 @@ from jmudsc import paths
 from jmudsc.check import check_spec
 from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
-from jmudsc.match import match, Progress, uses_activations
+from jmudsc.match import check_method, match, Progress, uses_activations
 from jmudsc.moments import collect
 from jmudsc.repair import reset_batch_stats, UpdateFn
 from jmudsc.result import MergeResult
@@ -77,6 +77,7 @@ def merge(
         >>> bool(jnp.allclose(result.variables["in"], a["in"]))
         True
     """
+    check_method("merge", method, alpha)
     check_same("merge", models)
     check_finite("merge", models)
     shares = shares_of("merge", weights, len(models))

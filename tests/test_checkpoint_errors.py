@@ -318,7 +318,8 @@ def test_provenance_of_a_checkpoint_that_is_no_merge(tmp_path):
 
 def test_something_at_the_output(merged):
     expected = (
-        f"{merged}: exists, needed a new path; choose another or pass overwrite=True."
+        f"{merged}: exists, needed a new path; choose another or pass "
+        "overwrite=True (--overwrite)."
     )
     with pytest.raises(FileExistsError, match=sentence(expected)):
         save(merged, writers.result_of({"w": jnp.ones(2)}))

@@ -1,0 +1,102 @@
+"""The command line: one function a command, no arithmetic.
+
+Everything that takes long to import is imported inside the commands, so that help
+comes at once.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+
+def demo(
+    out: Path = Path("jmudsc-demo"),
+    networks: tuple[str, ...] = ("mlp", "resnet20"),
+    seeds: tuple[int, ...] = (0,),
+) -> None:
+    """Train two pairs of networks apart on real digits and merge them by every method.
+
+    Prints a table of accuracies; writes checkpoints, recipes and a report.
+
+    Args:
+        out: directory to make.
+        networks: which networks to train: mlp, resnet20.
+        seeds: one pair of each network is trained for every seed.
+    """
+    from jmudsc.demo import run_demo
+
+    with _progress() as progress:
+        text = run_demo(out, networks, seeds, progress)
+    print(text)
+    print(f"Wrote {out}/report.md, and checkpoints and recipes beside it.")
+
+
+def merge(
+    recipe: Annotated[Path, tyro.conf.Positional], overwrite: bool = False
+) -> None:
+    """Merge checkpoints as a recipe says, and save the result as a checkpoint.
+
+    Args:
+        recipe: YAML file; `jmudsc demo` writes examples.
+        overwrite: replace an earlier merge at the recipe's output.
+    """
+    from jmudsc.cook import cook
+
+    with _progress() as progress:
+        path, text = cook(recipe, overwrite=overwrite, progress=progress)
+    print(text)
+    print(f"Wrote {path}")
+
+
+def spec(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Print the permutation spec of a recipe's model as a table.
+
+    Args:
+        recipe: YAML file.
+    """
+    from jmudsc.cook import spec_of
+
+    with _progress() as progress:
+        found = spec_of(recipe, progress)
+    print(found)
+
+
+def main() -> None:
+    """Run the command line."""
+    logging.basicConfig(format="%(message)s")
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"demo": demo, "merge": merge, "spec": spec},
+            prog="jmudsc",
+            description="Merge networks trained apart, with no training.",
+        )
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"jmudsc: {error}")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Any]:
+    """Draw a bar per stage on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+        stage_now = ""
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            nonlocal task, stage_now
+            name = stage.partition(" (")[0]
+            if name != stage_now:
+                bars.remove_task(task)
+                task, stage_now = bars.add_task(stage, total=total), name
+            bars.update(task, description=stage, completed=done, total=total)
+
+        yield progress

@@ -1,0 +1,110 @@
+"""Cook: do what a recipe says."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from jmudsc.checkpoints import check_free, load, save
+from jmudsc.derive import infer_spec
+from jmudsc.match import Progress
+from jmudsc.merge import merge
+from jmudsc.paths import listed
+from jmudsc.recipe import dump_recipe, read_recipe, Recipe, Reference, resolve, Source
+from jmudsc.report import report
+from jmudsc.spec import PermutationSpec
+
+
+def cook(
+    path: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> tuple[Path, str]:
+    """Merge the checkpoints of a recipe and save the result.
+
+    Args:
+        path: the recipe, a YAML file.
+        overwrite: replace an earlier merge at the recipe's output.
+        progress: called with the stage, how much of it is done, and out of how much.
+
+    Returns:
+        The checkpoint written, and the report in Markdown; the report and the recipe
+        are in the checkpoint too.
+
+    Raises:
+        FileNotFoundError: if the recipe or a checkpoint is not there.
+        FileExistsError: if the output is.
+        ValueError: if something in the recipe, a checkpoint or the models is wrong.
+    """
+    recipe = read_recipe(path)
+    output = check_free(_place(recipe, recipe.output), overwrite)
+    named = _resolved(recipe, ("apply_fn", "batches", "update_fn"))
+    result = merge(
+        named["apply_fn"],
+        [_load(recipe, source, progress) for source in recipe.models],
+        named["batches"],
+        method=recipe.method,
+        alpha=recipe.alpha,
+        key=jax.random.key(recipe.seed),
+        weights=recipe.weights,
+        update_fn=named.get("update_fn"),
+        progress=progress,
+    )
+    result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
+    text = report(result)
+    notes = {"report.md": text, "recipe.yaml": dump_recipe(recipe)}
+    return save(output, result, notes=notes, overwrite=overwrite), text
+
+
+def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
+    """Derive the permutation spec of a recipe's model.
+
+    Args:
+        path: the recipe, a YAML file.
+        progress: as for `cook`.
+
+    Returns:
+        The spec.
+
+    Raises:
+        FileNotFoundError: if the recipe or its first checkpoint is not there.
+        ValueError: if something in the recipe or the checkpoint is wrong.
+    """
+    recipe = read_recipe(path)
+    named = _resolved(recipe, ("apply_fn", "batches"))
+    variables = _load(recipe, recipe.models[0], progress)
+    for batch in named["batches"]:
+        return infer_spec(named["apply_fn"], variables, batch)
+    raise ValueError(
+        f'{path}: "batches" has no batches, at least one is needed; correct what '
+        f"{recipe.batches.name} returns."
+    )
+
+
+def _load(recipe: Recipe, source: Source, progress: Progress | None) -> PyTree:
+    if progress:
+        progress(f"loading {source.path}", 0, None)
+    return load(_place(recipe, source.path), source.subtree)
+
+
+def _place(recipe: Recipe, path: str) -> str:
+    """Take a path relative to the recipe's folder, unless it is a URL."""
+    return path if "://" in path else str(recipe.folder / path)
+
+
+def _resolved(recipe: Recipe, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    """Import everything that some keys name, or list all that cannot be."""
+    named, problems = {}, []
+    for key in keys:
+        reference: Reference | None = getattr(recipe, key)
+        if reference is not None:
+            try:
+                named[key] = resolve(reference, recipe.folder)
+            except ValueError as error:
+                problems.append(f'"{key}" {error}')
+    if problems:
+        raise ValueError(
+            f"recipe: {len(problems)} references must be corrected:\n{listed(problems)}"
+        )
+    return named

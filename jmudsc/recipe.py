@@ -1,0 +1,332 @@
+"""Recipe: everything that decides one merge of checkpoints, as a YAML file.
+
+```yaml
+models:
+  - path: runs/a/checkpoints/100        # any orbax checkpoint
+  - path: runs/b/checkpoints/100
+    subtree: [params, batch_stats]      # take only this of a larger state
+apply_fn: my_model:apply_fn             # (variables, batch) -> outputs
+update_fn: my_model:update_fn           # optional: resets running statistics
+batches: {factory: my_data:calibration, size: 100}
+method: mudsc-zip
+alpha: 0.5
+output: merged
+```
+
+A reference is `module:name`, the object itself, or `{factory: module:name, ...}`, what
+the named function returns when called with the other keys.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jmudsc.match import METHODS
+from jmudsc.paths import did_you_mean, listed
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model of a recipe.
+
+    Attributes:
+        path: its checkpoint.
+        subtree: the part of the checkpoint that is the variables; None for all of it.
+    """
+
+    path: str
+    subtree: str | tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A Python object named in a recipe.
+
+    Attributes:
+        name: `module:name`, the name possibly dotted.
+        args: None for the object itself, keyword arguments for what it returns.
+    """
+
+    name: str
+    args: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides one merge.
+
+    Attributes:
+        models: the parents, two or more.
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        batches: the calibration batches, a re-iterable.
+        output: the directory to write.
+        update_fn: `(variables, batch) -> variables`, resets running statistics.
+        method: one of `METHODS`.
+        alpha: the balance, share of the weight similarity in [0, 1].
+        weights: the share of each model in the average; None for equal shares.
+        seed: of the PRNG key.
+        folder: what relative paths are relative to: the folder of the recipe.
+    """
+
+    models: tuple[Source, ...]
+    apply_fn: Reference
+    batches: Reference
+    output: str
+    update_fn: Reference | None = None
+    method: str = "mudsc-zip"
+    alpha: float = 0.5
+    weights: tuple[float, ...] | None = None
+    seed: int = 0
+    folder: Path = field(default=Path(), compare=False)
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe and check all of it.
+
+    Args:
+        path: a YAML file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no YAML mapping, or listing every key that is unknown,
+            missing or has a wrong value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file, a recipe is needed.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: is not YAML, it must be: {error}") from error
+    return dataclasses.replace(
+        parse_recipe(content, str(path)), folder=path.absolute().parent
+    )
+
+
+def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
+    """Build a recipe from plain values.
+
+    Args:
+        content: the keys of a recipe and their values.
+        where: what to call it in an error.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: listing every key that is unknown, missing or has a wrong value.
+    """
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ValueError(
+            f"{where}: is a {kind}, a mapping of keys to values is needed."
+        )
+    problems, values = [], {}
+    for key, value in content.items():
+        if key not in _READERS:
+            problems.append(f'"{key}" is no key{did_you_mean(str(key), _READERS)}')
+            continue
+        try:
+            values[key] = _READERS[key](value)
+        except ValueError as error:
+            problems.append(f'"{key}" {error}')
+    required = ("models", "apply_fn", "batches", "output")
+    problems += [f'"{key}" is missing' for key in required if key not in content]
+    models, weights = values.get("models"), values.get("weights")
+    if models and weights and len(models) != len(weights):
+        problems.append(f'"weights" has {len(weights)} values for {len(models)} models')
+    if problems:
+        raise ValueError(
+            f"{where}: {len(problems)} things must be corrected:\n"
+            f"{listed(problems, 30)}"
+        )
+    return Recipe(**values)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe as YAML that `read_recipe` reads back.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        The text.
+    """
+    content: dict[str, Any] = {
+        "models": [_plain_source(source) for source in recipe.models],
+        "apply_fn": _plain_reference(recipe.apply_fn),
+        "batches": _plain_reference(recipe.batches),
+    }
+    if recipe.update_fn is not None:
+        content["update_fn"] = _plain_reference(recipe.update_fn)
+    content |= {"method": recipe.method, "alpha": recipe.alpha}
+    if recipe.weights is not None:
+        content["weights"] = list(recipe.weights)
+    content |= {"seed": recipe.seed, "output": recipe.output}
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def resolve(reference: Reference, folder: Path) -> Any:
+    """Import what a reference names.
+
+    Modules are looked for in `folder` too, beside a recipe's own code.
+
+    Args:
+        reference: from a recipe.
+        folder: the folder of the recipe.
+
+    Returns:
+        The object, or what it returns.
+
+    Raises:
+        ValueError: if the module or the name in it is not there, or the arguments do
+            not fit; a text to go after the key of the recipe.
+    """
+    module_name, _, name = reference.name.partition(":")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.split(".")[0] and error.name != module_name:
+            raise
+        raise ValueError(
+            f'names the module "{module_name}", which is neither installed nor in '
+            f"{folder}; install it or correct the name"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            hint = did_you_mean(part, dir(found))
+            raise ValueError(
+                f'names "{reference.name}", but {module_name} has no "{part}"{hint}'
+            )
+        found = getattr(found, part)
+    if reference.args is None:
+        return found
+    try:
+        inspect.signature(found).bind(**reference.args)
+    except TypeError as error:
+        given = ", ".join(reference.args) or "no arguments"
+        raise ValueError(
+            f'names "{reference.name}", which cannot be called with {given}: {error}'
+        ) from error
+    return found(**reference.args)
+
+
+def _models(value: Any) -> tuple[Source, ...]:
+    if not isinstance(value, list) or len(value) < 2:
+        raise ValueError(f"is {value!r}, it must be a list of two or more models")
+    problems, sources = [], []
+    for number, entry in enumerate(value):
+        entry = {"path": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            problems.append(f"entry {number} has no path")
+            continue
+        keys = ("path", "subtree")
+        problems += [
+            f'entry {number} has the unknown key "{key}"{did_you_mean(str(key), keys)}'
+            for key in entry
+            if key not in keys
+        ]
+        subtree = entry.get("subtree")
+        if isinstance(subtree, list) and all(isinstance(s, str) for s in subtree):
+            subtree = tuple(subtree)
+        if not isinstance(subtree, str | tuple | None):
+            problems.append(f"entry {number} has a subtree that is no name or list")
+            continue
+        sources.append(Source(entry["path"], subtree))
+    if problems:
+        raise ValueError(": ".join(["must be corrected", "; ".join(problems)]))
+    return tuple(sources)
+
+
+def _reference(value: Any) -> Reference:
+    name, args = value, None
+    if isinstance(value, dict):
+        args = {key: arg for key, arg in value.items() if key != "factory"}
+        name = value.get("factory")
+    if not isinstance(name, str) or not all(name.partition(":")):
+        raise ValueError(
+            f'is {value!r}, it must be "module:name" or {{factory: "module:name", ...}}'
+        )
+    return Reference(name, args)
+
+
+def _method(value: Any) -> str:
+    if value not in METHODS:
+        hint = did_you_mean(str(value), METHODS)
+        raise ValueError(f"is {value!r}{hint}; it must be one of {', '.join(METHODS)}")
+    return value
+
+
+def _share(value: Any) -> float:
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"is {value!r}, it must be a number in [0, 1]")
+    return float(value)
+
+
+def _weights(value: Any) -> tuple[float, ...]:
+    good = isinstance(value, list) and all(_is_number(v) and v >= 0 for v in value)
+    if not good or not any(value):
+        raise ValueError(
+            f"is {value!r}, it must be a list of numbers >= 0, one per model, not all 0"
+        )
+    return tuple(float(v) for v in value)
+
+
+def _seed(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise ValueError(f"is {value!r}, it must be a whole number in [0, 2**32)")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"is {value!r}, it must be a path")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "models": _models,
+    "apply_fn": _reference,
+    "batches": _reference,
+    "update_fn": _reference,
+    "method": _method,
+    "alpha": _share,
+    "weights": _weights,
+    "seed": _seed,
+    "output": _text,
+}
+
+
+def _plain_source(source: Source) -> dict[str, Any]:
+    if source.subtree is None:
+        return {"path": source.path}
+    subtree = source.subtree
+    return {
+        "path": source.path,
+        "subtree": list(subtree) if isinstance(subtree, tuple) else subtree,
+    }
+
+
+def _plain_reference(reference: Reference) -> Any:
+    if reference.args is None:
+        return reference.name
+    return {"factory": reference.name, **reference.args}

@@ -1,0 +1,162 @@
+"""The command line, in process; help as a process of its own."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jmudsc
+from jmudsc import cli
+from jmudsc.checkpoints import save_variables
+
+MODEL = """
+import jax
+
+def apply_fn(variables, x):
+    return jax.nn.relu(x @ variables["in"]) @ variables["out"]
+
+def batches(count):
+    keys = jax.random.split(jax.random.key(0), count)
+    return [jax.random.normal(key, (32, 5)) for key in keys]
+"""
+
+RECIPE = """
+models: [first, second]
+apply_fn: cli_model:apply_fn
+batches: {factory: cli_model:batches, count: 3}
+method: mudsc-align
+output: merged
+"""
+
+
+@pytest.fixture
+def project(tmp_path, key):
+    """Two checkpoints, the second the first permuted, with a model and a recipe."""
+    keys = jax.random.split(key, 2)
+    first = {
+        "in": jax.random.normal(keys[0], (5, 8)),
+        "out": jax.random.normal(keys[1], (8, 3)),
+    }
+    order = jnp.array([3, 1, 0, 2, 7, 6, 5, 4])
+    second = {"in": first["in"][:, order], "out": first["out"][order]}
+    save_variables(tmp_path / "first", first)
+    save_variables(tmp_path / "second", second)
+    (tmp_path / "cli_model.py").write_text(MODEL)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["jmudsc", *map(str, arguments)])
+    cli.main()
+
+
+def fails(monkeypatch, *arguments):
+    with pytest.raises(SystemExit) as failure:
+        run(monkeypatch, *arguments)
+    return str(failure.value)
+
+
+def test_merge_writes_a_checkpoint_with_its_report_and_recipe(
+    project, monkeypatch, capsys
+):
+    run(monkeypatch, "merge", project / "recipe.yaml")
+    printed = capsys.readouterr().out
+    assert "- method: mudsc-align" in printed
+    assert f"Wrote {project / 'merged'}" in printed
+    merged, first = jmudsc.load(project / "merged"), jmudsc.load(project / "first")
+    np.testing.assert_array_equal(merged["in"], first["in"])
+    assert jmudsc.load_provenance(project / "merged")["recipe"]["seed"] == 0
+    notes = project / "merged" / "jmudsc"
+    assert (notes / "report.md").read_text() in printed
+    assert "cli_model:apply_fn" in (notes / "recipe.yaml").read_text()
+
+
+def test_a_merge_that_is_there_is_only_replaced_on_demand(project, monkeypatch):
+    run(monkeypatch, "merge", project / "recipe.yaml")
+    expected = (
+        f"jmudsc: {project / 'merged'}: exists, needed a new path; choose another or "
+        "pass overwrite=True (--overwrite)."
+    )
+    assert fails(monkeypatch, "merge", project / "recipe.yaml") == expected
+    run(monkeypatch, "merge", project / "recipe.yaml", "--overwrite")
+
+
+def test_spec_prints_the_spec(project, monkeypatch, capsys):
+    run(monkeypatch, "spec", project / "recipe.yaml")
+    printed = capsys.readouterr().out
+    assert "1 labels on 2 of 2 leaves" in printed
+    assert re.search(r"^in +5, P_0$", printed, re.M)
+
+
+def test_a_recipe_with_a_typo_is_one_message_and_no_traceback(project, monkeypatch):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE.replace("method", "metod"))
+    assert fails(monkeypatch, "merge", path) == (
+        f"jmudsc: {path}: 1 things must be corrected:\n"
+        '  "metod" is no key; did you mean "method"?'
+    )
+
+
+def test_a_checkpoint_that_is_not_there_is_one_message(project, monkeypatch):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE.replace("second", "third"))
+    message = fails(monkeypatch, "merge", path)
+    assert message.startswith(f"jmudsc: {project / 'third'}: ")
+    assert "\n" not in message
+
+
+def test_all_references_to_nothing_are_said_at_once(project, monkeypatch):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE.replace("cli_model:", "cli_model:no_"))
+    assert fails(monkeypatch, "merge", path) == (
+        "jmudsc: recipe: 2 references must be corrected:\n"
+        '  "apply_fn" names "cli_model:no_apply_fn", but cli_model has no '
+        '"no_apply_fn"; did you mean "apply_fn"?\n'
+        '  "batches" names "cli_model:no_batches", but cli_model has no "no_batches"; '
+        'did you mean "batches"?'
+    )
+
+
+def test_no_batches_is_one_message(project, monkeypatch):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE.replace("count: 3", "count: 0"))
+    assert fails(monkeypatch, "spec", path) == (
+        f'jmudsc: {path}: "batches" has no batches, at least one is needed; correct '
+        "what cli_model:batches returns."
+    )
+
+
+def test_a_demo_needs_a_new_directory(tmp_path, monkeypatch):
+    assert fails(monkeypatch, "demo", "--out", tmp_path) == (
+        f"jmudsc: {tmp_path}: exists, a new directory is needed; remove it or choose "
+        "another with --out."
+    )
+
+
+def test_a_demo_of_an_unknown_network_is_refused(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert fails(monkeypatch, "demo", "--out", out, "--networks", "mpl") == (
+        'jmudsc: demo: there is no network "mpl"; did you mean "mlp"? There are mlp, '
+        "resnet20."
+    )
+    assert not out.exists()
+
+
+def test_help_names_every_command_and_waits_for_nothing_slow():
+    program = (
+        "import sys; sys.argv = ['jmudsc', '--help']\n"
+        "from jmudsc import cli\n"
+        "try: cli.main()\n"
+        "finally: print('orbax' in sys.modules, 'scipy.optimize' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "merge", "spec"):
+        assert re.search(rf"\b{command}\b", done.stdout)
+    assert done.stdout.endswith("False False\n")

@@ -1,0 +1,170 @@
+import re
+
+import pytest
+
+from jmudsc.recipe import (
+    dump_recipe,
+    parse_recipe,
+    read_recipe,
+    Recipe,
+    Reference,
+    resolve,
+    Source,
+)
+
+GOOD = {
+    "models": ["runs/a", {"path": "runs/b", "subtree": ["params", "batch_stats"]}],
+    "apply_fn": "my_model:apply_fn",
+    "batches": {"factory": "my_data:calibration", "size": 100},
+    "output": "merged",
+}
+
+
+def refused(content, expected):
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        parse_recipe(content)
+
+
+def test_a_recipe_is_read_with_its_defaults():
+    assert parse_recipe(GOOD) == Recipe(
+        models=(Source("runs/a"), Source("runs/b", ("params", "batch_stats"))),
+        apply_fn=Reference("my_model:apply_fn"),
+        batches=Reference("my_data:calibration", {"size": 100}),
+        output="merged",
+        update_fn=None,
+        method="mudsc-zip",
+        alpha=0.5,
+        weights=None,
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"method": "weight-align", "alpha": 1, "weights": [1, 3], "seed": 7},
+        {"update_fn": {"factory": "my_model:update_fn"}},
+    ],
+)
+def test_a_recipe_written_is_read_back(more, tmp_path):
+    recipe = parse_recipe(GOOD | more)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert read_recipe(path) == recipe
+    assert read_recipe(path).folder == tmp_path
+
+
+def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
+    content = {
+        "model": ["runs/a", "runs/b"],
+        "aply_fn": "m:f",
+        "batches": "my_data",
+        "method": "mudsc-zp",
+        "alpha": 1.5,
+        "weights": [-1, 1],
+        "seed": True,
+        "output": 3,
+    }
+    refused(
+        content,
+        "recipe: 10 things must be corrected:\n"
+        '  "model" is no key; did you mean "models"?\n'
+        '  "aply_fn" is no key; did you mean "apply_fn"?\n'
+        '  "batches" is \'my_data\', it must be "module:name" or '
+        '{factory: "module:name", ...}\n'
+        '  "method" is \'mudsc-zp\'; did you mean "mudsc-zip"?; it must be one of '
+        "average, weight-align, activation-align, weight-zip, activation-zip, "
+        "mudsc-align, mudsc-zip\n"
+        '  "alpha" is 1.5, it must be a number in [0, 1]\n'
+        '  "weights" is [-1, 1], it must be a list of numbers >= 0, one per model, not '
+        "all 0\n"
+        '  "seed" is True, it must be a whole number in [0, 2**32)\n'
+        '  "output" is 3, it must be a path\n'
+        '  "models" is missing\n'
+        '  "apply_fn" is missing',
+    )
+
+
+@pytest.mark.parametrize(
+    ("models", "problem"),
+    [
+        (
+            ["runs/a"],
+            "\"models\" is ['runs/a'], it must be a list of two or more models",
+        ),
+        ([{"path": "a"}, {}], '"models" must be corrected: entry 1 has no path'),
+        (
+            ["a", {"path": "b", "subtre": "params"}],
+            '"models" must be corrected: entry 1 has the unknown key "subtre"; did you '
+            'mean "subtree"?',
+        ),
+        (
+            ["a", {"path": "b", "subtree": 3}],
+            '"models" must be corrected: entry 1 has a subtree that is no name or list',
+        ),
+    ],
+)
+def test_wrong_models_are_refused(models, problem):
+    refused(
+        GOOD | {"models": models}, f"recipe: 1 things must be corrected:\n  {problem}"
+    )
+
+
+def test_there_must_be_a_weight_for_every_model():
+    refused(
+        GOOD | {"weights": [1, 1, 1]},
+        'recipe: 1 things must be corrected:\n  "weights" has 3 values for 2 models',
+    )
+
+
+def test_what_is_no_mapping_is_refused():
+    refused([1], "recipe: is a list, a mapping of keys to values is needed.")
+
+
+def test_a_recipe_that_is_not_there_is_said_so(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    expected = f"{path}: there is no such file, a recipe is needed."
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(expected)}$"):
+        read_recipe(path)
+
+
+def test_what_is_no_yaml_is_said_so(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("models: [")
+    with pytest.raises(ValueError, match=re.escape(f"{path}: is not YAML, it must be")):
+        read_recipe(path)
+
+
+def test_references_are_imported_from_the_folder_of_the_recipe(tmp_path):
+    (tmp_path / "my_model_of_test.py").write_text(
+        "def make(size):\n    return [size]\n"
+    )
+    assert resolve(Reference("my_model_of_test:make", {"size": 3}), tmp_path) == [3]
+    assert resolve(Reference("my_model_of_test:make"), tmp_path)(4) == [4]
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        (
+            Reference("no_such_module_here:f"),
+            'names the module "no_such_module_here", which is neither installed nor in '
+            "{folder}; install it or correct the name",
+        ),
+        (
+            Reference("jmudsc.demo:aply_fn"),
+            'names "jmudsc.demo:aply_fn", but jmudsc.demo has no "aply_fn"; did you '
+            'mean "apply_fn"?',
+        ),
+        (
+            Reference("jmudsc.paths:listed", {"line": []}),
+            'names "jmudsc.paths:listed", which cannot be called with line: missing a '
+            "required argument: 'lines'",
+        ),
+    ],
+)
+def test_references_to_nothing_are_refused(reference, expected, tmp_path):
+    expected = expected.format(folder=tmp_path)
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        resolve(reference, tmp_path)

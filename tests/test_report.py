@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from jmudsc.axes import Fixed, Units
+from jmudsc.report import mean_and_deviation, report, table
+from jmudsc.result import MergeResult
+from jmudsc.spec import labels_of, PermutationSpec
+
+
+def test_a_table_is_aligned_markdown():
+    text = table(["method", "joint"], [["average", "0.4"], ["mudsc-zip", "0.92"]])
+    assert text == (
+        "| method    | joint |\n"
+        "|:----------|------:|\n"
+        "| average   |   0.4 |\n"
+        "| mudsc-zip |  0.92 |"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.5], "0.500"), ([0.5, 0.7], "0.600 ± 0.141"), ([1.0, 1.0], "1.000 ± 0.000")],
+)
+def test_a_deviation_is_shown_where_there_are_several_values(values, expected):
+    assert mean_and_deviation(values) == expected
+
+
+def result(assignment):
+    axes = {"w": (Fixed(3), Units("P_0", 4))}
+    spec = PermutationSpec(axes, labels_of(axes, {"P_0": 4}, {}))
+    recipe = {"method": "mudsc-zip", "alpha": 0.5, "weights": [0.5, 0.5]}
+    return MergeResult({}, spec, {"P_0": np.array(assignment)}, (0.25, 0.75), recipe)
+
+
+def test_a_report_tells_what_became_of_the_units():
+    text = report(result([[0, 1, 2, 3], [0, 1, 3, 2]]))
+    assert "- method: mudsc-zip\n- alpha: 0.5\n- weights: 0.5, 0.5\n" in text
+    assert "sweeps: 2, the best was sweep 2 with mean similarity 0.7500" in text
+    row = [line for line in text.splitlines() if line.startswith("| P_0")]
+    assert row[0].split() == "| P_0 | 4 | - | 75% | 100% | 0% |".split()
+
+
+def test_a_report_tells_units_of_one_model_merged_with_each_other():
+    text = report(result([[0, 0, 1, 2], [1, 2, 3, 3]]))
+    row = next(line for line in text.splitlines() if line.startswith("| P_0"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[-2:] == ["50%", "50%"]
