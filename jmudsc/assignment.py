@@ -74,7 +74,7 @@ def zip_units(
     The most similar allowed pair i < j is merged: j joins i, which keeps its model and
     whose similarity to any other unit becomes the smaller of the two, times `a`. Ties
     go to the first pair in row-major order. Row maxima are cached, so that the time is
-    O(units^2) unless most pairs are equally similar.
+    O(units^2) in practice.
 
     Args:
         similarity: symmetric, larger is more alike; the units of all models stacked.
@@ -126,22 +126,15 @@ def _greedy(
     # Row k's partners start after k, or after its whole model once that is spent.
     ends = (into // units + 1) * units
     starts = into + 1 if budget[0] > 0 else ends.copy()
-    best, partner = np.full(total, -np.inf, s.dtype), np.zeros(total, int)
-
-    def scan(row: int) -> None:
-        start = starts[row]
-        later = s[row, start:] + gone[start:]
-        first = int(later.argmax()) if later.size else 0
-        best[row] = later[first] if later.size else -np.inf
-        partner[row] = start + first
-
-    for row in range(total):
-        scan(row)
+    # Infinite where a row has not been scanned.
+    best, partner = np.full(total, np.inf, s.dtype), np.zeros(total, int)
     for _ in range(total - units):
         i = int(best.argmax())
         j = int(partner[i])
         while j < starts[i] or gone[j] or s[i, j] != best[i]:
-            scan(i)
+            later = s[i, starts[i] :] + gone[starts[i] :]
+            best[i] = later.max(initial=-np.inf)
+            partner[i] = starts[i] + later.argmax() if later.size else total
             i = int(best.argmax())
             j = int(partner[i])
         into[j], gone[j], best[j] = i, -np.inf, -np.inf
@@ -149,14 +142,13 @@ def _greedy(
         joined *= a
         s[i] = s[:, i] = joined
         joined += gone
+        model, own = i // units, slice(ends[i] - units, ends[i])
+        budget[model] -= int(j < ends[i])
+        if budget[model] == 0:
+            starts[own], joined[own] = ends[i], -np.inf
         best[i], partner[i] = joined.max(), 0
         partner[:i][joined[:i] >= best[:i]] = 0  # 0 is no row's partner: scan again
         np.maximum(best[:i], joined[:i], out=best[:i])
-        if j < ends[i]:  # a merge inside one model
-            model = i // units
-            budget[model] -= 1
-            if budget[model] == 0:
-                starts[model * units : ends[i]] = ends[i]
     for unit in range(total):
         into[unit] = into[into[unit]]
     return into

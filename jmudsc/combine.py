@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
@@ -144,7 +145,7 @@ def consumed_axes(spec: PermutationSpec, path: str) -> tuple[bool, ...]:
 def _combine_leaf(
     leaves: list[jax.Array],
     moves: list[list[Move]],
-    shares: tuple[float, ...],
+    shares: tuple[ArrayLike, ...],
     axes: tuple[Axis, ...],
     parents: Parents,
     consumed: tuple[bool, ...],

@@ -116,7 +116,7 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, .
     for found in seen.found:
         last |= taps([found], found.value.axes)
     for contraction in seen.contractions:
-        summed = itertools.chain(*contraction.summed)
+        summed = tuple(itertools.chain(*contraction.summed))
         last |= taps(contraction.operands, summed)
     return {name: tuple(dict.fromkeys(last.get(name, ()))) for name in spec.labels}
 
@@ -142,7 +142,10 @@ def _pin_unused(program: Program, seen: Walk) -> None:
 
 
 def _names(seen: Walk) -> dict[int, str]:
-    """Name the free atoms of the leaves in the order the program meets them."""
+    """Name the free atoms of the leaves in the order the program meets them.
+
+    An atom may be on leaves only: that between two kernels that are multiplied.
+    """
     terms = seen.terms
     ours = {
         atom
@@ -151,9 +154,10 @@ def _names(seen: Walk) -> dict[int, str]:
         for atom in terms.leaves(term)
         if terms.reason(atom) is None
     }
+    leaves = len(seen.leaf_axes)
     met = (
         atom
-        for found in seen.found[len(seen.leaf_axes) :]
+        for found in seen.found[leaves:] + seen.found[:leaves]
         for term in found.value.axes
         for atom in terms.leaves(term)
         if atom in ours

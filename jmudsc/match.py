@@ -54,6 +54,30 @@ def uses_activations(method: str) -> bool:
     return method.startswith(("activation-", "mudsc-"))
 
 
+def check_method(where: str, method: str, alpha: float) -> None:
+    """Check the name of a method and the balance.
+
+    Args:
+        where: the caller, named in the error.
+        method: one of `METHODS`.
+        alpha: share of the weight similarity.
+
+    Raises:
+        ValueError: if the method is unknown or alpha is outside [0, 1].
+    """
+    if method not in METHODS:
+        hint = paths.did_you_mean(method, METHODS)
+        raise ValueError(
+            f'{where}: method is "{method}"{hint}; needed is one of '
+            f"{', '.join(METHODS)}."
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(
+            f"{where}: alpha is {alpha}, it must be in [0, 1]; it is the share of the "
+            "weight similarity."
+        )
+
+
 def match(
     spec: PermutationSpec,
     models: Sequence[PyTree],
@@ -97,7 +121,12 @@ def match(
         ValueError: if the method is unknown, alpha is outside [0, 1], moments are
             missing, or the models do not fit the spec.
     """
-    _check_arguments(method, alpha, moments)
+    check_method("match", method, alpha)
+    if uses_activations(method) and moments is None:
+        raise ValueError(
+            f"match: {method} needs activation moments and got None; pass those that "
+            "collect returns."
+        )
     check_same("match", models)
     leaves = [paths.flatten(model) for model in models]
     check_covers("match", spec, leaves[0])
@@ -121,7 +150,9 @@ def match(
     )
     if uses_activations(method):
         first = replace(search, alpha=0.0)
-        for family in families(spec):
+        # Labels without activations last: their weights meet the others' order.
+        known = search.activation.keys()
+        for family in sorted(families(spec), key=known.isdisjoint):
             start |= first.matched(family, start)[0]
     if method.startswith("activation-"):
         return Match(start)
@@ -208,7 +239,7 @@ def _descend(
     current, best = dict(start), dict(start)
     groups = families(search.spec)
     history: list[float] = []
-    for sweep in range(max_sweeps):
+    for sweep in range(max_sweeps if groups else 0):
         order = jax.random.permutation(jax.random.fold_in(key, sweep), len(groups))
         before, reached = dict(current), []
         for number in np.asarray(order):
@@ -285,23 +316,3 @@ def merged_units(
         outer = [places[parent] for parent in spec.labels[label].parents]
         places[label] = assignment[label][(model, *outer, own)]
     return np.ravel_multi_index(np.broadcast_arrays(*places.values()), sizes)
-
-
-def _check_arguments(
-    method: str, alpha: float, moments: Mapping[str, Moments] | None
-) -> None:
-    if method not in METHODS:
-        hint = paths.did_you_mean(method, METHODS)
-        raise ValueError(
-            f'match: method is "{method}"{hint}; needed is one of {", ".join(METHODS)}.'
-        )
-    if not 0 <= alpha <= 1:
-        raise ValueError(
-            f"match: alpha is {alpha}, it must be in [0, 1]; it is the share of the "
-            "weight similarity."
-        )
-    if uses_activations(method) and moments is None:
-        raise ValueError(
-            f"match: {method} needs activation moments and got None; pass those that "
-            "collect returns."
-        )

@@ -189,6 +189,10 @@ def _scatter(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     scattered = [j for j in range(len(updates)) if j not in numbers.update_window_dims]
     for j, axis in zip(scattered, indices[:-1], strict=True):
         terms.unify(updates[j], axis)
+    if eqn.primitive.name == "scatter" and not eqn.params["unique_indices"]:
+        for j, axis in enumerate(indices[:-1]):  # of two updates the later one stays
+            if j not in numbers.scatter_indices_batching_dims:
+                terms.pin(axis, rules.BY_POSITION.format("scatter"))
     return [list(operand)], [None]
 
 
@@ -214,10 +218,10 @@ _MAKERS: dict[str, Callable[..., Outcome]] = {
     "iota": _iota,
     "scatter": _scatter,
     "scatter-add": _scatter,
-    "scatter_add": _scatter,
-    "scatter_max": _scatter,
-    "scatter_min": _scatter,
-    "scatter_mul": _scatter,
+    "scatter-max": _scatter,
+    "scatter-min": _scatter,
+    "scatter-mul": _scatter,
+    "scatter-sub": _scatter,
     "sort": _sort,
     "top_k": _top_k,
 }

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
@@ -146,7 +147,7 @@ def _wide(leaf: Any) -> np.dtype:
     return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
 
 
-def _check_finite(name: str, values: np.ndarray, number: int) -> None:
+def _check_finite(name: str, values: ArrayLike, number: int) -> None:
     if not np.isfinite(values).all():
         raise ValueError(
             f"reset_batch_stats: {name} is not finite after batch {number}, it must "

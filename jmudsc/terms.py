@@ -226,11 +226,16 @@ class Terms:
             self.unify(a, b)
 
     def merge_members(self, family: int) -> None:
-        """Make all members of a family equal."""
-        if self.form(family) == FAMILY:
-            first, *others = self.members(family)
-            for other in others:
-                self.unify(first, other)
+        """Make all members of a family equal, and the family one of them."""
+        if self.form(family) != FAMILY:
+            return
+        first, *others = self.members(family)
+        for other in others:
+            self.unify(first, other)
+        root = self.root(family)
+        if self._form[root] == FAMILY and root != self.root(first):
+            self.pin(root, _NO_NESTING)
+            self._alias[root] = first
 
     def _origin_of(self, term: int) -> tuple[int, ...]:
         before = self._origin.get(term, self._children[term])
@@ -263,11 +268,11 @@ class Terms:
         """Return the representative; a family of equal members is the member."""
         root = self._find(term)
         while self._form[root] == FAMILY:
-            members = {self.root(member) for member in self._children[root]}
-            if len(members) > 1:
+            first, *others = self._children[root]
+            if any(self._find(other) != self._find(first) for other in others):
                 break
-            self._alias[root] = members.pop()
-            root = self._find(root)
+            self._alias[root] = first
+            root = self._find(first)
         return root
 
     def _compound(self, form: str, children: Sequence[int], size: int) -> int:

@@ -275,10 +275,11 @@ def _abstract(name: str, tree: PyTree) -> PyTree:
             "inside apply_fn (for Equinox: equinox.partition(model, is_array))."
         )
     return jax.tree.map(
-        lambda x: (
-            jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x))
-            if not hasattr(x, "dtype")
-            else jax.ShapeDtypeStruct(x.shape, x.dtype)
-        ),
-        tree,
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), _dtype_of(x)), tree
     )
+
+
+def _dtype_of(leaf: Any) -> Any:
+    """Return the dtype a leaf has under `jit`, where numpy's doubles are floats."""
+    known = isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
+    return leaf.dtype if known else jax.dtypes.result_type(leaf)

@@ -4,7 +4,9 @@ The rules of single primitives are in `rules`, those for values that are positio
 an axis in `positions`; here is what has a program inside: loops and branches.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from jmudsc import positions, rules
 from jmudsc.positions import Tag
-from jmudsc.terms import FAMILY, Terms
+from jmudsc.terms import CONCAT, PRODUCT, Terms
 from jmudsc.trace import open_jaxpr, Place, Program, scan_operands
 
 
@@ -256,18 +258,38 @@ def _tie(terms: Terms, a: Sequence[Value], b: Sequence[Value]) -> None:
 
 
 def _merge_stray_members(result: Walk) -> None:
-    """Where a family is without the axis it runs over, its members must be equal."""
-    terms = result.terms
-    again = True
-    while again:
-        again = False
+    """Where it is not clear where on a family's axis a value is, merge its members.
+
+    That axis is not there, or there twice, or only inside a family.
+    """
+    terms, merged = result.terms, set()
+    while True:
         terms.settle()
-        for found in result.found:
-            axes = (*found.value.axes, *found.around)
-            families = [f for axis in axes for f in terms.families(axis)]
-            if families:
-                here = {leaf for axis in axes for leaf in terms.leaves(axis)}
-                for family in families:
-                    if terms.form(family) == FAMILY and terms.split(family) not in here:
-                        terms.merge_members(family)
-                        again = True
+        stray = set(_stray_families(result)) - merged
+        if not stray:
+            return
+        for family in stray:
+            terms.merge_members(family)
+        merged |= stray
+
+
+def _stray_families(result: Walk) -> Iterator[int]:
+    terms = result.terms
+    for found in result.found:
+        axes = (*found.value.axes, *found.around)
+        if any(map(terms.families, axes)):
+            for block in itertools.product(*(_blocks(terms, axis) for axis in axes)):
+                here = Counter(itertools.chain(*block))
+                families = (f for leaf in here for f in terms.families(leaf))
+                yield from (f for f in families if here[terms.split(f)] != 1)
+
+
+def _blocks(terms: Terms, axis: int) -> list[tuple[int, ...]]:
+    """Return the leaves and families of an axis, one part of concatenations at a time."""
+    root = terms.root(axis)
+    if terms.form(root) == CONCAT:
+        return [block for part in terms.parts(root) for block in _blocks(terms, part)]
+    if terms.form(root) == PRODUCT:
+        blocks = itertools.product(*(_blocks(terms, f) for f in terms.factors(root)))
+        return [tuple(itertools.chain(*block)) for block in blocks]
+    return [(root,)]

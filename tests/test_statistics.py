@@ -1,0 +1,105 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jmudsc import infer_spec
+
+SHAPES = {"w": (6, 8), "mean": (8,), "var": (8,), "scale": (8,), "bias": (8,)}
+FOUND = {"mean", "var"}
+
+
+def statistics(fn):
+    """The running statistics of a network with `fn` after its first layer."""
+    leaves = {name: jax.ShapeDtypeStruct(s, np.float32) for name, s in SHAPES.items()}
+    leaves["out"] = jax.ShapeDtypeStruct((8, 3), np.float32)
+
+    def apply_fn(v, x):
+        row = {name: v[name][None] for name in SHAPES if name != "w"}
+        return jnp.tanh(fn(x @ v["w"], **row)) @ v["out"]
+
+    batch = jax.ShapeDtypeStruct((4, 6), np.float32)
+    return infer_spec(apply_fn, leaves, batch).statistics
+
+
+def half(x):
+    return x.astype(jnp.bfloat16)
+
+
+NORMS = {
+    "multiply by rsqrt": lambda x, mean, var, scale, bias: (
+        (x - mean) * lax.rsqrt(var + 1e-5) * scale + bias
+    ),
+    "multiply by scaled rsqrt": lambda x, mean, var, scale, bias: (
+        (x - mean) * (lax.rsqrt(var + 1e-5) * scale) + bias
+    ),
+    "divide by sqrt": lambda x, mean, var, scale, bias: (
+        (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+    ),
+    "scale first": lambda x, mean, var, scale, bias: (
+        scale * (x - mean) / jnp.sqrt(var + 1e-5) + bias
+    ),
+    "no scale": lambda x, mean, var, scale, bias: (x - mean) / jnp.sqrt(1e-5 + var),
+    "clipped variance": lambda x, mean, var, scale, bias: (
+        (x - mean) * lax.rsqrt(jnp.maximum(var, 1e-5)) * scale + bias
+    ),
+    "half precision": lambda x, mean, var, scale, bias: (
+        half(half(x) - half(mean)) * half(lax.rsqrt(var + 1e-5)) * half(scale)
+    ).astype(np.float32),
+    "stopped gradients": lambda x, mean, var, scale, bias: (
+        (x - lax.stop_gradient(mean)) * lax.rsqrt(lax.stop_gradient(var) + 1e-5)
+    ),
+    "inside a call": lambda x, mean, var, scale, bias: jax.jit(
+        lambda x, mean, var: (x - mean) * lax.rsqrt(var + 1e-5)
+    )(x, mean, var),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_a_running_mean_and_variance_are_told_by_their_use(norm):
+    assert statistics(norm) == FOUND
+
+
+OTHERS = {
+    "scale and bias": lambda x, mean, var, scale, bias: x * scale + bias,
+    "subtracted bias": lambda x, mean, var, scale, bias: (x - bias) * scale,
+    "layer norm": lambda x, mean, var, scale, bias: (
+        (x - x.mean(1, keepdims=True)) * lax.rsqrt(x.var(1, keepdims=True)) * scale
+        + bias
+    ),
+    "rms norm": lambda x, mean, var, scale, bias: (
+        x * lax.rsqrt(jnp.square(x).mean(1, keepdims=True)) * scale
+    ),
+    "weight norm": lambda x, mean, var, scale, bias: (
+        x * (scale * lax.rsqrt(jnp.square(scale).sum()))
+    ),
+    "square root of activations": lambda x, mean, var, scale, bias: jnp.sqrt(
+        jnp.abs(x * scale + bias)
+    ),
+}
+
+
+@pytest.mark.parametrize("norm", OTHERS.values(), ids=OTHERS)
+def test_nothing_else_is_a_running_statistic(norm):
+    assert statistics(norm) == frozenset()
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("use_scale", [True, False])
+def test_batch_norm_of_linen_is_found_in_any_precision(dtype, use_scale):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.BatchNorm(
+                use_running_average=True, dtype=dtype, use_scale=use_scale
+            )
+            return nn.Dense(3)(nn.relu(norm(nn.Dense(8)(x))))
+
+    batch = jax.ShapeDtypeStruct((4, 6), np.float32)
+    variables = jax.eval_shape(Net().init, jax.random.key(0), batch)
+    spec = infer_spec(Net().apply, variables, batch)
+    names = {"batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"}
+    assert spec.statistics == names
+    assert {site.path for site in spec.labels["P_0"].sites} >= names
