@@ -16,7 +16,7 @@ from jmudsc.axes import Axis, Concat, Family, Fixed, labels_by_block, Product, U
 from jmudsc.spec import labels_of, PermutationSpec, Site
 from jmudsc.statistics import running_statistics
 from jmudsc.terms import CONCAT, FAMILY, FREE, PRODUCT, Terms, TOLD_APART
-from jmudsc.trace import ApplyFn, Place, Program, trace
+from jmudsc.trace import ApplyFn, Place, Program, shape_of, trace
 from jmudsc.walk import Found, Walk, walk
 
 
@@ -56,7 +56,7 @@ def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Permutati
     program = trace(apply_fn, variables, batch)
     terms = Terms()
     leaf_axes = {
-        path: [terms.leaf(size) for size in var.aval.shape]
+        path: [terms.leaf(size) for size in shape_of(var)]
         for path, var in program.leaves.items()
     }
     seen = walk(program, terms, leaf_axes)
@@ -231,9 +231,9 @@ def _terms_of(
 
     def build(axis: Axis) -> int:
         match axis:
-            case Fixed(size, None):
-                return terms.leaf(size)
             case Fixed(size, split):
+                if split is None:
+                    return terms.leaf(size)
                 if split not in splits:
                     splits[split] = terms.fixed(size, TOLD_APART)
                 return splits[split]

@@ -111,8 +111,9 @@ def _sort(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
 
 def _compare(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     first, second = tags
-    usable = first and second and not (first.shifted or second.shifted)
-    if not usable or terms.size(first.term) != terms.size(second.term):
+    if first is None or second is None or first.shifted or second.shifted:
+        return _plain(terms, eqn, ins, tags)
+    if terms.size(first.term) != terms.size(second.term):
         return _plain(terms, eqn, ins, tags)
     terms.unify(first.term, second.term)
     return rules.apply_rule(terms, eqn, ins), [None]

@@ -95,7 +95,7 @@ def _labels(result: MergeResult) -> list[str]:
     ]
 
 
-def _fates(assignment: np.ndarray) -> tuple[str, str, str]:
+def _fates(assignment: np.ndarray) -> list[str]:
     units = assignment.shape[-1]
     flat = assignment.reshape(len(assignment), -1, units)
     counts = np.stack(
@@ -106,7 +106,7 @@ def _fates(assignment: np.ndarray) -> tuple[str, str, str]:
         (counts > 0).all(axis=0).mean(),
         (counts > 1).any(axis=0).mean(),
     )
-    return tuple(f"{share:.0%}" for share in shares)
+    return [f"{share:.0%}" for share in shares]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -152,11 +152,11 @@ def scan_operands(eqn: jex.JaxprEqn) -> tuple[int, int]:
     """
     inner = open_jaxpr(eqn.params["jaxpr"])
     scanned = sum(
-        len(outer.aval.shape) == len(var.aval.shape) + 1
+        len(shape_of(outer)) == len(shape_of(var)) + 1
         for outer, var in zip(eqn.invars, inner.invars, strict=True)
     )
     carried = sum(
-        len(outer.aval.shape) == len(var.aval.shape)
+        len(shape_of(outer)) == len(shape_of(var))
         for outer, var in zip(eqn.outvars, inner.outvars, strict=True)
     )
     return len(eqn.invars) - scanned - carried, carried
@@ -242,6 +242,11 @@ def _scan(
     return [*carry, *ys], dict(zip(wanted, found, strict=True))
 
 
+def shape_of(var: Any) -> tuple[int, ...]:
+    """Return the shape of a variable of a jaxpr."""
+    return tuple(var.aval.shape)
+
+
 def open_jaxpr(jaxpr: Any) -> Any:
     """Return the jaxpr in a closed jaxpr, or the jaxpr itself."""
     return getattr(jaxpr, "jaxpr", jaxpr)
@@ -274,9 +279,7 @@ def _abstract(name: str, tree: PyTree) -> PyTree:
             "Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings "
             "inside apply_fn (for Equinox: equinox.partition(model, is_array))."
         )
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(np.shape(x), _dtype_of(x)), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), _dtype_of(x)), tree)
 
 
 def _dtype_of(leaf: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from jmudsc import positions, rules
 from jmudsc.positions import Tag
 from jmudsc.terms import CONCAT, PRODUCT, Terms
-from jmudsc.trace import open_jaxpr, Place, Program, scan_operands
+from jmudsc.trace import open_jaxpr, Place, Program, scan_operands, shape_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> 
     for path, var in program.leaves.items():
         scope[var] = Value(leaf_axes[path])
     for var in program.inputs:
-        axes = [terms.fixed(size, rules.MEETS_INPUT) for size in var.aval.shape]
+        axes = [terms.fixed(size, rules.MEETS_INPUT) for size in shape_of(var)]
         scope[var] = Value(axes, is_data=True)
     for var, value in program.consts.items():
         scope[var] = _constant(terms, value)
@@ -149,14 +149,10 @@ class _Walker:
         axes = [value.axes for value in ins]
         summed = rules.contraction(eqn)
         if summed is not None:
-            pairs = zip(axes, summed, strict=True)
-            over = [[terms_[i] for i in numbers] for terms_, numbers in pairs]
-            operands = [
-                self.found(var, value)
-                for var, value in zip(eqn.invars, ins, strict=True)
-            ]
-            contraction = Contraction(eqn, (*operands,), (*over,))
-            self.result.contractions.append(contraction)
+            (lhs, rhs), (left, right) = ins, summed
+            operands = self.found(eqn.invars[0], lhs), self.found(eqn.invars[1], rhs)
+            over = [lhs.axes[i] for i in left], [rhs.axes[i] for i in right]
+            self.result.contractions.append(Contraction(eqn, operands, over))
         outs, tags = positions.apply_rule(terms, eqn, axes, [v.tag for v in ins])
         is_data = any(value.is_data for value in ins)
         return [Value(o, is_data, t) for o, t in zip(outs, tags, strict=True)]
@@ -285,7 +281,7 @@ def _stray_families(result: Walk) -> Iterator[int]:
 
 
 def _blocks(terms: Terms, axis: int) -> list[tuple[int, ...]]:
-    """Return the leaves and families of an axis, one part of concatenations at a time."""
+    """Return the leaves and families of an axis, a part of concatenations at a time."""
     root = terms.root(axis)
     if terms.form(root) == CONCAT:
         return [block for part in terms.parts(root) for block in _blocks(terms, part)]

@@ -62,7 +62,9 @@ def main() -> None:
             }
             gains = np.subtract(values["as merged"], values["swapped"])
             cells = [mean_and_deviation(v) for v in values.values()]
-            rows.append([f"{network}, {method}", *cells, mean_and_deviation(gains)])
+            rows.append(
+                [f"{network}, {method}", *cells, mean_and_deviation(gains.tolist())]
+            )
     print(table(["network, method", "as merged", "swapped", "difference"], rows))
 
 
