@@ -122,7 +122,7 @@ def _greedy(
     s = _padded(similarity)
     into = np.arange(total)
     gone = np.zeros(total, s.dtype)  # -inf for a unit that has joined another
-    budget = [math.floor(b * ((total - units) // models))] * models
+    budget = [math.floor(b * ((total - units) // models) + 1e-9)] * models
     # Row k's partners start after k, or after its whole model once that is spent.
     ends = (into // units + 1) * units
     starts = into + 1 if budget[0] > 0 else ends.copy()

@@ -1,5 +1,6 @@
 """Match: decide which units of the models become one, by one of seven methods."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -119,7 +120,7 @@ def match(
 
     Raises:
         ValueError: if the method is unknown, alpha is outside [0, 1], moments are
-            missing, or the models do not fit the spec.
+            missing or of other models, or the models do not fit the spec.
     """
     check_method("match", method, alpha)
     if uses_activations(method) and moments is None:
@@ -130,6 +131,7 @@ def match(
     check_same("match", models)
     leaves = [paths.flatten(model) for model in models]
     check_covers("match", spec, leaves[0])
+    _check_moments(spec, moments or {}, len(models))
     start = {
         name: np.tile(row, (len(models),) + (1,) * row.ndim).astype(np.int32)
         for name, row in identity(spec).items()
@@ -157,6 +159,24 @@ def match(
     if method.startswith("activation-"):
         return Match(start)
     return _descend(search, start, key, patience, max_sweeps, progress)
+
+
+def _check_moments(
+    spec: PermutationSpec, moments: Mapping[str, Moments], models: int
+) -> None:
+    problems = []
+    for name, label_moments in moments.items():
+        have = len(label_moments.mean)
+        if name not in spec.labels:
+            hint = paths.did_you_mean(name, spec.labels)
+            problems.append(f"{name} is no label of the spec{hint}")
+        elif have != (need := models * math.prod(spec.row_shape(name))):
+            problems.append(f"{name} has {have} stacked units, needed {need}")
+    if problems:
+        raise ValueError(
+            f"match: the moments do not fit the spec and the {models} models:\n"
+            f"{paths.listed(problems)}\nCollect them with this spec from these models."
+        )
 
 
 @dataclass(frozen=True)

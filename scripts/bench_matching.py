@@ -33,7 +33,7 @@ def plain_zip(
     s = similarity.copy()
     model = np.arange(total) // units
     allowed = np.triu(np.ones((total, total), bool), k=1)
-    budget = [math.floor(b * ((total - units) // models))] * models
+    budget = [math.floor(b * ((total - units) // models) + 1e-9)] * models
     if budget[0] == 0:
         allowed &= model[:, None] != model
     root = np.arange(total)

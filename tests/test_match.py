@@ -447,6 +447,17 @@ def test_a_balance_outside_0_to_1_is_refused(alpha, key):
         match(spec, models, moments, alpha=alpha, key=key)
 
 
+def test_moments_of_other_models_are_refused(key):
+    spec, models, moments = strangers()
+    name, units = next((n, label.size) for n, label in spec.labels.items())
+    text = (
+        "match: the moments do not fit the spec and the 3 models:\n"
+        f"  {name} has {2 * units} stacked units, needed {3 * units}"
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        match(spec, [*models, models[0]], moments, key=key)
+
+
 @pytest.mark.parametrize("method", ACTIVE)
 def test_methods_that_read_activations_need_moments(method, key):
     spec, models, _ = strangers()
