@@ -14,6 +14,9 @@ from jmudsc.moments import merge_moments, Moments, moments_of
 from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
 from jmudsc.spec import PermutationSpec, Site
 
+# One name for all labels: with their own, each would be compiled anew.
+_ANY = "units"
+
 # A unit whose deviation is within this many rounding errors of its mean is constant.
 _CONSTANT = 16 * np.finfo(np.float32).eps
 
@@ -88,7 +91,7 @@ def weight_similarity(
             total = merge_moments(total, seen) if total else seen
     if not total:
         return None
-    return activation_similarity(total[label])
+    return activation_similarity(total[_ANY])
 
 
 def _site_units(
@@ -122,7 +125,7 @@ def _site_units(
         )
         for i, model in enumerate(models)
     ]
-    return [{label: units} for units in found if units is not None]
+    return [{_ANY: units} for units in found if units is not None]
 
 
 def _own_order(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.variables import check_arrays
 
 ApplyFn = Callable[[PyTree, PyTree], PyTree]
 
@@ -267,18 +268,7 @@ def _live(eqns: Sequence[jex.JaxprEqn], outvars: Sequence[Any]) -> tuple:
 
 
 def _abstract(name: str, tree: PyTree) -> PyTree:
-    wrong = [
-        f"{path}: {type(leaf).__name__}"
-        for path, leaf in paths.flatten(tree).items()
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
-        and not isinstance(leaf, (bool, int, float, complex))
-    ]
-    if wrong:
-        raise TypeError(
-            f"{name}: {len(wrong)} leaves are not arrays:\n{paths.listed(wrong)}\n"
-            "Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings "
-            "inside apply_fn (for Equinox: equinox.partition(model, is_array))."
-        )
+    check_arrays(name, tree)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), _dtype_of(x)), tree)
 
 

@@ -12,6 +12,30 @@ from jmudsc import paths
 from jmudsc.spec import PermutationSpec
 
 
+def check_arrays(name: str, tree: PyTree) -> None:
+    """Check that every leaf of a tree is an array, a number or the shape of one.
+
+    Args:
+        name: what the tree is, named in the error.
+        tree: any pytree.
+
+    Raises:
+        TypeError: listing every leaf that is not.
+    """
+    wrong = [
+        f"{path}: {type(leaf).__name__}"
+        for path, leaf in paths.flatten(tree).items()
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
+        and not isinstance(leaf, (bool, int, float, complex))
+    ]
+    if wrong:
+        raise TypeError(
+            f"{name}: {len(wrong)} leaves are not arrays:\n{paths.listed(wrong)}\n"
+            "Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings "
+            "inside apply_fn (for Equinox: equinox.partition(model, is_array))."
+        )
+
+
 def check_same(where: str, models: Sequence[PyTree]) -> None:
     """Check that all models have the same leaves, shapes and dtypes.
 
@@ -20,10 +44,13 @@ def check_same(where: str, models: Sequence[PyTree]) -> None:
         models: the variables of each model.
 
     Raises:
+        TypeError: if a leaf is not an array.
         ValueError: listing every difference of every model from the first.
     """
     if len(models) < 2:
         raise ValueError(f"{where}: {len(models)} model given, at least 2 are needed.")
+    for number, model in enumerate(models):
+        check_arrays(f"{where}: model {number}", model)
     first = paths.flatten(models[0])
     problems = []
     for number, model in enumerate(models[1:], start=1):

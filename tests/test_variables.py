@@ -126,3 +126,14 @@ permute: the spec does not fit the variables in 1 places:
 Derive it from these variables with infer_spec."""
     with refused(message):
         check_covers("permute", spec, {"kernel": GOOD["kernel"]})
+
+
+def test_leaves_that_are_no_arrays_are_named():
+    text = (
+        "merge: model 1: 1 leaves are not arrays:\n  f: function\n"
+        "Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings inside "
+        "apply_fn (for Equinox: equinox.partition(model, is_array))."
+    )
+    models = [{"w": np.ones(2)}, {"w": np.ones(2), "f": lambda x: x}]
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        check_same("merge", models)
