@@ -69,8 +69,10 @@ def weight_similarity(
     A unit's weight vector is the concatenation of its slices at every site of the
     label, incoming and outgoing, norm scales and biases included, running statistics
     left out. Before that, every other axis of those leaves is brought to the merged
-    order by the current assignment, as the merge itself will do it (Xu et al. 2024,
-    arXiv:2403.01753, section 3.2).
+    order by the current assignment (Xu et al. 2024, arXiv:2403.01753, section 3.2):
+    units of an axis that is summed over are averaged, units of any other are summed.
+    That is the reverse of what the merge itself does, makes a difference for zip only,
+    and was chosen by measurement (docs/method.md).
 
     Args:
         spec: the permutation spec.
@@ -114,7 +116,7 @@ def _site_units(
         _read_units,
         axes=axes,
         parents=parents,
-        consumed=tuple((site.path, axis) in spec.consumed for axis in range(len(axes))),
+        summed=tuple((site.path, n) not in spec.consumed for n in range(len(axes))),
         label=str(names.index(label)),
         number=site.axis,
     )
@@ -155,14 +157,14 @@ def _own_order(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("axes", "parents", "consumed", "label", "number")
+    jax.jit, static_argnames=("axes", "parents", "summed", "label", "number")
 )
 def _read_units(
     leaf: jax.Array,
     moves: list[Move],
     axes: tuple[Axis, ...],
     parents: Parents,
-    consumed: tuple[bool, ...],
+    summed: tuple[bool, ...],
     label: str,
     number: int,
 ) -> Float[Array, "entries units"] | None:
@@ -171,7 +173,7 @@ def _read_units(
     def read(values: jax.Array, block: Block, axis: int, lead: tuple[int, ...]):
         for other, others_lead, name in placed(block, dict(parents)):
             if other not in (axis, *lead):
-                flag = consumed[block.origins[other]]
+                flag = summed[block.origins[other]]
                 move = moves[int(name)]
                 values = move_units(values, other, others_lead, move, flag)
         return units_last(values, axis, lead)

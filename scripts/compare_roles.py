@@ -2,9 +2,9 @@
 
 When the weight vectors of a label are compared, the other axes of its leaves are
 brought to the merged order. The merge itself takes sums over axes that are contracted
-and means over the others. This script compares using the same roles with swapping them,
-on pairs of networks trained apart on scikit-learn's digits, and prints joint test
-accuracy.
+and means over the others; `match` swaps these roles while it compares. This script
+compares swapping them with using the same roles, on pairs of networks trained apart on
+scikit-learn's digits, and prints joint test accuracy.
 
     python scripts/compare_roles.py --seeds 0 1 2 --networks mlp resnet20
 """
@@ -21,7 +21,10 @@ from jmudsc.report import mean_and_deviation, table
 
 
 def swapped(spec: jmudsc.PermutationSpec) -> jmudsc.PermutationSpec:
-    """Make every consumed site a producing one and the other way round."""
+    """Make every consumed site a producing one and the other way round.
+
+    Matching with such a spec undoes the swap of `match`.
+    """
     sites = {site for label in spec.labels.values() for site in label.sites}
     return dataclasses.replace(spec, consumed=frozenset(sites - spec.consumed))
 
@@ -34,7 +37,7 @@ def joint_accuracies(network: str, seed: int) -> dict[tuple[str, str], float]:
     moments = jmudsc.collect(spec, apply, pair.parents, batches)
     found = {}
     for method in ("weight-zip", "mudsc-zip"):
-        for roles, used in (("as merged", spec), ("swapped", swapped(spec))):
+        for roles, used in (("as merged", swapped(spec)), ("swapped", spec)):
             match = jmudsc.match(
                 used, pair.parents, moments, method=method, key=pair.match_key
             )

@@ -3,6 +3,7 @@
 Axes may be fixed, the units of a label that is not nested, or a product of such.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -73,7 +74,12 @@ def weight_vectors(
     assignment: Mapping[str, np.ndarray],
     label: str,
 ) -> np.ndarray:
-    """Return the weight vectors of the stacked units, (models * units, entries)."""
+    """Return the weight vectors of the stacked units, (models * units, entries).
+
+    Other axes take the roles that they do not have in the merge.
+    """
+    sites = {site for record in spec.labels.values() for site in record.sites}
+    spec = dataclasses.replace(spec, consumed=frozenset(sites - spec.consumed))
     shares = [1 / len(models)] * len(models)
     rows = []
     for i, leaves in enumerate(models):

@@ -96,7 +96,8 @@ def blend_of(spec, models, moments, assignment, label, alpha):
 @pytest.mark.parametrize(
     ("method", "options"),
     [(m, {}) for m in METHODS if m.endswith("align")]
-    + [(m, {"a": 1.0}) for m in METHODS if m.endswith("zip")],
+    # By weights alone zip starts from wrong pairs, and may stay with them.
+    + [(m, {"a": 1.0}) for m in ("activation-zip", "mudsc-zip")],
 )
 def test_permutations_planted_in_three_models_are_found(method, options, key):
     net, spec = tiny.MLP, tiny.spec_of("mlp")
