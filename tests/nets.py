@@ -19,6 +19,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from jmudsc import infer_spec, PermutationSpec
+
 FORMS = ("plain", "linen", "nnx")
 EPSILON = 1e-5
 
@@ -104,6 +106,13 @@ def build(name: str, form: str) -> Net:
         architecture.input_site,
         architecture.symmetries,
     )
+
+
+@functools.cache
+def spec_of(name: str, form: str) -> PermutationSpec:
+    """Return the spec that is derived for one of the networks; most tests share it."""
+    net = build(name, form)
+    return infer_spec(net.apply_fn, net.variables, net.batch)
 
 
 def shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:

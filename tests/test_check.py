@@ -15,10 +15,6 @@ CASES = [case for case in nets.CASES if case[0] in ("mlp", "vgg_max")]
 CASES += [("resnet20", "linen"), ("bottleneck", "nnx")]
 
 
-def spec_of(net):
-    return infer_spec(net.apply_fn, net.variables, net.batch)
-
-
 def relabelled(spec, changes, sizes=None):
     """A spec with other axes for some leaves, and its label records built anew."""
     axes = {**spec.axes, **changes}
@@ -29,7 +25,9 @@ def relabelled(spec, changes, sizes=None):
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_a_derived_spec_is_accepted(name, form, key):
     net = nets.build(name, form)
-    check_spec(spec_of(net), net.apply_fn, net.variables, net.batch, key=key)
+    check_spec(
+        nets.spec_of(name, form), net.apply_fn, net.variables, net.batch, key=key
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -58,8 +56,7 @@ def refused(labels):
 
 
 def test_a_norm_scale_with_another_label_of_its_size_is_refused(key):
-    net = nets.build("resnet20", "plain")
-    spec = spec_of(net)
+    net, spec = nets.build("resnet20", "plain"), nets.spec_of("resnet20", "plain")
     own, other = (spec.axes[f"s1b{block}_norm0/scale"][0].label for block in (1, 2))
     wrong = relabelled(spec, {"s1b1_norm0/scale": (Units(other, 6),)})
     with refused(sorted([own, other], key=list(spec.labels).index)):
@@ -68,8 +65,7 @@ def test_a_norm_scale_with_another_label_of_its_size_is_refused(key):
 
 @pytest.mark.parametrize("stat", ["mean", "var"])
 def test_a_running_statistic_with_another_label_is_refused(stat, key):
-    net = nets.build("bottleneck", "plain")
-    spec = spec_of(net)
+    net, spec = nets.build("bottleneck", "plain"), nets.spec_of("bottleneck", "plain")
     own, other = (spec.axes[f"s3b0_norm{i}/scale"][0].label for i in (0, 1))
     wrong = relabelled(spec, {f"s3b0_norm0/{stat}": (Units(other, 4),)})
     with refused([own, other]):
@@ -77,8 +73,7 @@ def test_a_running_statistic_with_another_label_is_refused(stat, key):
 
 
 def test_a_label_split_in_two_is_refused(key):
-    net = nets.build("mlp", "plain")
-    spec = spec_of(net)
+    net, spec = nets.build("mlp", "plain"), nets.spec_of("mlp", "plain")
     half = Units("P_x", 8)
     wrong = relabelled(
         spec, {"fc1/kernel": (half, spec.axes["fc1/kernel"][1])}, {"P_x": 8}
@@ -88,8 +83,7 @@ def test_a_label_split_in_two_is_refused(key):
 
 
 def test_an_output_with_a_label_is_refused(key):
-    net = nets.build("mlp", "plain")
-    spec = spec_of(net)
+    net, spec = nets.build("mlp", "plain"), nets.spec_of("mlp", "plain")
     out = Units("P_out", 3)
     changes = {"fc2/kernel": (spec.axes["fc2/kernel"][0], out), "fc2/bias": (out,)}
     wrong = relabelled(spec, changes, {"P_out": 3})
@@ -98,8 +92,7 @@ def test_an_output_with_a_label_is_refused(key):
 
 
 def test_the_error_names_the_sites_and_the_size_of_the_change(key):
-    net = nets.build("mlp", "plain")
-    spec = spec_of(net)
+    net, spec = nets.build("mlp", "plain"), nets.spec_of("mlp", "plain")
     wrong = relabelled(
         spec,
         {"fc0/bias": (dataclasses.replace(spec.axes["fc0/bias"][0], label="P_x"),)},
@@ -149,7 +142,7 @@ Correct these labels, or derive the spec with infer_spec."""
 def test_an_error_cannot_hide_behind_a_zero_bias(leaf, key):
     net = nets.build("mlp", "plain")
     zero = {n: x * (not n.endswith("bias")) for n, x in net.variables.items()}
-    spec = spec_of(net)
+    spec = nets.spec_of("mlp", "plain")
     (units,) = spec.axes[leaf]
     wrong = relabelled(spec, {leaf: (Units("P_x", units.size),)}, {"P_x": units.size})
     with refused([units.label, "P_x"]):
@@ -164,7 +157,7 @@ def test_an_error_cannot_hide_behind_units_that_are_alike(key):
         else x
         for name, x in net.variables.items()
     }
-    spec = spec_of(net)
+    spec = nets.spec_of("resnet20", "plain")
     wrong = relabelled(spec, {"s0b0_norm0/mean": (Units("P_x", 6),)}, {"P_x": 6})
     (own,) = spec.axes["s0b0_norm0/mean"]
     with refused([own.label, "P_x"]):
@@ -175,7 +168,7 @@ def test_a_smaller_tolerance_refuses_rounding(key):
     net = nets.build("mlp", "plain")
     with pytest.raises(ValueError, match=re.escape("by more than 1.0e-12 of")):
         check_spec(
-            spec_of(net),
+            nets.spec_of("mlp", "plain"),
             net.apply_fn,
             net.variables,
             net.batch,
@@ -200,8 +193,7 @@ def test_outputs_that_are_not_finite_are_refused(key):
 
 
 def test_a_spec_of_another_network_is_refused(key):
-    net = nets.build("mlp", "plain")
-    spec = spec_of(net)
+    net, spec = nets.build("mlp", "plain"), nets.spec_of("mlp", "plain")
     message = """\
 check_spec: the spec does not fit the variables in 1 places:
   extra is not in the spec

@@ -108,8 +108,7 @@ def test_new_is_old_at_the_permutation():
 
 @pytest.mark.parametrize(("name", "form"), nets.CASES)
 def test_a_permuted_network_computes_the_same_function(name, form):
-    net = nets.build(name, form)
-    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    net, spec = nets.build(name, form), nets.spec_of(name, form)
     apply = jax.jit(net.apply_fn)
     expected = apply(net.variables, net.batch)
     for seed in range(3):
@@ -142,8 +141,7 @@ def leaf_of(variables):
 
 @pytest.mark.parametrize("name", nets.ARCHITECTURES)
 def test_moving_any_site_alone_changes_the_outputs(name):
-    net = nets.build(name, "plain")
-    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    net, spec = nets.build(name, "plain"), nets.spec_of(name, "plain")
     apply = jax.jit(net.apply_fn)
     expected = apply(net.variables, net.batch)
     for name, label in spec.labels.items():
@@ -200,8 +198,7 @@ def test_values_are_moved_never_computed(dtype, key):
 
 
 def test_a_tree_keeps_its_structure(key):
-    net = nets.build("mlp", "nnx")
-    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    net, spec = nets.build("mlp", "nnx"), nets.spec_of("mlp", "nnx")
     moved = permute(spec, net.variables, random_permutations(spec, key))
     assert jax.tree.structure(moved) == jax.tree.structure(net.variables)
     assert type(moved) is type(net.variables)

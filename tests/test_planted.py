@@ -31,8 +31,7 @@ def batches_for(net, count=2, size=32):
 @functools.cache
 def planted(name):
     """A network, the same with its units permuted, and what both do on batches."""
-    net = nets.build(name, "plain")
-    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    net, spec = nets.build(name, "plain"), nets.spec_of(name, "plain")
     perms = random_permutations(spec, jax.random.key(7))
     models = [net.variables, permute(spec, net.variables, perms)]
     return spec, perms, models, collect(spec, net.apply_fn, models, batches_for(net))
@@ -80,8 +79,7 @@ def test_merging_by_activations_keeps_the_function(name):
 @pytest.mark.parametrize("form", nets.FORMS)
 @pytest.mark.parametrize("method", METHODS)
 def test_merging_a_network_with_itself_permuted_gives_it_back(form, method, key):
-    net = nets.build("mlp", form)
-    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    net, spec = nets.build("mlp", form), nets.spec_of("mlp", form)
     perms = random_permutations(spec, key)
     other = permute(spec, net.variables, perms)
     result = merge(
@@ -112,8 +110,7 @@ def test_a_pure_dict_of_an_nnx_network_is_merged_too(key):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_permutations_planted_in_three_models_are_all_found(method, key):
-    net = nets.build("vgg_max", "plain")
-    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    net, spec = nets.build("vgg_max", "plain"), nets.spec_of("vgg_max", "plain")
     perms = [random_permutations(spec, jax.random.key(seed)) for seed in (1, 2)]
     models = [net.variables, *(permute(spec, net.variables, p) for p in perms)]
     moments = collect(spec, net.apply_fn, models, batches_for(net))

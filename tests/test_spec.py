@@ -3,7 +3,7 @@ import dataclasses
 import nets
 import pytest
 
-from jmudsc import Concat, Fixed, infer_spec, PermutationSpec, Product, Site, Units
+from jmudsc import Concat, Fixed, PermutationSpec, Product, Site, Units
 from jmudsc.spec import labels_of
 
 HEADS, INNER = Units("heads", 3), Units("inner", 4)
@@ -67,8 +67,7 @@ def test_a_spec_cannot_be_changed_in_place(spec):
 
 
 def test_the_table_of_an_mlp_reads():
-    net = nets.build("mlp", "linen")
-    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    spec = nets.spec_of("mlp", "linen")
     assert (
         str(spec)
         == """\
