@@ -164,11 +164,13 @@ def _pair(
     )
     scores = {n: score(v) for n, v in zip(PARENTS, pair.parents, strict=True)}
     scores["ensemble"] = ensemble(apply, pair.parents, pair.test, pair.vectors, TASKS)
+    has_statistics = False
     for result in _merges(network, pair, progress):
         method = result.recipe["method"]
         scores[method] = score(result.variables)
         save(folder / method, result, notes={"report.md": report(result)})
-    (folder / "recipe.yaml").write_text(_recipe(network, seed))
+        has_statistics = bool(result.spec.statistics)
+    (folder / "recipe.yaml").write_text(_recipe(network, seed, has_statistics))
     return scores
 
 
@@ -193,13 +195,14 @@ def _merges(
         yield MergeResult(merged, spec, found.assignment, found.history, recipe)
 
 
-def _recipe(network: str, seed: int) -> str:
+def _recipe(network: str, seed: int, has_statistics: bool) -> str:
     """Write the recipe by which `jmudsc merge` merges the two parents again."""
+    update = Reference("jmudsc.demo:update_fn", {"network": network})
     return dump_recipe(
         Recipe(
             models=tuple(Source(name.replace(" ", "-")) for name in PARENTS),
             apply_fn=Reference("jmudsc.demo:apply_fn", {"network": network}),
-            update_fn=Reference("jmudsc.demo:update_fn", {"network": network}),
+            update_fn=update if has_statistics else None,
             batches=Reference("jmudsc.demo:calibration", {}),
             alpha=ALPHA,
             seed=seed,

@@ -160,3 +160,22 @@ def test_help_names_every_command_and_waits_for_nothing_slow():
     for command in ("demo", "merge", "spec"):
         assert re.search(rf"\b{command}\b", done.stdout)
     assert done.stdout.endswith("False False\n")
+
+
+@pytest.mark.slow
+def test_the_demo_writes_what_the_merge_command_merges_again(
+    tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "demo"
+    run(monkeypatch, "demo", "--out", out, "--networks", "mlp")
+    printed = capsys.readouterr().out
+    assert (out / "report.md").read_text() in printed
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 3 + len(jmudsc.METHODS)
+    scores = {row.split("|")[1].strip(): float(row.split("|")[2]) for row in rows[1:]}
+    assert scores["mudsc-zip"] > scores["average"] + 0.1
+    folder = out / "mlp" / "seed-0"
+    run(monkeypatch, "merge", folder / "recipe.yaml")
+    again = jmudsc.load(folder / "merged")
+    once = jmudsc.load(folder / "mudsc-zip")
+    assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, once)
