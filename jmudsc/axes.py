@@ -220,11 +220,16 @@ def placed(
         parents: label -> the labels it is nested in, outermost first.
 
     Returns:
-        `(axis, axes of the parents, label)` for every `Units` axis.
+        `(axis, axes of the parents, label)` for every `Units` axis. Where a parent is
+        there more than once, the one on the same axis of the array counts.
     """
     names = [atom.label if isinstance(atom, Units) else None for atom in block.atoms]
     found = [
-        (axis, tuple(names.index(parent) for parent in parents.get(name, ())), name)
+        (
+            axis,
+            tuple(_axis_of(p, axis, names, block) for p in parents.get(name, ())),
+            name,
+        )
         for axis, name in enumerate(names)
         if name is not None
     ]
@@ -267,6 +272,16 @@ def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
     """
     moved = jnp.moveaxis(block, (*lead, axis), range(-len(lead) - 1, 0))
     return moved.reshape(-1, *moved.shape[block.ndim - len(lead) - 1 :])
+
+
+def _axis_of(parent: str, axis: int, names: Sequence[str | None], block: Block) -> int:
+    """Return where the parent is of the units on an axis of a block."""
+    beside = [
+        other
+        for other, name in enumerate(names)
+        if name == parent and block.origins[other] == block.origins[axis]
+    ]
+    return beside[0] if beside else names.index(parent)
 
 
 def _choices(axis: Axis) -> list[tuple[str, ...]]:

@@ -1,36 +1,22 @@
-"""The permutation spec and the taps of a model, derived from its program.
+"""The permutation spec of a model, derived from its program.
 
 One walk over the equations gives every axis of every value a term (`walk`); whatever is
-left free on an axis of a leaf is a label. Where a label is read, where it is summed
-over and which labels nest in which then falls out of the same walk.
+left free on an axis of a leaf is a label. Where a label is summed over and which labels
+nest in which (`nesting`) then falls out of the same walk.
 """
 
-import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from jaxtyping import PyTree
 
-from jmudsc.axes import Axis, Concat, Family, Fixed, labels_by_block, Product, Units
+from jmudsc.axes import Axis
+from jmudsc.expressions import express_all
+from jmudsc.nesting import parents_of
 from jmudsc.spec import labels_of, PermutationSpec, Site
 from jmudsc.statistics import running_statistics
-from jmudsc.terms import CONCAT, FAMILY, FREE, PRODUCT, Terms, TOLD_APART
-from jmudsc.trace import ApplyFn, Place, Program, shape_of, trace
-from jmudsc.walk import Found, Walk, walk
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A value of a program at which a label's activations are read.
-
-    Attributes:
-        place: where the value is.
-        axes: one axis expression per axis of it, those of the loops around it first.
-    """
-
-    place: Place
-    axes: tuple[Axis, ...]
+from jmudsc.terms import Terms
+from jmudsc.trace import ApplyFn, Program, shape_of, trace
+from jmudsc.walk import Walk, walk
 
 
 def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> PermutationSpec:
@@ -61,12 +47,12 @@ def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Permutati
     }
     seen = walk(program, terms, leaf_axes)
     _pin_unused(program, seen)
-    names, stacks = _names(seen), _stacks(seen)
-    parents = _parents(seen, names, stacks)
+    names, fixed = _names(seen), _fixed_parents(seen)
+    parents = parents_of(seen, names, fixed)
     used = {parent for row in parents.values() for parent in row}
-    held = {atom: name for atom, name in stacks.items() if name in used}
+    held = {atom: name for atom, name in fixed.items() if name in used}
     names = held | names
-    axes = {path: _express_all(terms, names, leaf_axes[path]) for path in program.paths}
+    axes = {path: express_all(terms, names, leaf_axes[path]) for path in program.paths}
     sizes = {name: terms.size(atom) for atom, name in names.items()}
     reasons = {name: terms.reason(atom) for atom, name in held.items()}
     return PermutationSpec(
@@ -76,60 +62,6 @@ def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Permutati
         consumed=_consumed(seen),
         statistics=running_statistics(program, seen.data),
     )
-
-
-def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, ...]]:
-    """Find where the activations of each label are read.
-
-    A label is read at the operands of the last contraction that sums over it: the
-    post-activation input of the next layer, the pooled features of a residual stream,
-    both queries and keys. A label that is never summed over is read at the last value
-    that has it.
-
-    Args:
-        program: the traced model.
-        spec: its spec, derived or written by hand.
-
-    Returns:
-        The taps of each label; an empty tuple for a label without activations.
-    """
-    terms = Terms()
-    atoms = {name: terms.leaf(label.size) for name, label in spec.labels.items()}
-    leaf_axes = {
-        path: _terms_of(terms, atoms, spec.axes[path]) for path in program.paths
-    }
-    seen = walk(program, terms, leaf_axes)
-    names = {terms.root(atom): name for name, atom in atoms.items()}
-
-    def taps(operands: Iterable[Found], axes: Iterable[int]) -> dict[str, list[Tap]]:
-        """Read each of the labels on some axes where it can be compared."""
-        read: dict[str, list[Tap]] = {}
-        for found in operands:
-            if found.value.is_data and found.place is not None:
-                around = _express_all(terms, names, (*found.around, *found.value.axes))
-                for name in _names_in(seen, names, axes):
-                    if _is_comparable(spec, name, around):
-                        read.setdefault(name, []).append(Tap(found.place, around))
-        return read
-
-    last: dict[str, list[Tap]] = {}
-    for found in seen.found:
-        last |= taps([found], found.value.axes)
-    for contraction in seen.contractions:
-        summed = tuple(itertools.chain(*contraction.summed))
-        last |= taps(contraction.operands, summed)
-    return {name: tuple(dict.fromkeys(last.get(name, ()))) for name in spec.labels}
-
-
-def _is_comparable(spec: PermutationSpec, name: str, axes: Iterable[Axis]) -> bool:
-    """Whether all samples of a label's units are in the same order in all models.
-
-    They are not where another label, not one of its parents, lies along with it.
-    """
-    known = {name, *spec.labels[name].parents}
-    known |= {label for label, record in spec.labels.items() if record.fixed}
-    blocks = [block for block in labels_by_block(list(axes)) if name in block]
-    return bool(blocks) and all(known.issuperset(block) for block in blocks)
 
 
 def _pin_unused(program: Program, seen: Walk) -> None:
@@ -165,90 +97,23 @@ def _names(seen: Walk) -> dict[int, str]:
     return {atom: f"P_{number}" for number, atom in enumerate(dict.fromkeys(met))}
 
 
-def _stacks(seen: Walk) -> dict[int, str]:
-    """Name the axes of the loops: fixed, but labels may be nested in them."""
+def _fixed_parents(seen: Walk) -> dict[int, str]:
+    """Name the fixed axes in which labels may be nested: of loops and of leaves.
+
+    Those that families run over are not among them: there each position has labels of
+    its own.
+    """
     terms = seen.terms
+    loops = [axis for found in seen.found for axis in found.around]
+    leaves = [axis for axes in seen.leaf_axes.values() for axis in axes]
+    split = {terms.split(family) for axis in leaves for family in terms.families(axis)}
     met = (
         atom
-        for found in seen.found
-        for term in found.around
-        for atom in terms.leaves(term)
+        for axis in (*loops, *leaves)
+        for atom in terms.leaves(axis)
+        if terms.reason(atom) is not None and atom not in split
     )
     return {atom: f"S_{number}" for number, atom in enumerate(dict.fromkeys(met))}
-
-
-def _express_all(
-    terms: Terms, names: Mapping[int, str], axes: Iterable[int]
-) -> tuple[Axis, ...]:
-    axes = list(axes)
-    families = [family for axis in axes for family in terms.families(axis)]
-    splits = dict.fromkeys(terms.split(family) for family in families)
-    numbers = {split: number for number, split in enumerate(splits)}
-    return tuple(_express(terms, names, numbers, axis) for axis in axes)
-
-
-def _express(
-    terms: Terms, names: Mapping[int, str], splits: Mapping[int, int], term: int
-) -> Axis:
-    root, size = terms.root(term), terms.size(term)
-    if root in names:
-        return Units(names[root], size)
-    form = terms.form(root)
-    if form == PRODUCT:
-        children = terms.factors(root)
-        return _joined(Product, [_express(terms, names, splits, c) for c in children])
-    if form == CONCAT:
-        children = terms.parts(root)
-        return _joined(Concat, [_express(terms, names, splits, c) for c in children])
-    if form == FAMILY:
-        members = [_express(terms, names, splits, c) for c in terms.members(root)]
-        if all(member == members[0] for member in members):
-            return members[0]
-        return Family(splits[terms.split(root)], tuple(members))
-    return Fixed(size, splits.get(root))
-
-
-def _joined(kind: type[Product] | type[Concat], children: list[Axis]) -> Axis:
-    """Build a compound axis with neighbouring fixed children taken together."""
-    joined: list[Axis] = []
-    for child in children:
-        if joined and _is_plain(child) and _is_plain(joined[-1]):
-            joined[-1] = Fixed(kind((joined[-1], child)).size)
-        else:
-            joined.append(child)
-    return joined[0] if len(joined) == 1 else kind(tuple(joined))
-
-
-def _is_plain(axis: Axis) -> bool:
-    return isinstance(axis, Fixed) and axis.split is None
-
-
-def _terms_of(
-    terms: Terms, atoms: Mapping[str, int], axes: Iterable[Axis]
-) -> list[int]:
-    """Build the terms that say what the axes of a leaf are, by a spec."""
-    splits: dict[int, int] = {}
-
-    def build(axis: Axis) -> int:
-        match axis:
-            case Fixed(size, split):
-                if split is None:
-                    return terms.leaf(size)
-                if split not in splits:
-                    splits[split] = terms.fixed(size, TOLD_APART)
-                return splits[split]
-            case Units(label):
-                return atoms[label]
-            case Product(factors):
-                return terms.product([build(factor) for factor in factors])
-            case Concat(parts):
-                return terms.concat([build(part) for part in parts])
-            case Family(split, members):
-                if split not in splits:
-                    splits[split] = terms.fixed(len(members), TOLD_APART)
-                return terms.family(splits[split], [build(m) for m in members])
-
-    return [build(axis) for axis in axes]
 
 
 def _fixed(
@@ -288,110 +153,3 @@ def _consumed(seen: Walk) -> frozenset[Site]:
                 sources = seen.terms.sources(axis, site_of.keys())
                 sites |= {site_of[source] for source in sources}
     return frozenset(sites)
-
-
-def _names_in(seen: Walk, names: Mapping[int, str], axes: Iterable[int]) -> list[str]:
-    """Return the names of the terms below some axes, not descending below a name."""
-    terms, found, todo = seen.terms, {}, list(axes)
-    while todo:
-        root = terms.root(todo.pop())
-        if root in names:
-            found[names[root]] = None
-        else:
-            todo += terms.children(root)
-    return list(found)
-
-
-def _parents(
-    seen: Walk, names: Mapping[int, str], stacks: Mapping[int, str]
-) -> dict[str, tuple[str, ...]]:
-    """Find per unit of which labels each label may be permuted anew.
-
-    Label b is nested in label a exactly if a occurs, once, in every value in which b
-    occurs, and no contraction of b leaves a free.
-    """
-    known = {**names, **stacks}
-    inside: dict[int, set[int]] = {}
-    for block in _all_blocks(seen):
-        counts = Counter(atom for atom in block if atom in known)
-        once = {atom for atom, count in counts.items() if count == 1}
-        for atom in counts:
-            inside[atom] = inside.get(atom, once) & once - {atom}
-    for summed, free in _freed(seen):
-        for atom in summed & inside.keys():
-            inside[atom] -= free
-    order = [*stacks, *names]
-    rank = {atom: number for number, atom in enumerate(order)}
-    for atom in order:  # two labels that always occur together: the outer one leads
-        for other in list(inside.get(atom, ())):
-            if rank[other] < rank[atom]:
-                inside[other].discard(atom)
-    depth = {atom: len(inside[atom]) for atom in inside}
-    return {
-        name: tuple(known[a] for a in sorted(inside[atom], key=depth.__getitem__))
-        for atom, name in names.items()
-    }
-
-
-def _freed(seen: Walk) -> Iterator[tuple[set[int], set[int]]]:
-    """Yield, per contraction, the atoms summed over and the atoms left free."""
-    leaves = seen.terms.leaves
-    for contraction in seen.contractions:
-        eqn, (lhs, rhs) = contraction.eqn, contraction.operands
-        over = [
-            {leaf for t in axes for leaf in leaves(t)} for axes in contraction.summed
-        ]
-        if eqn.primitive.name == "conv_general_dilated":
-            numbers = eqn.params["dimension_numbers"]
-            out = set(leaves(rhs.value.axes[numbers.rhs_spec[0]]))
-            yield over[1], out - (over[0] - over[1])
-        else:
-            contracted, batch = eqn.params["dimension_numbers"]
-            free = {
-                leaf
-                for found, c, b in zip((lhs, rhs), contracted, batch, strict=True)
-                for i, term in enumerate(found.value.axes)
-                if i not in (*c, *b)
-                for leaf in leaves(term)
-            }
-            yield over[0] | over[1], free
-
-
-def _all_blocks(seen: Walk) -> Iterator[tuple[int, ...]]:
-    """Yield the leaves of every block of every value, each combination once."""
-    terms, done = seen.terms, set()
-    for found in seen.found:
-        axes = tuple(terms.root(a) for a in (*found.around, *found.value.axes))
-        if axes not in done:
-            done.add(axes)
-            for view in _views(terms, axes):
-                yield from _blocks(terms, view)
-
-
-def _views(terms: Terms, axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield the axes as they are at every position that families tell apart."""
-    families = [family for axis in axes for family in terms.families(axis)]
-    if not families:
-        yield axes
-        return
-    split = terms.split(families[0])
-    for position in range(terms.size(split)):
-        yield from _views(
-            terms, tuple(terms.view(axis, split, position) for axis in axes)
-        )
-
-
-def _blocks(terms: Terms, axes: Iterable[int]) -> Iterator[tuple[int, ...]]:
-    """Yield the leaves of every block, one part of each concatenation at a time."""
-    choices = itertools.product(*(_alternatives(terms, axis) for axis in axes))
-    return (tuple(itertools.chain(*block)) for block in choices)
-
-
-def _alternatives(terms: Terms, term: int) -> list[list[int]]:
-    root = terms.root(term)
-    if terms.form(root) == FREE:
-        return [terms.leaves(root)]
-    if terms.form(root) == CONCAT:
-        return [alt for part in terms.parts(root) for alt in _alternatives(terms, part)]
-    parts = itertools.product(*(_alternatives(terms, f) for f in terms.factors(root)))
-    return [list(itertools.chain(*block)) for block in parts]

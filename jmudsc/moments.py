@@ -1,6 +1,6 @@
 """Moments: exact streamed means and co-moments of the units of every label."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
-from jmudsc.axes import blocks, places_of, units_last
-from jmudsc.derive import find_taps
+from jmudsc.axes import Block, blocks, places_of, Units, units_last
 from jmudsc.spec import PermutationSpec
-from jmudsc.trace import ApplyFn, run, trace
+from jmudsc.taps import find_taps, read_tap, Tap
+from jmudsc.trace import ApplyFn, Place, run, trace
 from jmudsc.variables import check_covers
 
 Stacked = Mapping[str, Float[Array, "samples stacked"]]
@@ -133,17 +133,25 @@ def _reader(
     program = trace(apply_fn, model, batch)
     taps = {name: where for name, where in find_taps(program, spec).items() if where}
     parents = {name: label.parents for name, label in spec.labels.items()}
-    wanted = dict.fromkeys(tap.place for where in taps.values() for tap in where)
+    wanted = dict.fromkeys(
+        p for where in taps.values() for t in where for p in t.places
+    )
+
+    stay = {name for name, label in spec.labels.items() if label.fixed}
+
+    def read(tap: Tap, values: dict[Place, jax.Array]) -> jax.Array:
+        value, *indices = (values[place] for place in tap.places)
+        return read_tap(tap, value, indices)
 
     @jax.jit
-    def read(leaves: list, data: list) -> dict[str, jax.Array]:
+    def units_of(leaves: list, data: list) -> dict[str, jax.Array]:
         values = dict(zip(wanted, run(program, [*leaves, *data], wanted), strict=True))
         units = {}
         for name, where in taps.items():
             runs = [
-                units_last(part, axis, lead)
+                units_last(_averaged(part, block, (axis, *lead), stay), axis, lead)
                 for tap in where
-                for part, block in blocks(values[tap.place], tap.axes)
+                for part, block in blocks(read(tap, values), tap.axes)
                 for axis, lead in places_of(block, name, parents)
             ]
             if runs:
@@ -151,7 +159,19 @@ def _reader(
                 units[name] = samples.reshape(len(samples), -1)
         return units
 
-    return read
+    return units_of
+
+
+def _averaged(
+    part: jax.Array, block: Block, read: Sequence[int], stay: Set[str]
+) -> jax.Array:
+    """Average over units of other labels, which are in another order in every model."""
+    others = tuple(
+        axis
+        for axis, atom in enumerate(block.atoms)
+        if isinstance(atom, Units) and axis not in read and atom.label not in stay
+    )
+    return part.astype(jnp.float32).mean(axis=others, keepdims=True)
 
 
 @jax.jit

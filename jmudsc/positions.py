@@ -6,35 +6,22 @@ one-hot lookup, a gather of the chosen experts), nothing depends on the order of
 units, and the axis may be permuted. Any other use fixes the axis.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import jax.extend.core as jex
+from jax.lax import GatherScatterMode
 
 from jmudsc import rules
 from jmudsc.rules import Axes
 from jmudsc.terms import Terms
+from jmudsc.values import Columns, Tag
 
+IN_ORDER = "is in order of size"
 
-@dataclass(frozen=True)
-class Tag:
-    """What is known of the entries of a value.
-
-    Attributes:
-        term: the axis that they are positions of.
-        shifted: a number was added, as for wrapping negative positions around; such a
-            value may only be thrown away.
-        never: the entries are False whatever the order of the units.
-    """
-
-    term: int
-    shifted: bool = False
-    never: bool = False
-
-
-Tags = Sequence[Tag | None]
-Outcome = tuple[list[Axes], list[Tag | None]]
+Known = Tag | Columns | None
+Tags = Sequence[Known]
+Outcome = tuple[list[Axes], list[Known]]
 
 
 def apply_rule(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
@@ -50,14 +37,18 @@ def apply_rule(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
         Per output its axes, and its tag.
     """
     name = eqn.primitive.name
-    if name in _MAKERS or (name in _USERS and any(tags)):
-        return {**_MAKERS, **_USERS}[name](terms, eqn, ins, tags)
+    if name in _MAKERS:
+        return _MAKERS[name](terms, eqn, ins, tags)
+    if any(isinstance(tag, Columns) for tag in tags):
+        return _plain(terms, eqn, ins, tags)
+    if name in _USERS and any(tags):
+        return _USERS[name](terms, eqn, ins, tags)
     if name in _CARRIERS and len({tag for tag in tags if tag}) == 1 and tags[0]:
         return rules.apply_rule(terms, eqn, ins), [tags[0]] * len(eqn.outvars)
     return _plain(terms, eqn, ins, tags)
 
 
-def forget(terms: Terms, tag: Tag | None, user: str) -> None:
+def forget(terms: Terms, tag: Known, user: str) -> None:
     """Fix the axis of a tag because its positions are used otherwise.
 
     Args:
@@ -65,7 +56,10 @@ def forget(terms: Terms, tag: Tag | None, user: str) -> None:
         tag: of the value used; None and never-true values fix nothing.
         user: what uses it, for the reason.
     """
-    if tag is not None and not tag.never:
+    if isinstance(tag, Columns):
+        for column in tag.tags:
+            forget(terms, column, user)
+    elif tag is not None and not tag.never:
         terms.pin(tag.term, f"has positions that are used by {user}")
 
 
@@ -92,7 +86,7 @@ def _top_k(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     forget(terms, tags[0], "top_k")
     along = eqn.params.get("axis", len(ins[0]) - 1)
     out = list(ins[0])
-    out[along] = terms.fixed(eqn.outvars[0].aval.shape[along], "is in order of size")
+    out[along] = terms.fixed(eqn.outvars[0].aval.shape[along], IN_ORDER)
     return [out, out], [None, Tag(ins[0][along])]
 
 
@@ -105,7 +99,7 @@ def _sort(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
         for i, size in enumerate(eqn.outvars[0].aval.shape)
     ]
     out = list(same)
-    out[along] = terms.fixed(terms.size(same[along]), "is in order of size")
+    out[along] = terms.fixed(terms.size(same[along]), IN_ORDER)
     return [out] * len(ins), [None] * keys + list(tags[keys:])
 
 
@@ -149,11 +143,22 @@ def _select(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     return _plain(terms, eqn, ins, tags)
 
 
+def _concatenate(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
+    """Columns put side by side along the last axis stay what they are."""
+    along = eqn.params["dimension"]
+    if along != len(ins[0]) - 1 or any(terms.size(axes[along]) != 1 for axes in ins):
+        return _plain(terms, eqn, ins, tags)
+    columns = tuple(tag if isinstance(tag, Tag) else None for tag in tags)
+    return rules.apply_rule(terms, eqn, ins), [Columns(columns)]
+
+
 def _gather(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     operand, indices = ins
     forget(terms, tags[0], "gather")
-    picked = _picked(terms, eqn, operand, tags[1], numbers.start_index_map)
+    whole = {i for i, size in enumerate(sizes) if size == terms.size(operand[i])}
+    whole = whole if eqn.params["mode"] in _CLAMPED else set()
+    picked = _picked(terms, eqn, operand, tags[1], numbers.start_index_map, whole)
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.start_indices_batching_dims, strict=True):
         terms.unify(operand[i], indices[j])
@@ -198,18 +203,41 @@ def _scatter(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
 
 
 def _picked(
-    terms: Terms, eqn: Any, operand: Axes, tag: Tag | None, axes: Sequence[int]
-) -> Sequence[int]:
-    """Tie an axis picked from by positions to theirs, fix it otherwise."""
-    sizes = [terms.size(operand[axis]) for axis in axes]
-    if tag and not tag.shifted and sizes == [terms.size(tag.term)]:
-        terms.unify(tag.term, operand[axes[0]])
-        return axes
-    forget(terms, tag, eqn.primitive.name)
-    for axis in axes:
-        terms.pin(operand[axis], rules.BY_POSITION.format(eqn.primitive.name))
-    return axes
+    terms: Terms,
+    eqn: Any,
+    operand: Axes,
+    tag: Known,
+    axes: Sequence[int],
+    whole: Set[int] = frozenset(),
+) -> set[int]:
+    """Tie every axis picked from to the positions that pick from it, or fix it.
 
+    An axis that is taken whole stays as it is, wherever the index points.
+    """
+    name = eqn.primitive.name
+    columns = tag.tags if isinstance(tag, Columns) else (tag,)
+    if len(columns) != len(axes):
+        forget(terms, tag, name)
+        columns = (None,) * len(axes)
+    for axis, column in zip(axes, columns, strict=True):
+        term = operand[axis]
+        if axis in whole:
+            forget(terms, column, name)
+        elif column and not column.shifted and _are_alike(terms, column.term, term):
+            terms.unify(column.term, term)
+        else:
+            forget(terms, column, name)
+            terms.pin(term, rules.BY_POSITION.format(name))
+    return {axis for axis in axes if axis not in whole}
+
+
+def _are_alike(terms: Terms, one: int, other: int) -> bool:
+    return terms.size(one) == terms.size(other)
+
+
+# Where a slice that would reach outside is moved inside: one as large as the axis then
+# starts at 0.
+_CLAMPED = (GatherScatterMode.CLIP, GatherScatterMode.PROMISE_IN_BOUNDS)
 
 # Where tags come from, what uses them without harm, and what hands them on.
 _MAKERS: dict[str, Callable[..., Outcome]] = {
@@ -228,6 +256,7 @@ _MAKERS: dict[str, Callable[..., Outcome]] = {
 }
 _USERS: dict[str, Callable[..., Outcome]] = {
     "add": _add,
+    "concatenate": _concatenate,
     "eq": _compare,
     "lt": _less,
     "ne": _compare,

@@ -126,12 +126,26 @@ def reduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     return [_drop(ins[0], eqn.params["axes"])]
 
 
+def collective(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """A sum, maximum, ... over an axis that `vmap` made of devices: drop it."""
+    axes = eqn.params["axes"]
+    if eqn.params["axis_index_groups"] is not None or any(
+        isinstance(axis, str) for axis in axes
+    ):
+        return unknown(terms, eqn, ins)
+    return [_drop(operand, axes) for operand in ins]
+
+
 def dot_general(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Tie contracted and batch axes in pairs; the rest is carried over."""
     (lhs, rhs), ((lc, rc), (lb, rb)) = ins, eqn.params["dimension_numbers"]
-    for i, j in zip((*lc, *lb), (*rc, *rb), strict=True):
+    for i, j in zip(lc, rc, strict=True):
         terms.unify(lhs[i], rhs[j])
-    return [[lhs[i] for i in lb] + _drop(lhs, (*lc, *lb)) + _drop(rhs, (*rc, *rb))]
+    batch = [
+        tie(terms, terms.size(lhs[i]), [lhs[i], rhs[j]], of_one=True)
+        for i, j in zip(lb, rb, strict=True)
+    ]
+    return [batch + _drop(lhs, (*lc, *lb)) + _drop(rhs, (*rc, *rb))]
 
 
 def conv_general_dilated(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -161,32 +175,14 @@ def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
     Along an axis that is fixed anyway (a stack) the others may differ by position.
     """
-    along = eqn.params["dimension"]
-    shape = eqn.outvars[0].aval.shape
-    runs = [axes[along] for axes in ins]
-    out: Axes = []
-    if (
-        all(_is_told_apart(terms, run) for run in runs)
-        and shape[along] <= _MOST_MEMBERS
-    ):
-        whole = terms.fixed(shape[along], TOLD_APART)
-        for number in range(len(shape)):
-            places = (
-                [
-                    terms.member(axes[number], run, position)
-                    if terms.size(run) > 1
-                    else axes[number]
-                    for axes, run in zip(ins, runs, strict=True)
-                    for position in range(terms.size(run))
-                ]
-                if number != along
-                else [whole]
-            )
-            out.append(terms.family(whole, places) if number != along else whole)
-        return [out]
-    out = [tie(terms, size, [axes[i] for axes in ins]) for i, size in enumerate(shape)]
-    out[along] = terms.concat(runs)
-    return [out]
+    return _joined(terms, eqn.params["dimension"], ins)
+
+
+def stack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Put values of one shape along a new axis."""
+    along = eqn.params["axis"]
+    ins = [[*axes[:along], terms.leaf(1), *axes[along:]] for axes in ins]
+    return _joined(terms, along, ins)
 
 
 def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -207,17 +203,19 @@ def unstack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 
 def slice_(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Cut a contiguous part out of every axis; a stride fixes it."""
+    """Cut a contiguous part out of every axis, or every n-th position of all."""
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * len(starts)
     out = ins[0]
     for number, (start, limit, stride) in enumerate(
         zip(starts, limits, strides, strict=True)
     ):
+        whole, size = terms.size(out[number]), -(-(limit - start) // stride)
         if stride == 1:
-            out = _part(terms, out, number, start, limit - start)
+            out = _part(terms, out, number, start, size)
+        elif start < stride and size * stride == whole:
+            out = _every(terms, out, number, start, stride)
         else:
-            size = -(-(limit - start) // stride)
             fixed = _by_position(terms, out[number], size, eqn)
             out = [*out[:number], fixed, *out[number + 1 :]]
     return [out]
@@ -257,9 +255,10 @@ def fft(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 def rev(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """The axes reversed are fixed."""
+    out = list(ins[0])
     for number in eqn.params["dimensions"]:
-        terms.pin(ins[0][number], BY_POSITION.format("rev"))
-    return [ins[0]]
+        out[number] = _by_position(terms, out[number], terms.size(out[number]), eqn)
+    return [out]
 
 
 def pad(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -304,9 +303,11 @@ def reduce_window(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 def cumulative(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """The axis run along is fixed."""
-    along = eqn.params["axis"]
-    _pin_all(terms, [ins[0][along]], f"is run along by {eqn.primitive.name}")
-    return [ins[0]]
+    along, out = eqn.params["axis"], list(ins[0])
+    reason = f"is run along by {eqn.primitive.name}"
+    terms.pin(out[along], reason)
+    out[along] = terms.fixed(terms.size(out[along]), reason)
+    return [out]
 
 
 _ELEMENTWISE = """
@@ -327,8 +328,9 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_sum", "reduce_window_max",
-         "reduce_window_min"), reduce_window,
+     "reduce_window_min"), reduce_window,
     ),
+    **dict.fromkeys(("pmax", "pmin", "psum"), collective),
     **dict.fromkeys(
         ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulative,
     ),
@@ -348,6 +350,7 @@ RULES: dict[str, Rule] = {
     "slice": slice_,
     "split": split,
     "squeeze": squeeze,
+    "stack": stack,
     "tile": tile,
     "transpose": transpose,
     "unstack": unstack,
@@ -420,6 +423,45 @@ def _part(terms: Terms, axes: Axes, along: int, start: int, size: int) -> Axes:
                 terms.family(part, [terms.member(other, axis, p) for p in places])
             )
     return out
+
+
+def _every(terms: Terms, axes: Axes, along: int, start: int, stride: int) -> Axes:
+    """Take one column of an axis laid out in rows of `stride` positions."""
+    size = terms.size(axes[along]) // stride
+    grid = _regroup(terms, [axes[along]], [size, stride])
+    axes = [*axes[:along], *grid, *axes[along + 1 :]]
+    return _drop(_part(terms, axes, along + 1, start, 1), (along + 1,))
+
+
+def _joined(terms: Terms, along: int, ins: list[Axes]) -> list[Axes]:
+    runs = [axes[along] for axes in ins]
+    total = sum(map(terms.size, runs))
+    if all(_is_told_apart(terms, run) for run in runs) and total <= _MOST_MEMBERS:
+        whole = terms.fixed(total, TOLD_APART)
+        out = [_along(terms, whole, number, ins, runs) for number in range(len(ins[0]))]
+        out[along] = whole
+        return [out]
+    out = [
+        tie(terms, max(map(terms.size, same)), same)
+        for number, same in enumerate(zip(*ins, strict=True))
+        if number != along
+    ]
+    out.insert(along, terms.concat(runs))
+    return [out]
+
+
+def _along(
+    terms: Terms, whole: int, number: int, ins: list[Axes], runs: list[int]
+) -> int:
+    """What an axis is at every position of the axis joined along."""
+    places = [
+        terms.member(axes[number], run, position)
+        if terms.size(run) > 1
+        else axes[number]
+        for axes, run in zip(ins, runs, strict=True)
+        for position in range(terms.size(run))
+    ]
+    return terms.family(whole, places)
 
 
 def _is_told_apart(terms: Terms, axis: int) -> bool:

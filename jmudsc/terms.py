@@ -165,6 +165,18 @@ class Terms:
             return [term] if self._size[term] > 1 else []
         return [leaf for child in self._children[term] for leaf in self.leaves(child)]
 
+    def is_made_of(self, term: int, terms: Iterable[int]) -> bool:
+        """Whether a term is one of some terms, or takes over positions of one."""
+        wanted, ahead, done = set(terms), [term], set()
+        while ahead:
+            made = ahead.pop()
+            if made in wanted:
+                return True
+            if made not in done:
+                done.add(made)
+                ahead += self._origin_of(made)
+        return False
+
     def sources(self, term: int, known: Set[int]) -> set[int]:
         """Return those of the known terms that a term was made from."""
         reached, ahead = set(), [term]

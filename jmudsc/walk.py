@@ -7,31 +7,17 @@ an axis in `positions`; here is what has a program inside: loops and branches.
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.extend.core as jex
 import numpy as np
 
-from jmudsc import positions, rules
-from jmudsc.positions import Tag
+from jmudsc import picks, positions, rules
+from jmudsc.numbering import Numbers
 from jmudsc.terms import CONCAT, PRODUCT, Terms
 from jmudsc.trace import open_jaxpr, Place, Program, scan_operands, shape_of
-
-
-@dataclass(frozen=True)
-class Value:
-    """One value of a program.
-
-    Attributes:
-        axes: one term per axis.
-        is_data: whether it depends on the batch.
-        tag: what its entries are positions of, if they are.
-    """
-
-    axes: list[int]
-    is_data: bool = False
-    tag: Tag | None = None
+from jmudsc.values import Pick, Picks, Value
 
 
 @dataclass(frozen=True)
@@ -48,6 +34,24 @@ class Found:
     place: Place | None
     around: tuple[int, ...]
 
+    def picks_on(self, axis: int) -> frozenset[Pick]:
+        """The picks of one axis, where those of the loops around it come first."""
+        own = axis - len(self.around)
+        return self.value.picks_on(own) if own >= 0 else frozenset()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one primitive equation made of its operands.
+
+    Attributes:
+        ins: per operand one term per axis.
+        outs: the outputs.
+    """
+
+    ins: list[list[int]]
+    outs: list[Value]
+
 
 @dataclass(frozen=True)
 class Contraction:
@@ -57,11 +61,13 @@ class Contraction:
         eqn: a `dot_general` or `conv_general_dilated`.
         operands: its two operands.
         summed: per operand the axes summed over.
+        picks: for each pair of axes summed over, the picks of both.
     """
 
     eqn: Any
     operands: tuple[Found, Found]
     summed: tuple[list[int], list[int]]
+    picks: list[tuple[frozenset[Pick], frozenset[Pick]]]
 
 
 @dataclass(frozen=True)
@@ -73,14 +79,22 @@ class Walk:
         leaf_axes: leaf path -> one term per axis.
         found: every value, in program order.
         contractions: every contraction, in program order.
+        steps: every primitive equation, in program order.
         data: the top-level variables that depend on the batch.
+        numbers: what tells which values are equal.
+        places: where values can be read, by number.
+        picked: a term that an index picks from, by the number of the index and by size.
     """
 
     terms: Terms
     leaf_axes: Mapping[str, list[int]]
     found: list[Found] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     data: set[Any] = field(default_factory=set)
+    numbers: Numbers = field(default_factory=Numbers)
+    places: dict[int, Place] = field(default_factory=dict)
+    picked: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> Walk:
@@ -103,11 +117,11 @@ def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> 
         scope[var] = Value(axes, is_data=True)
     for var, value in program.consts.items():
         scope[var] = _constant(terms, value)
-    for var, value in scope.items():
-        result.found.append(Found(value, Place(var), ()))
-    _Walker(result, scope, ()).eqns(program.eqns)
+    walker = _Walker(result, scope, ())
+    walker.enter()
+    walker.eqns(program.eqns)
     for var in program.outvars:
-        value = _of(terms, scope, var)
+        value = walker.of(var)
         positions.forget(terms, value.tag, "an output of the network")
         _pin(terms, value.axes, "meets an output of the network")
     _merge_stray_members(result)
@@ -133,12 +147,33 @@ class _Walker:
 
     def eqns(self, eqns: Iterable[jex.JaxprEqn]) -> None:
         for eqn in eqns:
-            ins = [_of(self.result.terms, self.scope, var) for var in eqn.invars]
+            ins = [self.of(var) for var in eqn.invars]
             inner = {"scan": self.scan, "while": self.while_, "cond": self.cond}
             step = inner.get(eqn.primitive.name, self.primitive)
             for var, value in zip(eqn.outvars, step(eqn, ins), strict=True):
-                self.scope[var] = value
-                self.result.found.append(self.found(var, value))
+                self.bind(var, value)
+
+    def of(self, var: Any) -> Value:
+        """Return the value of a variable or a literal."""
+        if isinstance(var, jex.Literal):
+            number = self.result.numbers.literal(var.val)
+            return replace(_constant(self.result.terms, var.val), number=number)
+        return self.scope[var]
+
+    def enter(self) -> None:
+        """Bind what is known when the jaxpr is entered."""
+        for var, value in list(self.scope.items()):
+            self.bind(var, value)
+
+    def bind(self, var: Any, value: Value) -> None:
+        """Give a variable its value, and a number to the value if it has none."""
+        if value.number < 0:
+            value = replace(value, number=self.result.numbers.new())
+        found = self.found(var, value)
+        if found.place is not None:
+            self.result.places.setdefault(value.number, found.place)
+        self.scope[var] = value
+        self.result.found.append(found)
 
     def found(self, var: Any, value: Value) -> Found:
         place = None if self.loops is None else Place(var, self.loops)
@@ -147,15 +182,37 @@ class _Walker:
     def primitive(self, eqn: Any, ins: list[Value]) -> list[Value]:
         terms = self.result.terms
         axes = [value.axes for value in ins]
-        summed = rules.contraction(eqn)
-        if summed is not None:
-            (lhs, rhs), (left, right) = ins, summed
-            operands = self.found(eqn.invars[0], lhs), self.found(eqn.invars[1], rhs)
-            over = [lhs.axes[i] for i in left], [rhs.axes[i] for i in right]
-            self.result.contractions.append(Contraction(eqn, operands, over))
+        if rules.contraction(eqn) is not None:
+            self.result.contractions.append(self.contraction(eqn, ins))
         outs, tags = positions.apply_rule(terms, eqn, axes, [v.tag for v in ins])
         is_data = any(value.is_data for value in ins)
-        return [Value(o, is_data, t) for o, t in zip(outs, tags, strict=True)]
+        numbers = self.result.numbers.outputs(eqn, [value.number for value in ins])
+        after = picks.after(eqn, ins, self.result.numbers, self.result.places)
+        self.tie_picked(after)
+        made = [
+            Value(axes, is_data, tag, number, after)
+            for axes, tag, number in zip(outs, tags, numbers, strict=True)
+        ]
+        self.result.steps.append(Step(axes, made))
+        return made
+
+    def tie_picked(self, found: Picks) -> None:
+        """Tie fixed axes from which the same index picks: position by position."""
+        terms = self.result.terms
+        for pick in frozenset().union(*found):
+            same = pick.index, terms.size(pick.term)
+            other = self.result.picked.setdefault(same, pick.term)
+            if terms.reason(other) and terms.reason(pick.term):
+                terms.unify(other, pick.term)
+
+    def contraction(self, eqn: Any, ins: list[Value]) -> Contraction:
+        (lhs, rhs), (left, right) = ins, rules.contraction(eqn) or ((), ())
+        operands = self.found(eqn.invars[0], lhs), self.found(eqn.invars[1], rhs)
+        over = [lhs.axes[i] for i in left], [rhs.axes[i] for i in right]
+        pairs = [
+            (lhs.picks_on(i), rhs.picks_on(j)) for i, j in zip(left, right, strict=True)
+        ]
+        return Contraction(eqn, operands, over, pairs)
 
     def scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
         terms = self.result.terms
@@ -206,28 +263,21 @@ class _Walker:
         body = open_jaxpr(jaxpr)
         consts = getattr(jaxpr, "consts", ())
         scope = dict(zip(body.invars, args, strict=True))
-        for var, value in zip(body.constvars, consts, strict=True):
-            scope[var] = _constant(self.result.terms, value)
+        for var, const in zip(body.constvars, consts, strict=True):
+            scope[var] = _constant(self.result.terms, const)
         readable = loop is not None and self.loops is not None
         loops = (*self.loops, loop) if readable and self.loops is not None else None
         around = self.around if length is None else (*self.around, length)
         walker = _Walker(self.result, scope, loops, around)
-        for var, value in list(scope.items()):
-            self.result.found.append(walker.found(var, value))
+        walker.enter()
         walker.eqns(body.eqns)
-        outs = [_of(self.result.terms, scope, var) for var in body.outvars]
+        outs = [walker.of(var) for var in body.outvars]
         return [walker.plain(value, "a loop or branch") for value in outs]
 
     def plain(self, value: Value, where: str) -> Value:
-        """Drop the tag of a value that goes where tags are not followed."""
+        """Drop what is known of a value that goes where that is not followed."""
         positions.forget(self.result.terms, value.tag, where)
-        return Value(value.axes, value.is_data)
-
-
-def _of(terms: Terms, scope: Mapping[Any, Value], var: Any) -> Value:
-    if isinstance(var, jex.Literal):
-        return _constant(terms, var.val)
-    return scope[var]
+        return Value(value.axes, value.is_data, number=value.number)
 
 
 def _constant(terms: Terms, value: Any) -> Value:

@@ -13,7 +13,7 @@ from jax import lax
 
 from jmudsc import Concat, Fixed, infer_spec, paths, Product, Site, Units
 from jmudsc.axes import Family
-from jmudsc.derive import find_taps
+from jmudsc.taps import find_taps
 from jmudsc.trace import run, trace
 
 MIXED = [("mlp", "linen"), ("vgg_max", "plain"), ("resnet20", "nnx")]
@@ -420,8 +420,8 @@ FIXING = {
     ),
     "flip": (lambda h: jnp.flip(h, axis=1), "is treated by position in rev"),
     "fft": (lambda h: jnp.abs(jnp.fft.fft(h)), "is treated by position in fft"),
-    "every other": (
-        lambda h: jnp.concatenate([h[:, ::2], h[:, ::2]], axis=1),
+    "every third": (
+        lambda h: jnp.concatenate([h[:, ::3], h[:, 3:]], axis=1),
         "is treated by position in slice",
     ),
 }

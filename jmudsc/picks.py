@@ -1,0 +1,190 @@
+"""Picks: axes that are in the order of one unit of a label, and which unit that is.
+
+After `kernel[chosen]`, with one kernel per expert, hidden units are in the order of the
+expert that was chosen, which differs from input to input. Two such axes may meet (be
+multiplied, summed over together) if both are in the order of experts picked by the same
+index value along the same axes. A pick says so of one axis of a value; it is carried
+through operations that keep axes apart, and forgotten by all others, which is sound: a
+label is nested in another only if it goes with it in every value.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jmudsc.numbering import Numbers
+from jmudsc.rules import elementwise, reduce, RULES
+from jmudsc.trace import Place, shape_of
+from jmudsc.values import Pick, Picks, Value
+
+AxisMap = Mapping[int, int]  # axis of an operand -> axis of the output
+
+
+def after(
+    eqn: Any, ins: Sequence[Value], numbers: Numbers, places: Mapping[int, Place]
+) -> Picks:
+    """Return the picks of the output of an equation.
+
+    Args:
+        eqn: a jaxpr equation.
+        ins: its operands.
+        numbers: the numbers of values.
+        places: where values can be read, by number.
+
+    Returns:
+        The picks of its only output; empty if there are none.
+    """
+    made = _made(eqn, ins, numbers, places)
+    if not made and not any(value.picks for value in ins):
+        return ()
+    out = [frozenset()] * len(shape_of(eqn.outvars[0]))
+    for number, value in enumerate(ins):
+        where = axis_map(eqn, number) if value.picks or made else {}
+        for axis, new in where.items():
+            out[new] |= moved(value.picks_on(axis), where)
+            if number == 0:
+                out[new] |= made
+    return tuple(out) if any(out) else ()
+
+
+def met(eqn: Any, number: int, picks: frozenset[Pick]) -> frozenset[Pick] | None:
+    """Return the picks of an axis that is summed over, as seen from the output.
+
+    Args:
+        eqn: a contraction.
+        number: which operand the axis is of.
+        picks: of the axis.
+
+    Returns:
+        The picks along axes of the output; None if one of them is summed over too.
+    """
+    seen = moved(picks, axis_map(eqn, number))
+    return seen if len(seen) == len(picks) else None
+
+
+def _made(
+    eqn: Any, ins: Sequence[Value], numbers: Numbers, places: Mapping[int, Place]
+) -> frozenset[Pick]:
+    """Return what an equation picks by an index, one position of an axis at a time."""
+    name, sizes = eqn.primitive.name, eqn.params.get("slice_sizes", ())
+    if name == "dynamic_slice":
+        indices = [(axis, value.number) for axis, value in enumerate(ins[1:])]
+        along = ()
+    elif name == "gather":
+        axes = eqn.params["dimension_numbers"].start_index_map
+        columns = numbers.columns(ins[1].number, len(axes))
+        indices, along = list(zip(axes, columns, strict=True)), index_axes(eqn)
+    else:
+        return frozenset()
+    shape = shape_of(eqn.invars[0])
+    return frozenset(
+        Pick(ins[0].axes[axis], index, along, places.get(index))
+        for axis, index in indices
+        if sizes[axis] == 1 < shape[axis]
+    )
+
+
+def moved(picks: frozenset[Pick], where: AxisMap) -> frozenset[Pick]:
+    """Renumber the axes of picks; one that loses an axis is forgotten."""
+    return frozenset(
+        Pick(
+            pick.term,
+            pick.index,
+            tuple(None if axis is None else where[axis] for axis in pick.axes),
+            pick.place,
+        )
+        for pick in picks
+        if all(axis is None or axis in where for axis in pick.axes)
+    )
+
+
+def axis_map(eqn: Any, number: int) -> AxisMap:
+    """Say where the axes of an operand are in the output.
+
+    Args:
+        eqn: a jaxpr equation.
+        number: which operand.
+
+    Returns:
+        The axes of the operand that come out unmixed with one another; none for a
+        primitive that is not followed.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    shape = shape_of(eqn.invars[number])
+    rule = RULES.get(name)
+    if rule is elementwise:
+        return {axis: axis for axis in range(len(shape))}
+    if rule is reduce:
+        return _without(shape, params["axes"])
+    match name:
+        case "squeeze":
+            return _without(shape, params["dimensions"])
+        case "broadcast_in_dim":
+            return dict(enumerate(params["broadcast_dimensions"]))
+        case "transpose":
+            return {axis: new for new, axis in enumerate(params["permutation"])}
+        case "reshape":
+            return _same_runs(shape, shape_of(eqn.outvars[0]))
+        case "dynamic_slice" if number == 0:
+            pairs = enumerate(zip(shape, params["slice_sizes"], strict=True))
+            return {axis: axis for axis, (whole, size) in pairs if whole == size}
+        case "gather" if number == 0:
+            return _gathered_whole(eqn)
+        case "dot_general":
+            return _in_product(eqn, number)
+        case "conv_general_dilated":
+            numbers = params["dimension_numbers"]
+            place = (numbers.lhs_spec[0], numbers.rhs_spec[0])[number]
+            return {place: numbers.out_spec[number]}
+    return {}
+
+
+def _gathered_whole(eqn: Any) -> AxisMap:
+    """Return where the axes of its operand are that a `gather` takes whole."""
+    numbers = eqn.params["dimension_numbers"]
+    shape, sizes = shape_of(eqn.invars[0]), eqn.params["slice_sizes"]
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    kept = [axis for axis in range(len(shape)) if axis not in gone]
+    pairs = zip(kept, map(int, numbers.offset_dims), strict=True)
+    return {axis: new for axis, new in pairs if sizes[axis] == shape[axis]}
+
+
+def index_axes(eqn: Any) -> tuple[int | None, ...]:
+    """Return along which axes of the output of a `gather` its index value varies."""
+    offset = set(map(int, eqn.params["dimension_numbers"].offset_dims))
+    rank = len(shape_of(eqn.outvars[0]))
+    axes = [axis for axis in range(rank) if axis not in offset]
+    shape = shape_of(eqn.invars[1])[:-1]
+    return tuple(a if n > 1 else None for a, n in zip(axes, shape, strict=True))
+
+
+def _without(shape: tuple[int, ...], gone: Sequence[int]) -> AxisMap:
+    kept = [axis for axis in range(len(shape)) if axis not in gone]
+    return {axis: new for new, axis in enumerate(kept)}
+
+
+def _same_runs(before: tuple[int, ...], after: tuple[int, ...]) -> AxisMap:
+    """Pair the axes that a reshape leaves as they are."""
+    ends = {
+        (math.prod(after[:new]), size): new
+        for new, size in enumerate(after)
+        if size > 1
+    }
+    found = {
+        axis: ends.get((math.prod(before[:axis]), size))
+        for axis, size in enumerate(before)
+        if size > 1
+    }
+    return {axis: new for axis, new in found.items() if new is not None}
+
+
+def _in_product(eqn: Any, number: int) -> AxisMap:
+    contracted, batch = eqn.params["dimension_numbers"]
+    ranks = [len(shape_of(var)) for var in eqn.invars]
+    free = [
+        [axis for axis in range(rank) if axis not in (*c, *b)]
+        for rank, c, b in zip(ranks, contracted, batch, strict=True)
+    ]
+    start = len(batch[0]) + (len(free[0]) if number else 0)
+    where = {axis: new for new, axis in enumerate(batch[number])}
+    return where | {axis: start + new for new, axis in enumerate(free[number])}
