@@ -15,7 +15,7 @@ import jax.extend.core as jex
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc import paths
+from jmudsc import devices, paths
 from jmudsc.variables import check_arrays
 
 ApplyFn = Callable[[PyTree, PyTree], PyTree]
@@ -196,6 +196,10 @@ def _apply(eqn: jex.JaxprEqn, ins: list[Any]) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
     if name in _CALLS:
         return evaluate(params[_CALLS[name]], ins)
+    if name == "shard_map":
+        return devices.on_whole_arrays(params, ins, evaluate)
+    if name in devices.COLLECTIVES:
+        return [devices.COLLECTIVES[name](x, **params) for x in ins]
     if name == "while":
         return _while(params, ins)
     if name == "cond":
