@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import UnionType
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +74,7 @@ class Product:
         return math.prod(factor.size for factor in self.factors)
 
     def __str__(self) -> str:
-        wrapped = (
-            f"({factor})" if isinstance(factor, Concat) else str(factor)
-            for factor in self.factors
-        )
-        return "*".join(wrapped)
+        return "*".join(_wrapped(factor, Product | Concat) for factor in self.factors)
 
     def labels(self) -> tuple[str, ...]:
         """The labels on this axis, repeats included."""
@@ -100,7 +97,7 @@ class Concat:
         return sum(part.size for part in self.parts)
 
     def __str__(self) -> str:
-        return "+".join(str(part) for part in self.parts)
+        return "+".join(_wrapped(part, Concat) for part in self.parts)
 
     def labels(self) -> tuple[str, ...]:
         """The labels on this axis, repeats included."""
@@ -206,8 +203,36 @@ def labels_by_block(axes: Sequence[Axis]) -> Iterator[tuple[str, ...]]:
     Yields:
         The labels on the axes of a block, repeats included.
     """
-    choices = itertools.product(*map(_choices, axes))
-    return (tuple(itertools.chain(*block)) for block in choices)
+    for view in views(axes):
+        for block in itertools.product(*map(_choices, view)):
+            yield tuple(itertools.chain(*block))
+
+
+def views(axes: Sequence[Axis]) -> Iterator[tuple[Axis, ...]]:
+    """Yield the axes as they are at every position that families tell apart.
+
+    Args:
+        axes: one expression per axis.
+
+    Yields:
+        One expression per axis, none with a family in it.
+    """
+    family = next((family for axis in axes for family in families_in(axis)), None)
+    if family is None:
+        yield tuple(axes)
+        return
+    for position in range(len(family.members)):
+        yield from views([_member(axis, family.split, position) for axis in axes])
+
+
+def families_in(axis: Axis) -> list[Family]:
+    """Return the families in an axis expression, outer ones first."""
+    match axis:
+        case Family(_, members):
+            return [axis, *(f for member in members for f in families_in(member))]
+        case Product(children) | Concat(children):
+            return [family for child in children for family in families_in(child)]
+    return []
 
 
 def placed(
@@ -269,9 +294,13 @@ def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
     return moved.reshape(-1, *moved.shape[block.ndim - len(lead) - 1 :])
 
 
+def _wrapped(axis: Axis, kinds: type | UnionType) -> str:
+    return f"({axis})" if isinstance(axis, kinds) else str(axis)
+
+
 def _choices(axis: Axis) -> list[tuple[str, ...]]:
     match axis:
-        case Concat(parts) | Family(_, parts):
+        case Concat(parts):
             return [choice for part in parts for choice in _choices(part)]
         case Product(factors):
             blocks = itertools.product(*map(_choices, factors))
