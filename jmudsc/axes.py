@@ -203,9 +203,20 @@ def labels_by_block(axes: Sequence[Axis]) -> Iterator[tuple[str, ...]]:
     Yields:
         The labels on the axes of a block, repeats included.
     """
+    return (tuple(itertools.chain(*block)) for block in labels_by_axis(axes))
+
+
+def labels_by_axis(axes: Sequence[Axis]) -> Iterator[tuple[tuple[str, ...], ...]]:
+    """Yield the labels of every block, each axis by itself.
+
+    Args:
+        axes: one expression per axis.
+
+    Yields:
+        Per axis the labels that are on it in a block, repeats included.
+    """
     for view in views(axes):
-        for block in itertools.product(*map(_choices, view)):
-            yield tuple(itertools.chain(*block))
+        yield from itertools.product(*map(_choices, view))
 
 
 def views(axes: Sequence[Axis]) -> Iterator[tuple[Axis, ...]]:
@@ -227,12 +238,27 @@ def views(axes: Sequence[Axis]) -> Iterator[tuple[Axis, ...]]:
 
 def families_in(axis: Axis) -> list[Family]:
     """Return the families in an axis expression, outer ones first."""
-    match axis:
-        case Family(_, members):
-            return [axis, *(f for member in members for f in families_in(member))]
-        case Product(children) | Concat(children):
-            return [family for child in children for family in families_in(child)]
-    return []
+    own = [axis] if isinstance(axis, Family) else []
+    return own + [family for child in _children(axis) for family in families_in(child)]
+
+
+def atoms_in(axis: Axis) -> list[Atom]:
+    """Return what an axis expression is made of, from left to right."""
+    if isinstance(axis, Fixed | Units):
+        return [axis]
+    return [atom for child in _children(axis) for atom in atoms_in(child)]
+
+
+def map_atoms(axis: Axis, fn: Callable[[Atom], Atom]) -> Axis:
+    """Rebuild an axis expression of the same form from other atoms."""
+    if isinstance(axis, Fixed | Units):
+        return fn(axis)
+    children = tuple(map_atoms(child, fn) for child in _children(axis))
+    return (
+        Family(axis.split, children)
+        if isinstance(axis, Family)
+        else type(axis)(children)
+    )
 
 
 def placed(
@@ -292,6 +318,13 @@ def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
     """
     moved = jnp.moveaxis(block, (*lead, axis), range(-len(lead) - 1, 0))
     return moved.reshape(-1, *moved.shape[block.ndim - len(lead) - 1 :])
+
+
+def _children(axis: Axis) -> tuple[Axis, ...]:
+    match axis:
+        case Product(children) | Concat(children) | Family(_, children):
+            return children
+    return ()
 
 
 def _wrapped(axis: Axis, kinds: type | UnionType) -> str:
