@@ -17,6 +17,7 @@ from jmudsc.checkpoints import (
 )
 from jmudsc.combine import combine as combine
 from jmudsc.derive import infer_spec as infer_spec
+from jmudsc.freeze import freeze as freeze
 from jmudsc.match import Match as Match, match as match, METHODS as METHODS
 from jmudsc.merge import merge as merge
 from jmudsc.moments import collect as collect, Moments as Moments
