@@ -92,7 +92,7 @@ def merge(
         say("deriving the spec", 0, 1)
         spec = infer_spec(apply_fn, models[0], first)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
-    spec = freeze(spec, frozen)
+    spec = freeze(spec, frozen) if frozen else spec
     check_covers("merge", spec, paths.flatten(models[0]))
     check_key, match_key = jax.random.split(key)
     if check and first is not None:
