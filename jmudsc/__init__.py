@@ -17,6 +17,8 @@ from jmudsc.checkpoints import (
 )
 from jmudsc.combine import combine as combine
 from jmudsc.derive import infer_spec as infer_spec
+from jmudsc.freeze import freeze as freeze
+from jmudsc.handwritten import override as override, read_spec as read_spec
 from jmudsc.match import Match as Match, match as match, METHODS as METHODS
 from jmudsc.merge import merge as merge
 from jmudsc.moments import collect as collect, Moments as Moments

@@ -3,19 +3,13 @@
 An axis is fixed, or the units of a label, or a row-major product of axes (what a
 reshape makes), or a concatenation of axes. Nesting of labels is not part of the
 expression: it is a property of the label (`Label.parents` in `spec`).
-
-Every operation on labelled arrays goes through `map_blocks`, which takes an array
-apart until each of its axes is either fixed or the units of one label.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from types import UnionType
 
 
 @dataclass(frozen=True)
@@ -73,11 +67,7 @@ class Product:
         return math.prod(factor.size for factor in self.factors)
 
     def __str__(self) -> str:
-        wrapped = (
-            f"({factor})" if isinstance(factor, Concat) else str(factor)
-            for factor in self.factors
-        )
-        return "*".join(wrapped)
+        return "*".join(_wrapped(factor, Product | Concat) for factor in self.factors)
 
     def labels(self) -> tuple[str, ...]:
         """The labels on this axis, repeats included."""
@@ -100,7 +90,7 @@ class Concat:
         return sum(part.size for part in self.parts)
 
     def __str__(self) -> str:
-        return "+".join(str(part) for part in self.parts)
+        return "+".join(_wrapped(part, Concat) for part in self.parts)
 
     def labels(self) -> tuple[str, ...]:
         """The labels on this axis, repeats included."""
@@ -145,58 +135,6 @@ Axis = Fixed | Units | Product | Concat | Family
 Atom = Fixed | Units
 
 
-@dataclass(frozen=True)
-class Block:
-    """What the axes of a block of an array are.
-
-    Attributes:
-        atoms: one per axis of the block.
-        origins: for each axis of the block the axis of the array that it came from.
-    """
-
-    atoms: tuple[Atom, ...]
-    origins: tuple[int, ...]
-
-
-def map_blocks(
-    array: jax.Array, axes: Sequence[Axis], fn: Callable[[jax.Array, Block], jax.Array]
-) -> jax.Array:
-    """Apply a function to every block of an array and put the blocks together again.
-
-    A block has only `Fixed` and `Units` axes: products are reshaped into one axis per
-    factor, concatenations are cut into their parts.
-
-    Args:
-        array: any shape.
-        axes: one expression per axis of `array`, of the same sizes.
-        fn: `(values, block) -> values` of the same shape.
-
-    Returns:
-        An array of the shape of `array`.
-    """
-    return _map(array, tuple(axes), tuple(range(len(axes))), fn)
-
-
-def blocks(array: jax.Array, axes: Sequence[Axis]) -> list[tuple[jax.Array, Block]]:
-    """Take an array apart into the blocks that `map_blocks` would visit.
-
-    Args:
-        array: any shape.
-        axes: one expression per axis of `array`, of the same sizes.
-
-    Returns:
-        `(values, block)` pairs, row-major over the parts of concatenations.
-    """
-    found = []
-
-    def visit(values: jax.Array, block: Block) -> jax.Array:
-        found.append((values, block))
-        return values
-
-    map_blocks(array, axes, visit)
-    return found
-
-
 def labels_by_block(axes: Sequence[Axis]) -> Iterator[tuple[str, ...]]:
     """Yield the labels of every block that an array with these axes is cut into.
 
@@ -206,153 +144,110 @@ def labels_by_block(axes: Sequence[Axis]) -> Iterator[tuple[str, ...]]:
     Yields:
         The labels on the axes of a block, repeats included.
     """
-    choices = itertools.product(*map(_choices, axes))
-    return (tuple(itertools.chain(*block)) for block in choices)
+    return (tuple(itertools.chain(*block)) for block in labels_by_axis(axes))
 
 
-def placed(
-    block: Block, parents: Mapping[str, Sequence[str]]
-) -> list[tuple[int, tuple[int, ...], str]]:
-    """Find the labels on the axes of a block, parents before what is nested in them.
+def labels_by_axis(axes: Sequence[Axis]) -> Iterator[tuple[tuple[str, ...], ...]]:
+    """Yield the labels of every block, each axis by itself.
 
     Args:
-        block: what the axes are.
-        parents: label -> the labels it is nested in, outermost first.
+        axes: one expression per axis.
 
-    Returns:
-        `(axis, axes of the parents, label)` for every `Units` axis. Where a parent is
-        there more than once, the one on the same axis of the array counts.
+    Yields:
+        Per axis the labels that are on it in a block, repeats included.
     """
-    names = [atom.label if isinstance(atom, Units) else None for atom in block.atoms]
-    found = [
-        (
-            axis,
-            tuple(_axis_of(p, axis, names, block) for p in parents.get(name, ())),
-            name,
-        )
-        for axis, name in enumerate(names)
-        if name is not None
-    ]
-    return sorted(found, key=lambda place: len(place[1]))
+    for view in views(axes):
+        yield from itertools.product(*map(_choices, view))
 
 
-def places_of(
-    block: Block, label: str, parents: Mapping[str, Sequence[str]]
-) -> list[tuple[int, tuple[int, ...]]]:
-    """Find the axes of a block over which the units of a label can be compared.
-
-    Where units of a nested label lie along with those of the label, only the nested
-    ones can be: theirs is the order that differs between models.
+def views(axes: Sequence[Axis]) -> Iterator[tuple[Axis, ...]]:
+    """Yield the axes as they are at every position that families tell apart.
 
     Args:
-        block: what the axes are.
-        label: the label.
-        parents: label -> the labels it is nested in, outermost first.
+        axes: one expression per axis.
 
-    Returns:
-        `(axis, axes of the parents)` for every place; none if something nested in the
-        label is there too.
+    Yields:
+        One expression per axis, none with a family in it.
     """
-    found = placed(block, parents)
-    if any(label in parents.get(name, ()) for _, _, name in found):
-        return []
-    return [(axis, lead) for axis, lead, name in found if name == label]
+    family = next((family for axis in axes for family in families_in(axis)), None)
+    if family is None:
+        yield tuple(axes)
+        return
+    for position in range(len(family.members)):
+        yield from views([member_of(axis, family.split, position) for axis in axes])
 
 
-def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
-    """Bring a block to shape (samples, *parent units, units).
+def member_of(axis: Axis, split: int, position: int) -> Axis:
+    """Return what an axis is at one position of the axis that families run over.
 
     Args:
-        block: any shape.
-        axis: the axis of the units.
-        lead: the axes of the parents' units, outermost first.
+        axis: the expression.
+        split: the number of the axis that the families run over.
+        position: along that axis.
 
     Returns:
-        The block with all other axes flattened into one, which leads.
+        The expression with those families replaced by their members.
     """
-    moved = jnp.moveaxis(block, (*lead, axis), range(-len(lead) - 1, 0))
-    return moved.reshape(-1, *moved.shape[block.ndim - len(lead) - 1 :])
+    match axis:
+        case Family(number, members) if number == split:
+            return members[position]
+        case Family(number, members):
+            return Family(number, tuple(member_of(m, split, position) for m in members))
+        case Product(factors):
+            return Product(tuple(member_of(f, split, position) for f in factors))
+        case Concat(parts):
+            return Concat(tuple(member_of(p, split, position) for p in parts))
+    return axis
 
 
-def _axis_of(parent: str, axis: int, names: Sequence[str | None], block: Block) -> int:
-    """Return where the parent is of the units on an axis of a block."""
-    beside = [
-        other
-        for other, name in enumerate(names)
-        if name == parent and block.origins[other] == block.origins[axis]
-    ]
-    return beside[0] if beside else names.index(parent)
+def factors_of(axis: Axis) -> tuple[Axis, ...]:
+    """Return the factors of an axis, none of them a product."""
+    if isinstance(axis, Product):
+        return tuple(f for factor in axis.factors for f in factors_of(factor))
+    return (axis,)
+
+
+def families_in(axis: Axis) -> list[Family]:
+    """Return the families in an axis expression, outer ones first."""
+    own = [axis] if isinstance(axis, Family) else []
+    return own + [family for child in _children(axis) for family in families_in(child)]
+
+
+def atoms_in(axis: Axis) -> list[Atom]:
+    """Return what an axis expression is made of, from left to right."""
+    if isinstance(axis, Fixed | Units):
+        return [axis]
+    return [atom for child in _children(axis) for atom in atoms_in(child)]
+
+
+def map_atoms(axis: Axis, fn: Callable[[Atom], Atom]) -> Axis:
+    """Rebuild an axis expression of the same form from other atoms."""
+    if isinstance(axis, Fixed | Units):
+        return fn(axis)
+    children = tuple(map_atoms(child, fn) for child in _children(axis))
+    return (
+        Family(axis.split, children)
+        if isinstance(axis, Family)
+        else type(axis)(children)
+    )
+
+
+def _children(axis: Axis) -> tuple[Axis, ...]:
+    match axis:
+        case Product(children) | Concat(children) | Family(_, children):
+            return children
+    return ()
+
+
+def _wrapped(axis: Axis, kinds: type | UnionType) -> str:
+    return f"({axis})" if isinstance(axis, kinds) else str(axis)
 
 
 def _choices(axis: Axis) -> list[tuple[str, ...]]:
     match axis:
-        case Concat(parts) | Family(_, parts):
+        case Concat(parts):
             return [choice for part in parts for choice in _choices(part)]
         case Product(factors):
             blocks = itertools.product(*map(_choices, factors))
             return [tuple(itertools.chain(*block)) for block in blocks]
     return [axis.labels()]
-
-
-def _factors(axis: Axis) -> tuple[Axis, ...]:
-    if isinstance(axis, Product):
-        return tuple(f for factor in axis.factors for f in _factors(factor))
-    return (axis,)
-
-
-def _map(array, axes, origins, fn):
-    shape = array.shape
-    pairs = [
-        (f, o) for axis, o in zip(axes, origins, strict=True) for f in _factors(axis)
-    ]
-    axes, origins = tuple(f for f, _ in pairs), tuple(o for _, o in pairs)
-    array = array.reshape([axis.size for axis in axes])
-    for index, axis in enumerate(axes):
-        if isinstance(axis, Concat) or _is_split(axis, axes):
-            parts = _parts_at(axes, index)
-            ends = np.cumsum([part[index].size for part in parts])[:-1]
-            pieces = jnp.split(array, ends, axis=index)
-            mapped = [
-                _map(piece, part, origins, fn)
-                for piece, part in zip(pieces, parts, strict=True)
-            ]
-            return jnp.concatenate(mapped, axis=index).reshape(shape)
-    return fn(array, Block(_atoms(axes), origins)).reshape(shape)
-
-
-def _is_split(axis, axes):
-    """Whether some family runs over a fixed axis."""
-    return isinstance(axis, Fixed) and any(
-        isinstance(other, Family) and other.split == axis.split for other in axes
-    )
-
-
-def _parts_at(axes, index):
-    """Return what all axes are for every part that one of them is cut into."""
-    axis = axes[index]
-    if isinstance(axis, Concat):
-        return [(*axes[:index], part, *axes[index + 1 :]) for part in axis.parts]
-    return [
-        tuple(
-            Fixed(1) if number == index else _member(other, axis.split, position)
-            for number, other in enumerate(axes)
-        )
-        for position in range(axis.size)
-    ]
-
-
-def _member(axis, split, position):
-    match axis:
-        case Family(number, members) if number == split:
-            return members[position]
-        case Family(number, members):
-            return Family(number, tuple(_member(m, split, position) for m in members))
-        case Product(factors):
-            return Product(tuple(_member(f, split, position) for f in factors))
-        case Concat(parts):
-            return Concat(tuple(_member(p, split, position) for p in parts))
-    return axis
-
-
-def _atoms(axes: Sequence[Axis]) -> tuple[Atom, ...]:
-    return tuple(axis for axis in axes if isinstance(axis, (Fixed, Units)))

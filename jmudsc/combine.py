@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.axes import Axis, Block, map_blocks, placed
+from jmudsc.axes import Axis
+from jmudsc.blocks import Block, map_blocks, placed
 from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
 from jmudsc.spec import PermutationSpec
 from jmudsc.variables import check_covers, check_same

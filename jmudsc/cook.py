@@ -10,6 +10,8 @@ from jaxtyping import PyTree
 
 from jmudsc.checkpoints import check_free, load, save
 from jmudsc.derive import infer_spec
+from jmudsc.freeze import freeze
+from jmudsc.handwritten import read_spec
 from jmudsc.match import Progress
 from jmudsc.merge import merge
 from jmudsc.paths import listed
@@ -33,20 +35,26 @@ def cook(
         are in the checkpoint too.
 
     Raises:
-        FileNotFoundError: if the recipe or a checkpoint is not there.
+        FileNotFoundError: if the recipe, a checkpoint or its spec is not there.
         FileExistsError: if the output is.
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
     recipe = read_recipe(path)
     output = check_free(_place(recipe, recipe.output), overwrite)
     named = _resolved(recipe, ("apply_fn", "batches", "update_fn"))
+    models = [_load(recipe, source, progress) for source in recipe.models]
+    written = None
+    if recipe.spec is not None:
+        written = _spec(path, recipe, named, models[0])
     result = merge(
         named["apply_fn"],
-        [_load(recipe, source, progress) for source in recipe.models],
+        models,
         named["batches"],
         method=recipe.method,
         alpha=recipe.alpha,
         key=jax.random.key(recipe.seed),
+        spec=written,
+        frozen=recipe.frozen,
         weights=recipe.weights,
         update_fn=named.get("update_fn"),
         progress=progress,
@@ -58,7 +66,7 @@ def cook(
 
 
 def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
-    """Derive the permutation spec of a recipe's model.
+    """Return the permutation spec by which a recipe merges, derived or read.
 
     Args:
         path: the recipe, a YAML file.
@@ -68,18 +76,36 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
         The spec.
 
     Raises:
-        FileNotFoundError: if the recipe or its first checkpoint is not there.
-        ValueError: if something in the recipe or the checkpoint is wrong.
+        FileNotFoundError: if the recipe, its first checkpoint or its spec is not there.
+        ValueError: if something in the recipe, the checkpoint or the spec is wrong.
     """
     recipe = read_recipe(path)
     named = _resolved(recipe, ("apply_fn", "batches"))
     variables = _load(recipe, recipe.models[0], progress)
+    return freeze(_spec(path, recipe, named, variables), recipe.frozen)
+
+
+def _spec(
+    path: Path, recipe: Recipe, named: Mapping[str, Any], variables: PyTree
+) -> PermutationSpec:
     for batch in named["batches"]:
-        return infer_spec(named["apply_fn"], variables, batch)
+        traced = named["apply_fn"], variables, batch
+        if recipe.spec is None:
+            return infer_spec(*traced)
+        return read_spec(_text(recipe.folder / recipe.spec), *traced)
     raise ValueError(
         f'{path}: "batches" has no batches, at least one is needed; correct what '
         f"{recipe.batches.name} returns."
     )
+
+
+def _text(file: Path) -> str:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: there is no such file, a spec is needed; write one with "
+            "jmudsc spec RECIPE."
+        )
+    return file.read_text()
 
 
 def _load(recipe: Recipe, source: Source, progress: Progress | None) -> PyTree:

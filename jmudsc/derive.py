@@ -5,12 +5,13 @@ left free on an axis of a leaf is a label. Where a label is summed over and whic
 nest in which (`nesting`) then falls out of the same walk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jaxtyping import PyTree
 
 from jmudsc.axes import Axis
 from jmudsc.expressions import express_all
+from jmudsc.freeze import freeze
 from jmudsc.nesting import parents_of
 from jmudsc.spec import labels_of, PermutationSpec, Site
 from jmudsc.statistics import running_statistics
@@ -19,7 +20,13 @@ from jmudsc.trace import ApplyFn, Program, shape_of, trace
 from jmudsc.walk import Walk, walk
 
 
-def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> PermutationSpec:
+def infer_spec(
+    apply_fn: ApplyFn,
+    variables: PyTree,
+    batch: PyTree,
+    *,
+    frozen: str | Iterable[str] = (),
+) -> PermutationSpec:
     """Derive the permutation symmetries of a model from one trace of it.
 
     Two axes get one label where the program needs them in the same order (a
@@ -32,20 +39,18 @@ def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Permutati
             mode.
         variables: a pytree of arrays or `jax.ShapeDtypeStruct`s; nothing is allocated.
         batch: one batch, likewise.
+        frozen: patterns of labels and leaves to keep in place, as for `freeze`.
 
     Returns:
         The spec; `print(spec)` shows it as a table.
 
     Raises:
         TypeError: if a leaf is not an array.
+        ValueError: if a pattern matches nothing.
     """
     program = trace(apply_fn, variables, batch)
-    terms = Terms()
-    leaf_axes = {
-        path: [terms.leaf(size) for size in shape_of(var)]
-        for path, var in program.leaves.items()
-    }
-    seen = walk(program, terms, leaf_axes)
+    seen = _walked(program)
+    terms, leaf_axes = seen.terms, seen.leaf_axes
     _pin_unused(program, seen)
     names, fixed = _names(seen), _fixed_parents(seen)
     parents = parents_of(seen, names, fixed)
@@ -55,13 +60,40 @@ def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Permutati
     axes = {path: express_all(terms, names, leaf_axes[path]) for path in program.paths}
     sizes = {name: terms.size(atom) for atom, name in names.items()}
     reasons = {name: terms.reason(atom) for atom, name in held.items()}
-    return PermutationSpec(
+    consumed, statistics = _roles(program, seen)
+    spec = PermutationSpec(
         axes=axes,
         labels=labels_of(axes, sizes, parents, reasons),
         fixed=_fixed(terms, leaf_axes, axes),
-        consumed=_consumed(seen),
-        statistics=running_statistics(program, seen.data),
+        consumed=consumed,
+        statistics=statistics,
     )
+    return freeze(spec, frozen)
+
+
+def roles(program: Program) -> tuple[frozenset[Site], frozenset[str]]:
+    """Find what a program does with its leaves, whatever their labels are.
+
+    Args:
+        program: the traced model.
+
+    Returns:
+        The sites that a contraction sums over, and the paths of running statistics.
+    """
+    return _roles(program, _walked(program))
+
+
+def _walked(program: Program) -> Walk:
+    terms = Terms()
+    leaf_axes = {
+        path: [terms.leaf(size) for size in shape_of(var)]
+        for path, var in program.leaves.items()
+    }
+    return walk(program, terms, leaf_axes)
+
+
+def _roles(program: Program, seen: Walk) -> tuple[frozenset[Site], frozenset[str]]:
+    return _consumed(seen), running_statistics(program, seen.data)
 
 
 def _pin_unused(program: Program, seen: Walk) -> None:

@@ -1,4 +1,4 @@
-"""Between terms and axis expressions: what a walk found, as a spec says it, and back."""
+"""Expressions: from the terms of a walk to axis expressions of a spec, and back."""
 
 from collections.abc import Iterable, Mapping
 

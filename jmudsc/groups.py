@@ -50,10 +50,10 @@ def match_family(
 
     Args:
         spec: the permutation spec.
-        family: from `families`.
+        family: from `families`; a fixed label in it stays in place.
         similarity: label -> (models*units, models*units), the units of a nested label
             running over its parents' units first; a label without evidence of its own
-            may be missing if labels are nested in it.
+            may be missing if it is fixed or labels are nested in it.
         assignment: the current one; gives the number of models and, for a family
             nested in other labels, where their units go.
         zipped: whether to zip the innermost units or align them.
@@ -72,7 +72,9 @@ def match_family(
 
     def fill(name: str, merged: Unit, own: list[Unit]) -> None:
         nested = spec.children(name)
-        if zipped and not nested:
+        if spec.labels[name].fixed:
+            row = np.tile(np.arange(spec.labels[name].size), (models, 1))
+        elif zipped and not nested:
             row = zip_units(_stacked(grids[name], own), models, a, b)
         elif nested:
             row = _align_nested(spec, grids, name, own)
@@ -138,7 +140,7 @@ def _align_nested(
 ) -> np.ndarray:
     units = spec.labels[name].size
     row = np.tile(np.arange(units, dtype=np.int32), (len(own), 1))
-    for model in range(1, len(own) if spec.labels[name].fixed is None else 1):
+    for model in range(1, len(own)):
         scores = _scores(spec, grids, name, model, own[0], own[model])
         rows, columns = best_pairs(scores)
         row[model, columns] = rows
@@ -161,6 +163,14 @@ def _scores(
     for child in spec.children(name):
         for j, k in np.ndindex(units, units):
             inner = _scores(spec, grids, child, model, (*ours, j), (*theirs, k))
-            rows, columns = best_pairs(inner)
+            rows, columns = _pairs(spec, child, inner)
             scores[j, k] += inner[rows, columns].sum()
     return scores
+
+
+def _pairs(
+    spec: PermutationSpec, name: str, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    if spec.labels[name].fixed:
+        return np.arange(len(scores)), np.arange(len(scores))
+    return best_pairs(scores)

@@ -38,9 +38,9 @@ class Match:
     Attributes:
         assignment: label -> `int32[models, *parent units, units]`, the merged unit that
             each unit of each model goes to.
-        history: the objective of each sweep, the mean over labels of the mean
-            similarity of the units that share a merged unit, in [-1, 1]; empty without
-            sweeps.
+        history: the objective of each sweep, the mean over the labels that can move of
+            the mean similarity of the units that share a merged unit, in [-1, 1]; empty
+            without sweeps.
         converged: whether a sweep changed nothing or `patience` sweeps brought no
             improvement, rather than `max_sweeps` ending the search.
     """
@@ -240,12 +240,18 @@ class _Search:
 
 
 def _stands_alone(spec: PermutationSpec, name: str) -> bool:
-    """Whether a label has evidence of its own, besides what is nested in it."""
+    """Whether a label has evidence of its own, besides what is nested in it.
+
+    A fixed label moves with its parents and is evidence of their units; one that has
+    no parents that can move tells nothing.
+    """
+    if all(spec.labels[n].fixed for n in (name, *spec.labels[name].parents)):
+        return False
     nested = {
         site.path for child in spec.children(name) for site in spec.labels[child].sites
     }
     sites = spec.labels[name].sites
-    return spec.labels[name].fixed is None and any(s.path not in nested for s in sites)
+    return any(s.path not in nested for s in sites)
 
 
 def _descend(
@@ -257,7 +263,8 @@ def _descend(
     progress: Progress | None,
 ) -> Match:
     current, best = dict(start), dict(start)
-    groups = families(search.spec)
+    labels = search.spec.labels
+    groups = [f for f in families(search.spec) if not all(labels[n].fixed for n in f)]
     history: list[float] = []
     for sweep in range(max_sweeps if groups else 0):
         order = jax.random.permutation(jax.random.fold_in(key, sweep), len(groups))

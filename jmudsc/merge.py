@@ -10,6 +10,7 @@ from jmudsc import paths
 from jmudsc.check import check_spec
 from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
+from jmudsc.freeze import freeze
 from jmudsc.match import check_method, match, Progress, uses_activations
 from jmudsc.moments import collect
 from jmudsc.repair import reset_batch_stats, UpdateFn
@@ -30,6 +31,7 @@ def merge(
     alpha: float = 0.5,
     key: jax.Array,
     spec: PermutationSpec | None = None,
+    frozen: str | Iterable[str] = (),
     weights: Sequence[float] | None = None,
     update_fn: UpdateFn | None = None,
     check: bool = True,
@@ -51,6 +53,8 @@ def merge(
         alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1].
         key: a PRNG key; the same key gives the same bits.
         spec: a permutation spec to use instead of deriving one.
+        frozen: patterns of labels and leaves whose units stay in place, as for
+            `freeze`.
         weights: the share of each model in the average; None for equal shares.
         update_fn: `(variables, batch) -> variables` as training updates running
             statistics; given, they are reset over `batches`.
@@ -87,6 +91,8 @@ def merge(
     if spec is None:
         say("deriving the spec", 0, 1)
         spec = infer_spec(apply_fn, models[0], first)
+    frozen = [frozen] if isinstance(frozen, str) else list(frozen)
+    spec = freeze(spec, frozen) if frozen else spec
     check_covers("merge", spec, paths.flatten(models[0]))
     check_key, match_key = jax.random.split(key)
     if check and first is not None:
@@ -118,6 +124,7 @@ def merge(
             len(spec.statistics),
         )
     recipe = {"method": method, "alpha": alpha, "weights": list(shares)}
+    recipe |= {"frozen": frozen} if frozen else {}
     return MergeResult(merged, spec, found.assignment, found.history, recipe)
 
 

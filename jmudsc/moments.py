@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
-from jmudsc.axes import Block, blocks, places_of, Units, units_last
+from jmudsc.axes import Units
+from jmudsc.blocks import Block, blocks, places_of, units_last
 from jmudsc.spec import PermutationSpec
 from jmudsc.taps import find_taps, read_tap, Tap
 from jmudsc.trace import ApplyFn, Place, run, trace

@@ -114,7 +114,7 @@ def _rooted(
 def _free_of(
     terms: Terms, contraction: Contraction
 ) -> Iterator[tuple[Found, tuple[int, ...], set[int]]]:
-    """Yield each operand, its summed axes, and the atoms left on axes of one operand."""
+    """Yield each operand, its summed axes, and the atoms on axes of one operand."""
     eqn, (lhs, rhs) = contraction.eqn, contraction.operands
     if eqn.primitive.name == "conv_general_dilated":
         numbers = eqn.params["dimension_numbers"]

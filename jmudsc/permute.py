@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.axes import Axis, Block, map_blocks, placed
+from jmudsc.axes import Axis
+from jmudsc.blocks import Block, map_blocks, placed
 from jmudsc.moves import anonymous, names_in_leaf, Parents, take_units
 from jmudsc.spec import PermutationSpec
 from jmudsc.variables import check_covers

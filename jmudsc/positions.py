@@ -21,6 +21,7 @@ IN_ORDER = "is in order of size"
 
 Known = Tag | Columns | None
 Tags = Sequence[Known]
+Single = Sequence[Tag | None]
 Outcome = tuple[list[Axes], list[Known]]
 
 
@@ -39,12 +40,13 @@ def apply_rule(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     name = eqn.primitive.name
     if name in _MAKERS:
         return _MAKERS[name](terms, eqn, ins, tags)
-    if any(isinstance(tag, Columns) for tag in tags):
+    single = [tag for tag in tags if not isinstance(tag, Columns)]
+    if len(single) < len(tags):
         return _plain(terms, eqn, ins, tags)
-    if name in _USERS and any(tags):
-        return _USERS[name](terms, eqn, ins, tags)
-    if name in _CARRIERS and len({tag for tag in tags if tag}) == 1 and tags[0]:
-        return rules.apply_rule(terms, eqn, ins), [tags[0]] * len(eqn.outvars)
+    if name in _USERS and any(single):
+        return _USERS[name](terms, eqn, ins, single)
+    if name in _CARRIERS and len({tag for tag in single if tag}) == 1 and single[0]:
+        return rules.apply_rule(terms, eqn, ins), [single[0]] * len(eqn.outvars)
     return _plain(terms, eqn, ins, tags)
 
 
@@ -103,7 +105,7 @@ def _sort(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     return [out] * len(ins), [None] * keys + list(tags[keys:])
 
 
-def _compare(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
+def _compare(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     first, second = tags
     if first is None or second is None or first.shifted or second.shifted:
         return _plain(terms, eqn, ins, tags)
@@ -113,7 +115,7 @@ def _compare(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     return rules.apply_rule(terms, eqn, ins), [None]
 
 
-def _less(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
+def _less(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     """A position is never less than 0."""
     first, second = tags[0], eqn.invars[1]
     is_zero = isinstance(second, jex.Literal) and second.val == 0
@@ -122,7 +124,7 @@ def _less(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     return rules.apply_rule(terms, eqn, ins), [Tag(first.term, never=True)]
 
 
-def _add(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
+def _add(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     """What is added to wrap negative positions around is thrown away later."""
     first, second = tags
     if (
@@ -134,7 +136,7 @@ def _add(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     return rules.apply_rule(terms, eqn, ins), [Tag(first.term, shifted=True)]
 
 
-def _select(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
+def _select(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     which, case, *others = tags
     if which is not None and which.never:
         return rules.apply_rule(terms, eqn, ins), [case]
@@ -143,13 +145,12 @@ def _select(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     return _plain(terms, eqn, ins, tags)
 
 
-def _concatenate(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
+def _concatenate(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     """Columns put side by side along the last axis stay what they are."""
     along = eqn.params["dimension"]
     if along != len(ins[0]) - 1 or any(terms.size(axes[along]) != 1 for axes in ins):
         return _plain(terms, eqn, ins, tags)
-    columns = tuple(tag if isinstance(tag, Tag) else None for tag in tags)
-    return rules.apply_rule(terms, eqn, ins), [Columns(columns)]
+    return rules.apply_rule(terms, eqn, ins), [Columns(tuple(tags))]
 
 
 def _gather(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:

@@ -10,6 +10,7 @@ update_fn: my_model:update_fn           # optional: resets running statistics
 batches: {factory: my_data:calibration, size: 100}
 method: mudsc-zip
 alpha: 0.5
+frozen: [params/stem/*]                 # optional: labels and leaves to keep in place
 output: merged
 ```
 
@@ -74,6 +75,8 @@ class Recipe:
         alpha: the balance, share of the weight similarity in [0, 1].
         weights: the share of each model in the average; None for equal shares.
         seed: of the PRNG key.
+        spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
+        frozen: patterns of labels and leaves whose units stay in place.
         folder: what relative paths are relative to: the folder of the recipe.
     """
 
@@ -86,6 +89,8 @@ class Recipe:
     alpha: float = 0.5
     weights: tuple[float, ...] | None = None
     seed: int = 0
+    spec: str | None = None
+    frozen: tuple[str, ...] = ()
     folder: Path = field(default=Path(), compare=False)
 
 
@@ -174,6 +179,10 @@ def dump_recipe(recipe: Recipe) -> str:
     content |= {"method": recipe.method, "alpha": recipe.alpha}
     if recipe.weights is not None:
         content["weights"] = list(recipe.weights)
+    if recipe.spec is not None:
+        content["spec"] = recipe.spec
+    if recipe.frozen:
+        content["frozen"] = list(recipe.frozen)
     content |= {"seed": recipe.seed, "output": recipe.output}
     return yaml.safe_dump(content, sort_keys=False)
 
@@ -286,6 +295,12 @@ def _weights(value: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in value)
 
 
+def _patterns(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(v and isinstance(v, str) for v in value):
+        raise ValueError(f"is {value!r}, it must be a list of label or leaf patterns")
+    return tuple(value)
+
+
 def _seed(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
         raise ValueError(f"is {value!r}, it must be a whole number in [0, 2**32)")
@@ -312,6 +327,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "alpha": _share,
     "weights": _weights,
     "seed": _seed,
+    "spec": _text,
+    "frozen": _patterns,
     "output": _text,
 }
 

@@ -58,6 +58,8 @@ def report(result: MergeResult) -> str:
     lines = ["# Merge", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in result.recipe.items()]
     lines += [f"- labels: {len(result.spec.labels)} on {len(result.spec.axes)} leaves"]
+    fixed = {n: label.fixed for n, label in result.spec.labels.items() if label.fixed}
+    lines += [f"- label {name} stays in place: {why}" for name, why in fixed.items()]
     if result.history:
         best = int(np.argmax(result.history))
         lines += [

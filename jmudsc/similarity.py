@@ -9,7 +9,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jmudsc.axes import Axis, Block, blocks, placed, places_of, units_last
+from jmudsc.axes import Axis
+from jmudsc.blocks import Block, blocks, placed, places_of, units_last
 from jmudsc.moments import merge_moments, Moments, moments_of
 from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
 from jmudsc.spec import PermutationSpec, Site

@@ -28,8 +28,8 @@ class Label:
         parents: the labels, outermost first, per unit of which this one may be permuted
             anew; empty for most.
         sites: where the label occurs.
-        fixed: why it may not be permuted itself, only what is nested in it (a stack of
-            layers); None for most.
+        fixed: why it may not be permuted itself, only what is nested in it: it is a
+            stack of layers, or frozen; None for most.
     """
 
     size: int
@@ -42,7 +42,8 @@ class Label:
 class PermutationSpec:
     """The permutation symmetries of a model, as labels on the axes of its leaves.
 
-    Build one with `infer_spec`. `print(spec)` shows it as a table.
+    Build one with `infer_spec`, or `read_spec` from what you write. `print(spec)` shows
+    it as tables, which `read_spec` reads back.
 
     Attributes:
         axes: leaf path -> one axis expression per axis.
@@ -132,8 +133,8 @@ def _lines(spec: PermutationSpec) -> list[str]:
         f"{'label':<{names}}{'units':>6}  per unit of",
     ]
     for name, label in spec.labels.items():
-        row = f"{name:<{names}}{label.size:>6}  {' '.join(label.parents)}"
-        lines.append(row.rstrip())
+        row = f"{name:<{names}}{label.size:>6}  {' '.join(label.parents)}".rstrip()
+        lines.append(row + (f"  (fixed: {label.fixed})" if label.fixed else ""))
     lines += ["", f"{'leaf':<{width}}  axes"]
     for path, axes in spec.axes.items():
         note = "  (running statistic)" if path in spec.statistics else ""

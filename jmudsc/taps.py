@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
 from jmudsc.axes import Axis, Fixed, labels_by_block, Units
 from jmudsc.expressions import express_all, terms_of
@@ -146,12 +145,10 @@ def _one_hot(
 ) -> jax.Array:
     """Say for every position of a value which unit was picked, on a new last axis."""
     index = index[..., 0] if index.ndim > len(choice.axes) else index
-    kept = [number for number, axis in enumerate(choice.axes) if axis is not None]
-    order = sorted(kept, key=lambda number: choice.axes[number])
-    index = jnp.transpose(
-        index.reshape([index.shape[number] for number in kept]),
-        [kept.index(number) for number in order],
-    )
+    along = [number for number, axis in enumerate(choice.axes) if axis is not None]
+    index = index.reshape([index.shape[number] for number in along])
+    places = [axis for axis in choice.axes if axis is not None]
+    index = index.transpose(sorted(range(len(places)), key=places.__getitem__))
     shape = [n if axis in choice.axes else 1 for axis, n in enumerate(value.shape)]
     hot = jax.nn.one_hot(index, choice.size, dtype=value.dtype)
     return hot.reshape(*shape[:rank], *(1,) * (value.ndim - rank), choice.size)

@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import zoo
 from conformance import plain, Row
 from jax import lax

@@ -2,20 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmudsc.axes import (
-    Block,
-    blocks,
-    Concat,
-    Family,
-    Fixed,
-    labels_by_block,
-    map_blocks,
-    placed,
-    places_of,
-    Product,
-    Units,
-    units_last,
-)
+from jmudsc.axes import Concat, Family, Fixed, labels_by_block, Product, Units
+from jmudsc.blocks import Block, blocks, map_blocks, placed, places_of, units_last
 
 A, B = Units("a", 3), Units("b", 4)
 AXES = {
@@ -31,6 +19,14 @@ AXES = {
         12,
         "{a|3}#0*b",
         ("a", "b"),
+    ),
+    "product of product": (Product((Product((A, B)), A)), 36, "(a*b)*a", tuple("aba")),
+    "concat of concat": (Concat((A, Concat((B, A)))), 10, "a+(b+a)", tuple("aba")),
+    "family of compounds": (
+        Family(0, (Concat((B, A)), Product((Fixed(7), Units("c", 1))))),
+        7,
+        "{b+a|7*c}#0",
+        tuple("bac"),
     ),
     "concat of product": (Concat((Product((A, B)), B)), 16, "a*b+b", ("a", "b", "b")),
 }
@@ -104,10 +100,16 @@ def test_the_labels_of_every_block_are_known_without_an_array():
     axes = (Concat((A, Fixed(2))), Product((B, B)), Family(0, (A, c)), Fixed(2, 0))
     assert list(labels_by_block(axes)) == [
         ("a", "b", "b", "a"),
-        ("a", "b", "b", "c"),
         ("b", "b", "a"),
+        ("a", "b", "b", "c"),
         ("b", "b", "c"),
     ]
+
+
+def test_families_over_one_axis_are_at_one_position_together():
+    c, d = Units("c", 3), Units("d", 4)
+    axes = (Fixed(2, 0), Product((Family(0, (A, c)), Family(0, (B, d)))))
+    assert list(labels_by_block(axes)) == [("a", "b"), ("c", "d")]
 
 
 def test_an_array_without_axes_is_one_block():

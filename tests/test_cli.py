@@ -93,6 +93,60 @@ def test_spec_prints_the_spec(project, monkeypatch, capsys):
     assert re.search(r"^in +5, P_0$", printed, re.M)
 
 
+def test_what_spec_prints_can_be_changed_and_merged_by(project, monkeypatch, capsys):
+    run(monkeypatch, "spec", project / "recipe.yaml")
+    printed = capsys.readouterr().out
+    (project / "spec.txt").write_text(printed.replace("P_0", "hidden"))
+    path = project / "by_hand.yaml"
+    path.write_text(RECIPE + "spec: spec.txt\n")
+    run(monkeypatch, "merge", path)
+    assert "| hidden |" in capsys.readouterr().out
+    first = jmudsc.load(project / "first")
+    np.testing.assert_array_equal(jmudsc.load(project / "merged")["in"], first["in"])
+    assert "spec: spec.txt" in (project / "merged/jmudsc/recipe.yaml").read_text()
+
+
+def test_frozen_labels_of_a_recipe_are_averaged_as_they_are(
+    project, monkeypatch, capsys
+):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE + "frozen: [out]\n")
+    run(monkeypatch, "merge", path)
+    assert "- frozen: out\n" in capsys.readouterr().out
+    merged, *models = (
+        jmudsc.load(project / name)["in"] for name in ("merged", "first", "second")
+    )
+    np.testing.assert_allclose(merged, (models[0] + models[1]) / 2, rtol=1e-6)
+    run(monkeypatch, "spec", path)
+    printed = capsys.readouterr().out
+    assert '  (fixed: is frozen by "out")\n' in printed
+    (project / "spec.txt").write_text(printed)
+    path.write_text(RECIPE + "spec: spec.txt\n")
+    run(monkeypatch, "spec", path)
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("command", ["spec", "merge"])
+def test_a_spec_that_is_not_there_is_one_message(project, monkeypatch, command):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE + "spec: spec.txt\n")
+    assert fails(monkeypatch, command, path) == (
+        f"jmudsc: {project / 'spec.txt'}: there is no such file, a spec is needed; "
+        "write one with jmudsc spec RECIPE."
+    )
+
+
+def test_a_spec_that_does_not_fit_is_one_message(project, monkeypatch):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE + "spec: spec.txt\n")
+    (project / "spec.txt").write_text("leaf  axes\nin  5, P_0\nout  2*P_0, 3\n")
+    assert fails(monkeypatch, "merge", path) == (
+        "jmudsc: read_spec: 1 axes have not the length of what is on them:\n"
+        "  out:0 has length 8, but 2*P_0 has 16; P_0 has 8 by in:1\n"
+        "Correct these rows, or those that they disagree with."
+    )
+
+
 def test_a_recipe_with_a_typo_is_one_message_and_no_traceback(project, monkeypatch):
     path = project / "recipe.yaml"
     path.write_text(RECIPE.replace("method", "metod"))

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+def blocks(language, page=README):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.M | re.S)
 
 
 def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
@@ -21,6 +21,17 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
             exec(block, scope)
     assert "P_0" in capsys.readouterr().out
     assert (tmp_path / "merged").is_dir()
+
+
+def test_the_page_on_specs_runs_and_prints_what_it_says(capsys):
+    page = (ROOT / "docs" / "spec.md").read_text()
+    scope = {}
+    with jax.numpy_rank_promotion("allow"):
+        for block in blocks("python", page):
+            exec(block, scope)
+    printed = capsys.readouterr().out
+    (shown,) = blocks("text", page)
+    assert printed == shown + 'is frozen by "params/Conv_0/*"\n'
 
 
 def test_each_of_the_two_commands_is_one_line_that_installs_and_runs():

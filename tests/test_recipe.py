@@ -36,6 +36,8 @@ def test_a_recipe_is_read_with_its_defaults():
         alpha=0.5,
         weights=None,
         seed=0,
+        spec=None,
+        frozen=(),
     )
 
 
@@ -45,6 +47,7 @@ def test_a_recipe_is_read_with_its_defaults():
         {},
         {"method": "weight-align", "alpha": 1, "weights": [1, 3], "seed": 7},
         {"update_fn": {"factory": "my_model:update_fn"}},
+        {"spec": "spec.txt", "frozen": ["P_0", "params/stem/*"]},
     ],
 )
 def test_a_recipe_written_is_read_back(more, tmp_path):
@@ -64,11 +67,13 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         "alpha": 1.5,
         "weights": [-1, 1],
         "seed": True,
+        "spec": ["spec.txt"],
+        "frozen": "P_0",
         "output": 3,
     }
     refused(
         content,
-        "recipe: 10 things must be corrected:\n"
+        "recipe: 12 things must be corrected:\n"
         '  "model" is no key; did you mean "models"?\n'
         '  "aply_fn" is no key; did you mean "apply_fn"?\n'
         '  "batches" is \'my_data\', it must be "module:name" or '
@@ -80,6 +85,8 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         '  "weights" is [-1, 1], it must be a list of numbers >= 0, one per model, not '
         "all 0\n"
         '  "seed" is True, it must be a whole number in [0, 2**32)\n'
+        "  \"spec\" is ['spec.txt'], it must be a path\n"
+        "  \"frozen\" is 'P_0', it must be a list of label or leaf patterns\n"
         '  "output" is 3, it must be a path\n'
         '  "models" is missing\n'
         '  "apply_fn" is missing',

@@ -92,9 +92,14 @@ params/fc2/kernel:1  meets an output of the network"""
     )
 
 
-def test_the_table_shows_nesting_compound_axes_and_running_statistics(spec):
+def test_the_table_shows_nesting_fixed_labels_compound_axes_and_statistics(spec):
+    labels = {
+        "heads": dataclasses.replace(spec.labels["heads"], fixed="is scanned over"),
+        "inner": dataclasses.replace(spec.labels["inner"], fixed='is frozen by "in*"'),
+    }
     spec = dataclasses.replace(
         spec,
+        labels={**spec.labels, **labels},
         fixed={Site("out/kernel", 2): "meets an output of the network"},
         statistics=frozenset({"value/bias"}),
     )
@@ -104,8 +109,8 @@ def test_the_table_shows_nesting_compound_axes_and_running_statistics(spec):
 3 labels on 3 of 4 leaves
 
 label    units  per unit of
-heads        3
-inner        4  heads
+heads        3  (fixed: is scanned over)
+inner        4  heads  (fixed: is frozen by "in*")
 rest         2
 
 leaf        axes
