@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from jmudsc.picks import met
+from jmudsc.rules import product_axes
 from jmudsc.terms import CONCAT, FREE, Terms
 from jmudsc.values import Pick
 from jmudsc.walk import Contraction, Found, Step, Walk
@@ -89,19 +89,11 @@ def _part_freed(terms: Terms, contraction: Contraction, inside: Inside) -> None:
 
 def _unshared(terms: Terms, contraction: Contraction) -> set[int]:
     """Return the atoms of which both operands do not have the same unit picked."""
-    found = set()
-    for left, right in contraction.picks:
-        ours, theirs = (
-            met(contraction.eqn, number, picks)
-            for number, picks in enumerate((left, right))
-        )
-        if ours is None or theirs is None:
-            found |= {terms.root(pick.term) for pick in left | right}
-        else:
-            found |= {
-                term for term, *_ in _rooted(terms, ours) ^ _rooted(terms, theirs)
-            }
-    return found
+    return {
+        term
+        for left, right in contraction.picks
+        for term, *_ in _rooted(terms, left) ^ _rooted(terms, right)
+    }
 
 
 def _rooted(
@@ -122,7 +114,9 @@ def _free_of(
         out = {*terms.leaves(rhs.value.axes[numbers.rhs_spec[0]])}
         yield rhs, (numbers.rhs_spec[1],), out - (left - right)
         return
-    contracted, batch = eqn.params["dimension_numbers"]
+    contracted, batch = product_axes(eqn)
+    if eqn.primitive.name == "ragged_dot_general":
+        batch = ((), (0,))  # every row meets one kernel
     free = {
         leaf
         for found, c, b in zip((lhs, rhs), contracted, batch, strict=True)

@@ -61,7 +61,7 @@ class Contraction:
         eqn: a `dot_general` or `conv_general_dilated`.
         operands: its two operands.
         summed: per operand the axes summed over.
-        picks: for each pair of axes summed over, the picks of both.
+        picks: for each pair of axes summed over, the picks of both (see `picks.met`).
     """
 
     eqn: Any
@@ -206,13 +206,11 @@ class _Walker:
                 terms.unify(other, pick.term)
 
     def contraction(self, eqn: Any, ins: list[Value]) -> Contraction:
-        (lhs, rhs), (left, right) = ins, rules.contraction(eqn) or ((), ())
+        (lhs, rhs), (left, right) = ins[:2], rules.contraction(eqn) or ((), ())
         operands = self.found(eqn.invars[0], lhs), self.found(eqn.invars[1], rhs)
         over = [lhs.axes[i] for i in left], [rhs.axes[i] for i in right]
-        pairs = [
-            (lhs.picks_on(i), rhs.picks_on(j)) for i, j in zip(left, right, strict=True)
-        ]
-        return Contraction(eqn, operands, over, pairs)
+        met = picks.met(eqn, ins, self.result.numbers, self.result.places)
+        return Contraction(eqn, operands, over, met)
 
     def scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
         terms = self.result.terms
