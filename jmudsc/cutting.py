@@ -19,19 +19,19 @@ def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
     Along an axis that is fixed anyway (a stack) the others may differ by position.
     """
-    return _joined(terms, eqn.params["dimension"], ins)
+    return _joined(terms, int(eqn.params["dimension"]), ins)
 
 
 def stack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Put values of one shape along a new axis."""
-    along = eqn.params["axis"]
+    along = int(eqn.params["axis"])
     ins = [[*axes[:along], terms.leaf(1), *axes[along:]] for axes in ins]
     return _joined(terms, along, ins)
 
 
 def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Cut one axis into parts, carry the others."""
-    along, start = eqn.params["axis"], 0
+    along, start = int(eqn.params["axis"]), 0
     outs = []
     for size in map(int, eqn.params["sizes"]):
         outs.append(_part(terms, ins[0], along, start, size))
@@ -41,7 +41,7 @@ def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 def unstack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Take every position of one axis on its own."""
-    along = eqn.params["axis"]
+    along = int(eqn.params["axis"])
     parts = [_part(terms, ins[0], along, i, 1) for i in range(len(eqn.outvars))]
     return [drop(part, (along,)) for part in parts]
 

@@ -13,7 +13,7 @@ from jmudsc.axes import Axis
 from jmudsc.expressions import express_all
 from jmudsc.freeze import freeze
 from jmudsc.nesting import parents_of
-from jmudsc.spec import labels_of, PermutationSpec, Site
+from jmudsc.spec import fixed_sites, labels_of, PermutationSpec, Site
 from jmudsc.statistics import running_statistics
 from jmudsc.terms import Terms
 from jmudsc.trace import ApplyFn, Program, shape_of, trace
@@ -64,7 +64,7 @@ def infer_spec(
     spec = PermutationSpec(
         axes=axes,
         labels=labels_of(axes, sizes, parents, reasons),
-        fixed=_fixed(terms, leaf_axes, axes),
+        fixed=_fixed(terms, names, leaf_axes, axes),
         consumed=consumed,
         statistics=statistics,
     )
@@ -150,19 +150,17 @@ def _fixed_parents(seen: Walk) -> dict[int, str]:
 
 def _fixed(
     terms: Terms,
+    names: Mapping[int, str],
     leaf_axes: Mapping[str, list[int]],
     axes: Mapping[str, tuple[Axis, ...]],
 ) -> dict[Site, str]:
-    """Say why, for every axis without a label."""
+    """Say why, for every axis that is fixed, wholly or in part."""
     found = {}
-    for path, expressions in axes.items():
-        for number, axis in enumerate(expressions):
-            if not axis.labels():
-                leaves = terms.leaves(leaf_axes[path][number])
-                reasons = [r for leaf in leaves if (r := terms.reason(leaf))]
-                found[Site(path, number)] = (
-                    reasons[0] if reasons else "has one position"
-                )
+    for site, part in fixed_sites(axes).items():
+        leaves = terms.leaves(leaf_axes[site.path][site.axis])
+        reasons = [terms.reason(leaf) for leaf in leaves if leaf not in names]
+        why = next(filter(None, reasons), "has one position")
+        found[site] = f"{part}{why}"
     return found
 
 

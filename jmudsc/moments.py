@@ -156,7 +156,7 @@ def _reader(
                 for axis, lead in places_of(block, name, parents)
             ]
             if runs:
-                samples = jnp.concatenate(runs)
+                samples = real_samples(jnp.concatenate(runs))
                 units[name] = samples.reshape(len(samples), -1)
         return units
 
@@ -172,7 +172,15 @@ def _averaged(
         for axis, atom in enumerate(block.atoms)
         if isinstance(atom, Units) and axis not in read and atom.label not in stay
     )
-    return part.astype(jnp.float32).mean(axis=others, keepdims=True)
+    wide = jnp.promote_types(part.dtype, jnp.float32)
+    return part.astype(wide).mean(axis=others, keepdims=True)
+
+
+def real_samples(samples: jax.Array) -> jax.Array:
+    """Take complex samples as twice as many real ones."""
+    if jnp.iscomplexobj(samples):
+        return jnp.concatenate([samples.real, samples.imag])
+    return samples.astype(jnp.float32)
 
 
 @jax.jit

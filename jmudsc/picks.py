@@ -11,7 +11,7 @@ label is nested in another only if it goes with it in every value.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 from jmudsc.numbering import Numbers
 from jmudsc.rules import contraction, elementwise, product_axes, reduce, RULES
@@ -189,7 +189,7 @@ def index_axes(eqn: Any) -> tuple[int | None, ...]:
     return tuple(a if n > 1 else None for a, n in zip(axes, shape, strict=True))
 
 
-def _without(shape: tuple[int, ...], gone: Sequence[int]) -> AxisMap:
+def _without(shape: tuple[int, ...], gone: Sequence[SupportsIndex]) -> AxisMap:
     kept = [axis for axis in range(len(shape)) if axis not in gone]
     return {axis: new for new, axis in enumerate(kept)}
 

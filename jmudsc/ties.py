@@ -5,7 +5,7 @@ is treated by position.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from jmudsc.terms import Terms
 
@@ -42,7 +42,7 @@ def tie(terms: Terms, size: int, axes: Sequence[int], of_one: bool = False) -> i
     return tied
 
 
-def drop(axes: Axes, numbers: Sequence[int]) -> Axes:
+def drop(axes: Axes, numbers: Sequence[SupportsIndex]) -> Axes:
     """Leave out the axes of some numbers."""
     return [axis for i, axis in enumerate(axes) if i not in numbers]
 
