@@ -116,7 +116,7 @@ def test_a_flattened_image_is_positions_times_channels(name, form):
 
 def test_fixed_axes_say_why():
     assert nets.spec_of("vgg_max", "plain").fixed == {
-        Site("fc0/kernel", 0): "in part: is a spatial axis of a convolution",
+        Site("fc0/kernel", 0): "in part: is treated by position in reduce_window_max",
         **{
             Site(f"conv{i}/kernel", axis): "is a spatial axis of a convolution"
             for i in range(3)
