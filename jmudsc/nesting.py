@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from jmudsc.rules import product_axes
-from jmudsc.terms import CONCAT, FREE, Terms
+from jmudsc.terms import Terms
 from jmudsc.values import Pick
 from jmudsc.walk import Contraction, Found, Step, Walk
 
@@ -181,7 +181,7 @@ def _blocks_of_all(seen: Walk) -> Iterator[tuple[Found, Block]]:
         if kind not in done:
             done.add(kind)
             for view in _views(terms, axes):
-                for block in _blocks(terms, view):
+                for block in itertools.product(*map(terms.blocks, view)):
                     yield found, block
 
 
@@ -196,18 +196,3 @@ def _views(terms: Terms, axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         yield from _views(
             terms, tuple(terms.view(axis, split, position) for axis in axes)
         )
-
-
-def _blocks(terms: Terms, axes: Iterable[int]) -> Iterator[Block]:
-    """Yield the leaves of every block, one part of each concatenation at a time."""
-    return itertools.product(*(_alternatives(terms, axis) for axis in axes))
-
-
-def _alternatives(terms: Terms, term: int) -> list[tuple[int, ...]]:
-    root = terms.root(term)
-    if terms.form(root) == FREE:
-        return [tuple(terms.leaves(root))]
-    if terms.form(root) == CONCAT:
-        return [alt for part in terms.parts(root) for alt in _alternatives(terms, part)]
-    parts = itertools.product(*(_alternatives(terms, f) for f in terms.factors(root)))
-    return [tuple(itertools.chain(*block)) for block in parts]

@@ -15,7 +15,7 @@ import numpy as np
 
 from jmudsc import picks, positions, rules
 from jmudsc.numbering import Numbers
-from jmudsc.terms import CONCAT, PRODUCT, Terms
+from jmudsc.terms import Terms
 from jmudsc.trace import open_jaxpr, Place, Program, scan_operands, shape_of
 from jmudsc.values import Pick, Picks, Value
 
@@ -322,18 +322,7 @@ def _stray_families(result: Walk) -> Iterator[int]:
     for found in result.found:
         axes = (*found.value.axes, *found.around)
         if any(map(terms.families, axes)):
-            for block in itertools.product(*(_blocks(terms, axis) for axis in axes)):
+            for block in itertools.product(*map(terms.blocks, axes)):
                 here = Counter(itertools.chain(*block))
                 families = (f for leaf in here for f in terms.families(leaf))
                 yield from (f for f in families if here[terms.split(f)] != 1)
-
-
-def _blocks(terms: Terms, axis: int) -> list[tuple[int, ...]]:
-    """Return the leaves and families of an axis, a part of concatenations at a time."""
-    root = terms.root(axis)
-    if terms.form(root) == CONCAT:
-        return [block for part in terms.parts(root) for block in _blocks(terms, part)]
-    if terms.form(root) == PRODUCT:
-        blocks = itertools.product(*(_blocks(terms, f) for f in terms.factors(root)))
-        return [tuple(itertools.chain(*block)) for block in blocks]
-    return [(root,)]
