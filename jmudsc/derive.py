@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import PyTree
 
@@ -69,12 +70,14 @@ def infer_spec(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Permutati
     axes = {path: _express_all(terms, names, leaf_axes[path]) for path in program.paths}
     sizes = {name: terms.size(atom) for atom, name in names.items()}
     reasons = {name: terms.reason(atom) for atom, name in held.items()}
+    statistics = running_statistics(program, seen.data)
     return PermutationSpec(
         axes=axes,
         labels=labels_of(axes, sizes, parents, reasons),
         fixed=_fixed(terms, leaf_axes, axes),
         consumed=_consumed(seen),
-        statistics=running_statistics(program, seen.data),
+        statistics=frozenset(p for s in statistics for p in (s.mean, s.variance) if p),
+        variances={s.mean: s.variance for s in statistics if s.mean},
     )
 
 
@@ -93,13 +96,8 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, .
     Returns:
         The taps of each label; an empty tuple for a label without activations.
     """
-    terms = Terms()
-    atoms = {name: terms.leaf(label.size) for name, label in spec.labels.items()}
-    leaf_axes = {
-        path: _terms_of(terms, atoms, spec.axes[path]) for path in program.paths
-    }
-    seen = walk(program, terms, leaf_axes)
-    names = {terms.root(atom): name for name, atom in atoms.items()}
+    seen, names = _walk_by(program, spec)
+    terms = seen.terms
 
     def taps(operands: Iterable[Found], axes: Iterable[int]) -> dict[str, list[Tap]]:
         """Read each of the labels on some axes where it can be compared."""
@@ -119,6 +117,35 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, .
         summed = tuple(itertools.chain(*contraction.summed))
         last |= taps(contraction.operands, summed)
     return {name: tuple(dict.fromkeys(last.get(name, ()))) for name in spec.labels}
+
+
+def value_axes(program: Program, spec: PermutationSpec) -> dict[Any, tuple[Axis, ...]]:
+    """Say what every axis of every activation is, outside loops and branches.
+
+    Args:
+        program: the traced model.
+        spec: its spec, derived or written by hand.
+
+    Returns:
+        Per variable that depends on the batch one axis expression per axis.
+    """
+    seen, names = _walk_by(program, spec)
+    return {
+        found.place.var: _express_all(seen.terms, names, found.value.axes)
+        for found in seen.found
+        if found.value.is_data and found.place is not None and not found.place.loops
+    }
+
+
+def _walk_by(program: Program, spec: PermutationSpec) -> tuple[Walk, dict[int, str]]:
+    """Walk with what a spec says of the leaves; return the names of the labels too."""
+    terms = Terms()
+    atoms = {name: terms.leaf(label.size) for name, label in spec.labels.items()}
+    leaf_axes = {
+        path: _terms_of(terms, atoms, spec.axes[path]) for path in program.paths
+    }
+    seen = walk(program, terms, leaf_axes)
+    return seen, {terms.root(atom): name for name, atom in atoms.items()}
 
 
 def _is_comparable(spec: PermutationSpec, name: str, axes: Iterable[Axis]) -> bool:
