@@ -7,12 +7,12 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.batch_stats import reset_batch_stats, UpdateFn
 from jmudsc.check import check_spec
 from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
 from jmudsc.match import check_method, match, Progress, uses_activations
 from jmudsc.moments import collect
-from jmudsc.repair import reset_batch_stats, UpdateFn
 from jmudsc.result import MergeResult
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jmudsc import paths
-from jmudsc.repair import UpdateFn
+from jmudsc.batch_stats import UpdateFn
 from jmudsc.trace import ApplyFn
 
 Images = Float[Array | np.ndarray, "batch height width channels"]

@@ -1,4 +1,4 @@
-"""Repair: give the merged network the activation statistics that averaging took."""
+"""Running statistics of a merged network: averaging took the variance they describe."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
