@@ -25,6 +25,9 @@ from jmudsc.permute import (
     permute as permute,
     random_permutations as random_permutations,
 )
+from jmudsc.pooled import pool_batch_stats as pool_batch_stats
+from jmudsc.refit import refit as refit
+from jmudsc.repair import repair as repair
 from jmudsc.result import MergeResult as MergeResult
 from jmudsc.spec import Label as Label, PermutationSpec as PermutationSpec, Site as Site
 
