@@ -5,6 +5,7 @@ stack, repeated, cast). Where its entries come from is found by moving numbers a
 the same way, so that values computed for it can be written back into the leaf.
 """
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
@@ -116,16 +117,16 @@ def per_unit(entries: Entries) -> Entries:
 
 def is_used_once(origins: Origins, entries: Entries) -> bool:
     """Return whether each entry is there once, and goes into one equation only."""
-    if np.unique(entries.index).size != entries.index.size:
+    size = math.prod(shape_of(origins.program.leaves[entries.path]))
+    if (_counts(entries, size) > 1).any():
         return False
-    leaf = origins.program.leaves[entries.path]
-    uses = np.zeros(np.prod(shape_of(leaf), dtype=int), int)
+    uses = np.zeros(size, int)
     for var, (path, _) in origins.moved.items():
         if path == entries.path:
             users = [u for u in origins.users.get(var, ()) if not _hands_on(origins, u)]
             found = entries_of(origins, var) if users else None
             if found is not None:
-                uses[np.unique(found.index)] += len(users)
+                uses += len(users) * (_counts(found, size) > 0)
     return bool((uses[entries.index] == 1).all())
 
 
@@ -165,6 +166,10 @@ def write(leaf: ArrayLike, index: ArrayLike, values: ArrayLike) -> Array:
     leaf = jnp.asarray(leaf)
     flat = jnp.ravel(leaf).at[index].set(jnp.asarray(values).astype(leaf.dtype))
     return flat.reshape(leaf.shape)
+
+
+def _counts(entries: Entries, size: int) -> np.ndarray:
+    return np.bincount(entries.index.ravel(), minlength=size)
 
 
 def _hands_on(origins: Origins, eqn: Any) -> bool:
