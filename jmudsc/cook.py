@@ -57,6 +57,9 @@ def cook(
         frozen=recipe.frozen,
         weights=recipe.weights,
         update_fn=named.get("update_fn"),
+        refit=recipe.refit,
+        ridge=recipe.ridge,
+        repair=recipe.repair,
         progress=progress,
     )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})

@@ -13,6 +13,7 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc import models
+from jmudsc.batch_stats import reset_batch_stats, UpdateFn
 from jmudsc.check import check_spec
 from jmudsc.checkpoints import save, save_variables
 from jmudsc.combine import combine
@@ -23,7 +24,6 @@ from jmudsc.match import match, METHODS, Progress
 from jmudsc.moments import collect
 from jmudsc.paths import did_you_mean
 from jmudsc.recipe import dump_recipe, Recipe, Reference, Source
-from jmudsc.repair import reset_batch_stats, UpdateFn
 from jmudsc.report import mean_and_deviation, report, table
 from jmudsc.result import MergeResult
 from jmudsc.trace import ApplyFn

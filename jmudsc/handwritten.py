@@ -83,8 +83,7 @@ def read_spec(
     axes = {path: axes[path] for path in shapes}
     labels = _labels(where, axes, order, {**table.parents, **parents}, table.held)
     fixed = _reasons(axes, table.fixed)
-    consumed, statistics = roles(program)
-    return PermutationSpec(axes, labels, fixed, consumed, statistics)
+    return PermutationSpec(axes, labels, fixed, **vars(roles(program)))
 
 
 def override(

@@ -1,25 +1,30 @@
 """Merge: the whole way from models and batches to one network, in one call."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 
 import jax
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.batch_stats import reset_batch_stats, UpdateFn
 from jmudsc.check import check_spec
 from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
 from jmudsc.freeze import freeze
 from jmudsc.match import check_method, match, Progress, uses_activations
 from jmudsc.moments import collect
-from jmudsc.repair import reset_batch_stats, UpdateFn
+from jmudsc.pooled import pool_batch_stats
+from jmudsc.refit import check_ridge, refit_layers, REFITS, RIDGE
+from jmudsc.repair import repair_layers
 from jmudsc.result import MergeResult
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
 from jmudsc.variables import check_covers, check_finite, check_same
 
 _log = logging.getLogger(__name__)
+
+REPAIRS = ("rescale", "pooled")
 
 
 def merge(
@@ -34,13 +39,17 @@ def merge(
     frozen: str | Iterable[str] = (),
     weights: Sequence[float] | None = None,
     update_fn: UpdateFn | None = None,
+    refit: str | None = None,
+    ridge: float = RIDGE,
+    repair: str | None = None,
     check: bool = True,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge networks trained apart into one that does all their tasks.
 
     Derives the permutation spec and checks it on the first model, gathers activation
-    statistics, matches the units, averages them, and resets running statistics.
+    statistics, matches the units, averages them, and then, as asked for, refits the
+    maps, resets running statistics and repairs activations, in this order.
 
     Args:
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
@@ -57,13 +66,22 @@ def merge(
             `freeze`.
         weights: the share of each model in the average; None for equal shares.
         update_fn: `(variables, batch) -> variables` as training updates running
-            statistics; given, they are reset over `batches`.
+            statistics; given, they are reset over `batches`. Not needed with `refit`
+            or `repair`, which set them too.
+        refit: "least-squares" to fit every map to what the parents do on the batches
+            (see `jmudsc.refit`); None for the average.
+        ridge: strength of the refit's penalty, above 0.
+        repair: "rescale" to give every unit the mean and deviation of its parents over
+            the batches (see `jmudsc.repair`); "pooled" for running statistics of the
+            parents together, which needs no batches (see `jmudsc.pool_batch_stats`);
+            None for neither.
         check: whether to check the spec on the first model.
         progress: called with the stage, how much of it is done, and out of how much
             (None where that is not known).
 
     Returns:
-        The merged variables with spec, assignment, history and what decided the merge.
+        The merged variables with spec, assignment, history, what decided the merge and
+        what became of leaves that were refit or repaired.
 
     Raises:
         ValueError: if the models differ or are not finite, the spec is wrong, batches
@@ -86,6 +104,7 @@ def merge(
     check_finite("merge", models)
     shares = shares_of("merge", weights, len(models))
     _check_batches(batches, method, spec)
+    _check_finish(batches, update_fn, refit, ridge, repair)
     say = progress or _silent
     first = None if batches is None else _first(batches)
     if spec is None:
@@ -114,10 +133,21 @@ def merge(
     )
     say("combining", 0, 1)
     merged = combine(spec, models, found.assignment, shares)
-    if update_fn is not None and batches is not None:
+    changes: dict[str, str] = {}
+    parts = spec, apply_fn, models, found.assignment
+    if refit and batches is not None:
+        seen = _counted(batches, "refitting", say)
+        merged, changes = refit_layers(*parts, merged, seen, ridge, shares)
+    if update_fn is not None and batches is not None and repair != "rescale":
         seen = _counted(batches, "resetting statistics", say)
         merged = reset_batch_stats(update_fn, merged, seen)
-    elif spec.statistics:
+    elif repair == "rescale" and batches is not None:
+        seen = _counted(batches, "repairing", say)
+        merged, repaired = repair_layers(*parts, merged, seen, shares)
+        changes = _both(changes, repaired)
+    elif repair == "pooled":
+        merged = pool_batch_stats(spec, models, found.assignment, merged, shares)
+    elif spec.statistics and not refit:
         _log.warning(
             "merge: %d running statistics were averaged, not reset; pass update_fn and "
             "batches, or call reset_batch_stats.",
@@ -125,7 +155,47 @@ def merge(
         )
     recipe = {"method": method, "alpha": alpha, "weights": list(shares)}
     recipe |= {"frozen": frozen} if frozen else {}
-    return MergeResult(merged, spec, found.assignment, found.history, recipe)
+    recipe |= {"refit": refit, "ridge": ridge} if refit else {}
+    recipe |= {"repair": repair} if repair else {}
+    return MergeResult(merged, spec, found.assignment, found.history, recipe, changes)
+
+
+def _both(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str]:
+    """Put together what was done with each leaf, one after the other."""
+    told = dict(first)
+    for path, done in then.items():
+        before = told.get(path, done)
+        told[path] = done if before == done else f"{before}; {done}"
+    return told
+
+
+def _check_finish(
+    batches: Iterable[PyTree] | None,
+    update_fn: UpdateFn | None,
+    refit: str | None,
+    ridge: float,
+    repair: str | None,
+) -> None:
+    """Check what is to be done after averaging."""
+    check_ridge("merge", ridge)
+    options = {"refit": (refit, REFITS), "repair": (repair, REPAIRS)}
+    for name, (value, known) in options.items():
+        if value is not None and value not in known:
+            raise ValueError(
+                f'merge: {name} is "{value}"{paths.did_you_mean(value, known)}; needed '
+                f"is None or one of {', '.join(known)}."
+            )
+        if batches is None and value in ("least-squares", "rescale"):
+            raise ValueError(
+                f'merge: {name}="{value}" needs batches and got None; pass calibration '
+                "batches."
+            )
+    if repair == "pooled" and (refit or update_fn is not None):
+        other = "refit" if refit else "update_fn"
+        raise ValueError(
+            f'merge: repair="pooled" and {other} both set running statistics, only one '
+            "of them can; leave one out."
+        )
 
 
 def _check_batches(

@@ -69,7 +69,7 @@ def collect(
     readers: dict[Any, Callable[[list, list], Stacked]] = {}
     total: dict[str, Moments] = {}
     for number, batch in enumerate(batches):
-        kind = _kind(batch)
+        kind = batch_kind(batch)
         if kind not in readers:
             readers[kind] = _reader(spec, apply_fn, models[0], batch)
         data = jax.tree.leaves(batch)
@@ -212,7 +212,8 @@ def _gram(x: Float[Array, "samples units"]) -> Float[Array, "units units"]:
     return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
 
 
-def _kind(batch: PyTree) -> Any:
+def batch_kind(batch: PyTree) -> Any:
+    """Return what batches must have in common to share a program: a dictionary key."""
     leaves, structure = jax.tree.flatten(batch)
     return structure, tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
 

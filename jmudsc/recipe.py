@@ -24,7 +24,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ from typing import Any
 import yaml
 
 from jmudsc.match import METHODS
+from jmudsc.merge import REPAIRS
 from jmudsc.paths import did_you_mean, listed
+from jmudsc.refit import REFITS, RIDGE
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ class Recipe:
         method: one of `METHODS`.
         alpha: the balance, share of the weight similarity in [0, 1].
         weights: the share of each model in the average; None for equal shares.
+        refit: how maps are fitted after averaging: `least-squares`; None for not.
+        ridge: strength of the refit's penalty.
+        repair: `rescale` or `pooled`; None for neither.
         seed: of the PRNG key.
         spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
         frozen: patterns of labels and leaves whose units stay in place.
@@ -88,6 +93,9 @@ class Recipe:
     method: str = "mudsc-zip"
     alpha: float = 0.5
     weights: tuple[float, ...] | None = None
+    refit: str | None = None
+    ridge: float = RIDGE
+    repair: str | None = None
     seed: int = 0
     spec: str | None = None
     frozen: tuple[str, ...] = ()
@@ -183,6 +191,10 @@ def dump_recipe(recipe: Recipe) -> str:
         content["spec"] = recipe.spec
     if recipe.frozen:
         content["frozen"] = list(recipe.frozen)
+    if recipe.refit is not None:
+        content |= {"refit": recipe.refit, "ridge": recipe.ridge}
+    if recipe.repair is not None:
+        content["repair"] = recipe.repair
     content |= {"seed": recipe.seed, "output": recipe.output}
     return yaml.safe_dump(content, sort_keys=False)
 
@@ -273,11 +285,17 @@ def _reference(value: Any) -> Reference:
     return Reference(name, args)
 
 
-def _method(value: Any) -> str:
-    if value not in METHODS:
-        hint = did_you_mean(str(value), METHODS)
-        raise ValueError(f"is {value!r}{hint}; it must be one of {', '.join(METHODS)}")
+def _one_of(known: Sequence[str], value: Any) -> str:
+    if value not in known:
+        hint = did_you_mean(str(value), known)
+        raise ValueError(f"is {value!r}{hint}; it must be one of {', '.join(known)}")
     return value
+
+
+def _above_zero(value: Any) -> float:
+    if not _is_number(value) or value <= 0:
+        raise ValueError(f"is {value!r}, it must be a number above 0")
+    return float(value)
 
 
 def _share(value: Any) -> float:
@@ -323,9 +341,12 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "apply_fn": _reference,
     "batches": _reference,
     "update_fn": _reference,
-    "method": _method,
+    "method": lambda value: _one_of(METHODS, value),
     "alpha": _share,
     "weights": _weights,
+    "refit": lambda value: _one_of(REFITS, value),
+    "ridge": _above_zero,
+    "repair": lambda value: _one_of(REPAIRS, value),
     "seed": _seed,
     "spec": _text,
     "frozen": _patterns,

@@ -22,6 +22,8 @@ class MergeResult:
         history: the objective of each sweep of coordinate descent: the mean over
             labels of the mean similarity of matched units, in [-1, 1].
         recipe: what decided the merge (method, alpha, weights, ...), plain JSON values.
+        changes: path of a leaf -> what refit and repair did with it after averaging, or
+            why they could do nothing; empty without them.
     """
 
     variables: PyTree
@@ -29,3 +31,4 @@ class MergeResult:
     assignment: Mapping[str, np.ndarray]
     history: tuple[float, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, str] = field(default_factory=dict)

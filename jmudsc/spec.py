@@ -54,6 +54,7 @@ class PermutationSpec:
             every other labelled site produces its label.
         statistics: paths of BatchNorm running statistics: permuted and merged like any
             leaf, but no evidence of what a unit does.
+        variances: path of a running mean -> that of the variance it goes with.
     """
 
     axes: Mapping[str, tuple[Axis, ...]]
@@ -61,6 +62,7 @@ class PermutationSpec:
     fixed: Mapping[Site, str] = field(default_factory=dict)
     consumed: frozenset[Site] = frozenset()
     statistics: frozenset[str] = frozenset()
+    variances: Mapping[str, str] = field(default_factory=dict)
 
     def children(self, name: str) -> tuple[str, ...]:
         """Return the labels nested directly in a label.

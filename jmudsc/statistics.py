@@ -1,6 +1,7 @@
 """Which leaves are BatchNorm running statistics: told by their use, not their name."""
 
 from collections.abc import Set
+from dataclasses import dataclass
 from typing import Any
 
 import jax.extend.core as jex
@@ -14,7 +15,22 @@ _CARRY = set(
 _STABILISE = {"add", "max", "clamp"}
 
 
-def running_statistics(program: Program, data: Set[Any]) -> frozenset[str]:
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The leaves of `(x - mean) / sqrt(variance + epsilon)`.
+
+    Attributes:
+        variance: the path of the running variance.
+        mean: the path of the running mean; None if there is none.
+        eqn: the subtraction; None if there is none.
+    """
+
+    variance: str
+    mean: str | None = None
+    eqn: Any = None
+
+
+def running_statistics(program: Program, data: Set[Any]) -> tuple[Statistics, ...]:
     """Find the leaves that normalise activations: `(x - mean) / sqrt(var + eps)`.
 
     A running variance is a leaf that goes into a square root untouched but for a
@@ -26,29 +42,36 @@ def running_statistics(program: Program, data: Set[Any]) -> frozenset[str]:
         data: its values that depend on the batch.
 
     Returns:
-        The paths of those leaves.
+        Which mean goes with which variance, in program order; a variance without a
+        mean once.
     """
     leaf_of = {var: path for path, var in program.leaves.items()}
-    scales: set[Any] = set()  # values made of a running variance
-    centred: dict[Any, str] = {}  # activations minus a leaf -> that leaf
-    found = set()
+    scales: dict[Any, str] = {}  # values made of a running variance -> that leaf
+    centred: dict[Any, tuple[str, Any]] = {}  # activations minus a leaf -> leaf, eqn
+    alone: dict[str, None] = {}
+    found: dict[tuple[str, str, int], Statistics] = {}
     for eqn in program.eqns:
         name, out = eqn.primitive.name, eqn.outvars[0]
         ins = [var for var in eqn.invars if not isinstance(var, jex.Literal)]
         known = [var for var in ins if var in leaf_of]
         if name in ("rsqrt", "sqrt") and known:
-            found.add(leaf_of[ins[0]])
-            scales.add(out)
+            scales[out] = leaf_of[ins[0]]
+            alone[scales[out]] = None
         elif name in _CARRY | _STABILISE and known and len(ins) == 1:
             leaf_of[out] = leaf_of[ins[0]]
         elif name == "sub" and known and ins[-1] in leaf_of and ins[0] in data:
-            centred[out] = leaf_of[ins[-1]]
-        elif scales.intersection(ins) and out not in data:
-            scales.add(out)
+            centred[out] = leaf_of[ins[-1]], eqn
+        elif scales.keys() & set(ins) and out not in data:
+            scales[out] = next(scales[var] for var in ins if var in scales)
         elif name in {"mul", "div"} | _CARRY:
-            means = {centred[var] for var in ins if var in centred}
-            if scales.intersection(ins):
-                found |= means
-            elif len(means) == len(data & set(ins)) == 1:  # scaled by another leaf
-                (centred[out],) = means
-    return frozenset(found)
+            means = {centred[var][0]: centred[var] for var in ins if var in centred}
+            variances = [scales[var] for var in ins if var in scales]
+            for variance in variances:
+                for mean, where in means.values():
+                    key = variance, mean, id(where)
+                    found[key] = Statistics(variance, mean, where)
+            if not variances and len(means) == len(data & set(ins)) == 1:
+                (centred[out],) = means.values()  # scaled by another leaf
+    paired = {record.variance for record in found.values()}
+    rest = [Statistics(variance) for variance in alone if variance not in paired]
+    return (*found.values(), *rest)

@@ -48,6 +48,8 @@ def test_a_recipe_is_read_with_its_defaults():
         {"method": "weight-align", "alpha": 1, "weights": [1, 3], "seed": 7},
         {"update_fn": {"factory": "my_model:update_fn"}},
         {"spec": "spec.txt", "frozen": ["P_0", "params/stem/*"]},
+        {"refit": "least-squares", "ridge": 0.1, "repair": "rescale"},
+        {"repair": "pooled"},
     ],
 )
 def test_a_recipe_written_is_read_back(more, tmp_path):
@@ -122,6 +124,17 @@ def test_there_must_be_a_weight_for_every_model():
     refused(
         GOOD | {"weights": [1, 1, 1]},
         'recipe: 1 things must be corrected:\n  "weights" has 3 values for 2 models',
+    )
+
+
+def test_wrong_ways_to_finish_are_refused():
+    refused(
+        GOOD | {"refit": "lstsq", "ridge": 0, "repair": "poled"},
+        "recipe: 3 things must be corrected:\n"
+        "  \"refit\" is 'lstsq'; it must be one of least-squares\n"
+        '  "ridge" is 0, it must be a number above 0\n'
+        '  "repair" is \'poled\'; did you mean "pooled"?; it must be one of rescale, '
+        "pooled",
     )
 
 
