@@ -80,7 +80,7 @@ class Walk:
         found: every value, in program order.
         contractions: every contraction, in program order.
         steps: every primitive equation, in program order.
-        data: the top-level variables that depend on the batch.
+        data: the variables that depend on the batch.
         numbers: what tells which values are equal.
         places: where values can be read, by number.
         picked: a term that an index picks from, by the number of the index and by size.
@@ -125,7 +125,6 @@ def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> 
         positions.forget(terms, value.tag, "an output of the network")
         _pin(terms, value.axes, "meets an output of the network")
     _merge_stray_members(result)
-    result.data.update(var for var, value in scope.items() if value.is_data)
     return result
 
 
@@ -172,6 +171,8 @@ class _Walker:
         found = self.found(var, value)
         if found.place is not None:
             self.result.places.setdefault(value.number, found.place)
+        if value.is_data:
+            self.result.data.add(var)
         self.scope[var] = value
         self.result.found.append(found)
 

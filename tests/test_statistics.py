@@ -115,3 +115,21 @@ def test_means_are_paired_with_the_variances_of_their_own_norm():
         return (jnp.tanh(first) - bias) / jnp.sqrt(scale + 1e-5)
 
     assert spec_with(norm).variances == {"mean": "var", "bias": "scale"}
+
+
+def test_the_statistics_of_scanned_layers_are_told_by_their_use():
+    def apply_fn(v, x):
+        def layer(x, leaves):
+            mean, var, scale, kernel = leaves
+            x = (x - mean[None]) * lax.rsqrt(var[None] + 1e-5) * scale[None]
+            return jnp.tanh(x @ kernel), None
+
+        leaves = v["mean"], v["var"], v["scale"], v["kernel"]
+        return lax.scan(layer, jnp.tanh(x @ v["in"]), leaves)[0] @ v["out"]
+
+    shapes = {"mean": (3, 5), "var": (3, 5), "scale": (3, 5), "kernel": (3, 5, 5)}
+    shapes |= {"in": (4, 5), "out": (5, 2)}
+    leaves = {n: jax.ShapeDtypeStruct(s, np.float32) for n, s in shapes.items()}
+    spec = infer_spec(apply_fn, leaves, jax.ShapeDtypeStruct((2, 4), np.float32))
+    assert spec.statistics == FOUND
+    assert spec.variances == {"mean": "var"}
