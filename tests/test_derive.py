@@ -1,5 +1,4 @@
 import dataclasses
-import time
 
 import flax.linen as nn
 import jax
@@ -146,7 +145,7 @@ def test_an_nnx_network_may_be_a_state_or_a_pure_dict():
     assert named(spec.consumed) == named(of_state.consumed)
 
 
-def test_a_resnet50_is_derived_in_seconds_from_shapes():
+def test_a_resnet50_is_derived_from_shapes():
     shapes = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32)
         for name, shape in nets.shapes_of(nets.RESNET50).items()
@@ -154,9 +153,7 @@ def test_a_resnet50_is_derived_in_seconds_from_shapes():
     assert sum(x.size for x in shapes.values()) == 25_557_032 + 53_120  # running
     apply_fn, variables = nets._linen(nets.RESNET50, shapes)
     images = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
-    start = time.perf_counter()
     spec = infer_spec(apply_fn, variables, images)
-    assert time.perf_counter() - start < 10
     # the stem, one stream a stage, two inside each of 16 blocks
     assert len(spec.labels) == 1 + 4 + 2 * 16
     sizes = [label.size for label in spec.labels.values()]
