@@ -1,8 +1,8 @@
 """References: what the units of more than two models are aligned to.
 
-Each is a way to choose one permutation per model, so that the way from model to model
-makes no difference to where a unit ends (cycle consistency). They differ in which of the
-similarities of pairs of models they look at.
+Each is a way to choose one permutation per model, so that it makes no difference by
+which models one goes from one model to another (cycle consistency). They differ in
+which of the similarities of pairs of models they look at.
 """
 
 import functools
