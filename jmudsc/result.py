@@ -15,13 +15,17 @@ class MergeResult:
     """What `merge` returns and `save` writes.
 
     Attributes:
-        variables: the merged variables, a pytree of the parents' structure.
-        spec: the permutation spec the merge was made with.
+        variables: the merged variables, a pytree of the parents' structure; where some
+            leaves are separate, the first of `networks`.
+        spec: the permutation spec the merge was made with, of the leaves it merged.
         assignment: per label `int32[models, *parent units, units]`, the merged unit
             that each unit of each model went to.
         history: the objective of each sweep of coordinate descent: the mean over
             labels of the mean similarity of matched units, in [-1, 1].
         recipe: what decided the merge (method, alpha, weights, ...), plain JSON values.
+        networks: where some leaves are separate, per model its variables: the leaves
+            that were merged, and its own others carried into the merged coordinates,
+            for its own `apply_fn`; empty otherwise.
     """
 
     variables: PyTree
@@ -29,3 +33,4 @@ class MergeResult:
     assignment: Mapping[str, np.ndarray]
     history: tuple[float, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    networks: tuple[PyTree, ...] = ()
