@@ -1,39 +1,55 @@
 """Merge: the whole way from models and batches to one network, in one call."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.agreement import agreement_with
+from jmudsc.balance import ALPHAS, check_balance, search_alpha
 from jmudsc.check import check_spec
 from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
 from jmudsc.freeze import freeze
-from jmudsc.match import check_method, match, Progress, uses_activations
+from jmudsc.match import check_method, Match, match, Progress, uses_activations
 from jmudsc.moments import collect
+from jmudsc.references import check_reference
 from jmudsc.repair import reset_batch_stats, UpdateFn
 from jmudsc.result import MergeResult
+from jmudsc.separate import (
+    check_carried,
+    check_read,
+    put_together,
+    take_apart,
+    trunks_of,
+)
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
-from jmudsc.variables import check_covers, check_finite, check_same
+from jmudsc.trunk import trunk_fn
+from jmudsc.variables import check_finite, check_same
 
 _log = logging.getLogger(__name__)
 
 
 def merge(
-    apply_fn: ApplyFn,
+    apply_fn: ApplyFn | Sequence[ApplyFn],
     models: Sequence[PyTree],
     batches: Iterable[PyTree] | None,
     *,
     method: str = "mudsc-zip",
-    alpha: float = 0.5,
+    alpha: float | str = 0.5,
     key: jax.Array,
     spec: PermutationSpec | None = None,
     frozen: str | Iterable[str] = (),
+    separate: str | Iterable[str] = (),
     weights: Sequence[float] | None = None,
-    update_fn: UpdateFn | None = None,
+    reference: str = "first",
+    update_fn: UpdateFn | Sequence[UpdateFn] | None = None,
+    score: Callable[[Any], float] | None = None,
+    alphas: Sequence[float] = ALPHAS,
     check: bool = True,
     progress: Progress | None = None,
 ) -> MergeResult:
@@ -44,21 +60,32 @@ def merge(
 
     Args:
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
-            mode.
+            mode; with `separate` also one per model, where their heads differ.
         models: the variables of each model, two or more of one architecture.
         batches: calibration batches of what `apply_fn` takes, from all tasks; any
             re-iterable (a list, say). None for `average` and `weight-*` with a `spec`.
         method: `average`, `weight-align`, `activation-align`, `weight-zip`,
             `activation-zip`, `mudsc-align` or `mudsc-zip`.
-        alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1].
+        alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
+            `search` for that of `alphas` with the best `score`, `auto` for that whose
+            merged network agrees best with its parents (see `joint_agreement`).
         key: a PRNG key; the same key gives the same bits.
         spec: a permutation spec to use instead of deriving one.
         frozen: patterns of labels and leaves whose units stay in place, as for
             `freeze`.
+        separate: patterns of leaves that are not averaged: every model keeps its own,
+            carried into the merged coordinates, in `MergeResult.networks`. Heads of
+            several tasks, or all leaves beyond a depth.
         weights: the share of each model in the average; None for equal shares.
+        reference: what more than two models are aligned to: `first`, `mean` or
+            `universe`, as for `match`.
         update_fn: `(variables, batch) -> variables` as training updates running
-            statistics; given, they are reset over `batches`.
-        check: whether to check the spec on the first model.
+            statistics; given, they are reset over `batches`. One or one per model, as
+            `apply_fn`.
+        score: with `alpha="search"`, larger for better merged variables; with
+            `separate` it is given the variables of all networks.
+        alphas: the balances that `search` and `auto` try.
+        check: whether to check the spec on the first model, with `separate` on all.
         progress: called with the stage, how much of it is done, and out of how much
             (None where that is not known).
 
@@ -67,7 +94,8 @@ def merge(
 
     Raises:
         ValueError: if the models differ or are not finite, the spec is wrong, batches
-            are missing, empty or can be read only once, or an argument is out of range.
+            are missing, empty or can be read only once, an argument is out of range, or
+            separate leaves cannot follow a zip.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -81,51 +109,118 @@ def merge(
         >>> bool(jnp.allclose(result.variables["in"], a["in"]))
         True
     """
-    check_method("merge", method, alpha)
-    check_same("merge", models)
+    check_balance("merge", alpha, alphas, method, score is not None)
+    check_method("merge", method, 0.5 if isinstance(alpha, str) else alpha)
+    check_reference("merge", reference)
+    separate = [separate] if isinstance(separate, str) else list(separate)
+    apply_fns = _per_model("apply_fn", apply_fn, len(models), separate)
+    update_fns = _per_model("update_fn", update_fn, len(models), separate)
+    trunks = trunks_of("merge", models, separate) if separate else models
+    check_same("merge", trunks)
     check_finite("merge", models)
     shares = shares_of("merge", weights, len(models))
     _check_batches(batches, method, spec)
     say = progress or _silent
     first = None if batches is None else _first(batches)
-    if spec is None:
-        say("deriving the spec", 0, 1)
-        spec = infer_spec(apply_fn, models[0], first)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
-    spec = freeze(spec, frozen) if frozen else spec
-    check_covers("merge", spec, paths.flatten(models[0]))
     check_key, match_key = jax.random.split(key)
+    specs = [spec] * (len(models) if separate else 1) if spec else []
+    if not specs:
+        say("deriving the spec", 0, 1)
+        traced = list(zip(apply_fns, models, strict=True))
+        traced = traced if separate else traced[:1]
+        specs = [infer_spec(apply, model, first) for apply, model in traced]
+    specs = [freeze(specs[0], frozen), *specs[1:]] if frozen else specs
+    parts = take_apart("merge", specs, models, trunks)
+    check_carried("merge", parts, method.endswith("-zip"))
     if check and first is not None:
         say("checking the spec", 0, 1)
-        check_spec(spec, apply_fn, models[0], first, key=check_key)
+        for own, apply, model in zip(specs, apply_fns, models, strict=False):
+            check_spec(own, apply, model, first, key=check_key)
     moments = None
     if batches is not None and uses_activations(method):
         seen = _counted(batches, "collecting activations", say)
-        moments = collect(spec, apply_fn, models, seen)
-    say("matching", 0, None)
-    found = match(
-        spec,
-        models,
-        moments,
-        method=method,
-        alpha=alpha,
-        key=match_key,
-        progress=say,
-    )
-    say("combining", 0, 1)
-    merged = combine(spec, models, found.assignment, shares)
-    if update_fn is not None and batches is not None:
-        seen = _counted(batches, "resetting statistics", say)
-        merged = reset_batch_stats(update_fn, merged, seen)
-    elif spec.statistics:
+        read = apply_fns[0]
+        if separate:
+            read = trunk_fn(read, models[0], paths.flatten(trunks[0]))
+        moments = collect(parts.spec, read, trunks, seen)
+        check_read("merge", parts, moments)
+
+    def merged_at(balance: float) -> tuple[Match, list[PyTree]]:
+        say("matching", 0, None)
+        found = match(
+            parts.spec,
+            trunks,
+            moments,
+            method=method,
+            alpha=balance,
+            reference=reference,
+            key=match_key,
+            progress=say,
+        )
+        say("combining", 0, 1)
+        merged = combine(parts.spec, trunks, found.assignment, shares)
+        networks = [merged]
+        if separate:
+            networks = put_together(parts, models, merged, found.assignment, shares)
+        if update_fn is not None and batches is not None:
+            networks = [
+                reset_batch_stats(u, n, _counted(batches, "resetting statistics", say))
+                for u, n in zip(update_fns, networks, strict=False)
+            ]
+        return found, networks
+
+    if alpha == "auto":
+        score = agreement_with(apply_fns, models, batches or ())
+
+    def scored(candidate: tuple[Match, list[PyTree]]) -> float:
+        networks = candidate[1]
+        whole = separate or alpha == "auto"
+        return score(networks if whole else networks[0]) if score else 0.0
+
+    balances = alphas if isinstance(alpha, str) else (alpha,)
+    best = search_alpha(merged_at, scored, balances)
+    found, networks = best.candidate
+    if parts.spec.statistics and (update_fn is None or batches is None):
         _log.warning(
             "merge: %d running statistics were averaged, not reset; pass update_fn and "
             "batches, or call reset_batch_stats.",
-            len(spec.statistics),
+            len(parts.spec.statistics),
         )
-    recipe = {"method": method, "alpha": alpha, "weights": list(shares)}
+    recipe = {"method": method, "alpha": best.alpha, "weights": list(shares)}
     recipe |= {"frozen": frozen} if frozen else {}
-    return MergeResult(merged, spec, found.assignment, found.history, recipe)
+    recipe |= {"separate": separate} if separate else {}
+    recipe |= {"reference": reference} if len(models) > 2 else {}
+    if isinstance(alpha, str):
+        scores = {f"{tried:g}": reached for tried, reached in best.scores}
+        recipe |= {"balance": alpha, "scores": scores}
+    return MergeResult(
+        networks[0],
+        parts.spec,
+        found.assignment,
+        found.history,
+        recipe,
+        tuple(networks) if separate else (),
+    )
+
+
+def _per_model(
+    name: str, functions: Any, models: int, separate: Sequence[str]
+) -> list[Any]:
+    """Repeat a function for every model, unless there is one for each already."""
+    if not isinstance(functions, Sequence):
+        return [functions] * models
+    if not separate:
+        raise ValueError(
+            f"merge: {name} is a list, one function is needed where all leaves are "
+            "merged; pass separate= with the leaves of the heads."
+        )
+    if len(functions) != models:
+        raise ValueError(
+            f"merge: {name} has {len(functions)} functions for {models} models, needed "
+            "is one for each, or one for all."
+        )
+    return list(functions)
 
 
 def _check_batches(
