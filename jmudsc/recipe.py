@@ -11,6 +11,7 @@ batches: {factory: my_data:calibration, size: 100}
 method: mudsc-zip
 alpha: 0.5
 frozen: [params/stem/*]                 # optional: labels and leaves to keep in place
+separate: [params/head/*]               # optional: leaves that each model keeps
 output: merged
 ```
 
@@ -31,8 +32,10 @@ from typing import Any
 
 import yaml
 
+from jmudsc.balance import CHOICES
 from jmudsc.match import METHODS
 from jmudsc.paths import did_you_mean, listed
+from jmudsc.references import REFERENCES
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,15 @@ class Recipe:
         output: the directory to write.
         update_fn: `(variables, batch) -> variables`, resets running statistics.
         method: one of `METHODS`.
-        alpha: the balance, share of the weight similarity in [0, 1].
+        alpha: the balance, share of the weight similarity in [0, 1], or one of
+            `CHOICES`.
+        score: with `search`, `(variables) -> float`, larger is better.
         weights: the share of each model in the average; None for equal shares.
+        reference: what more than two models are aligned to, one of `REFERENCES`.
         seed: of the PRNG key.
         spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
         frozen: patterns of labels and leaves whose units stay in place.
+        separate: patterns of leaves that every model keeps for itself.
         folder: what relative paths are relative to: the folder of the recipe.
     """
 
@@ -86,11 +93,14 @@ class Recipe:
     output: str
     update_fn: Reference | None = None
     method: str = "mudsc-zip"
-    alpha: float = 0.5
+    alpha: float | str = 0.5
+    score: Reference | None = None
     weights: tuple[float, ...] | None = None
+    reference: str = "first"
     seed: int = 0
     spec: str | None = None
     frozen: tuple[str, ...] = ()
+    separate: tuple[str, ...] = ()
     folder: Path = field(default=Path(), compare=False)
 
 
@@ -177,12 +187,18 @@ def dump_recipe(recipe: Recipe) -> str:
     if recipe.update_fn is not None:
         content["update_fn"] = _plain_reference(recipe.update_fn)
     content |= {"method": recipe.method, "alpha": recipe.alpha}
+    if recipe.score is not None:
+        content["score"] = _plain_reference(recipe.score)
     if recipe.weights is not None:
         content["weights"] = list(recipe.weights)
+    if recipe.reference != "first":
+        content["reference"] = recipe.reference
     if recipe.spec is not None:
         content["spec"] = recipe.spec
     if recipe.frozen:
         content["frozen"] = list(recipe.frozen)
+    if recipe.separate:
+        content["separate"] = list(recipe.separate)
     content |= {"seed": recipe.seed, "output": recipe.output}
     return yaml.safe_dump(content, sort_keys=False)
 
@@ -280,10 +296,19 @@ def _method(value: Any) -> str:
     return value
 
 
-def _share(value: Any) -> float:
+def _balance(value: Any) -> float | str:
+    if value in CHOICES:
+        return value
     if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"is {value!r}, it must be a number in [0, 1]")
+        choices = " or ".join(CHOICES)
+        raise ValueError(f"is {value!r}, it must be a number in [0, 1], or {choices}")
     return float(value)
+
+
+def _reference_name(value: Any) -> str:
+    if value not in REFERENCES:
+        raise ValueError(f"is {value!r}, it must be one of {', '.join(REFERENCES)}")
+    return value
 
 
 def _weights(value: Any) -> tuple[float, ...]:
@@ -324,11 +349,14 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "batches": _reference,
     "update_fn": _reference,
     "method": _method,
-    "alpha": _share,
+    "alpha": _balance,
+    "score": _reference,
     "weights": _weights,
+    "reference": _reference_name,
     "seed": _seed,
     "spec": _text,
     "frozen": _patterns,
+    "separate": _patterns,
     "output": _text,
 }
 
