@@ -124,12 +124,12 @@ def merge(
     first = None if batches is None else _first(batches)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
     check_key, match_key = jax.random.split(key)
-    specs = [spec] * (len(models) if separate else 1) if spec else []
+    specs = [spec] * len(models) if spec else []
     if not specs:
         say("deriving the spec", 0, 1)
-        traced = list(zip(apply_fns, models, strict=True))
-        traced = traced if separate else traced[:1]
+        traced = list(zip(apply_fns, models, strict=True))[: None if separate else 1]
         specs = [infer_spec(apply, model, first) for apply, model in traced]
+    specs = specs if separate else specs[:1]
     specs = [freeze(specs[0], frozen), *specs[1:]] if frozen else specs
     parts = take_apart("merge", specs, models, trunks)
     check_carried("merge", parts, method.endswith("-zip"))
@@ -188,12 +188,11 @@ def merge(
             len(parts.spec.statistics),
         )
     recipe = {"method": method, "alpha": best.alpha, "weights": list(shares)}
+    if isinstance(alpha, str):
+        recipe |= {"balance": alpha, "scores": {f"{x:g}": y for x, y in best.scores}}
     recipe |= {"frozen": frozen} if frozen else {}
     recipe |= {"separate": separate} if separate else {}
     recipe |= {"reference": reference} if len(models) > 2 else {}
-    if isinstance(alpha, str):
-        scores = {f"{tried:g}": reached for tried, reached in best.scores}
-        recipe |= {"balance": alpha, "scores": scores}
     return MergeResult(
         networks[0],
         parts.spec,
