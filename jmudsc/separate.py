@@ -158,8 +158,10 @@ def check_carried(where: str, parts: Parts, zipped: bool) -> None:
     for name, label in parts.spec.labels.items():
         one_to_one = not zipped or label.fixed or parts.spec.children(name)
         made = {} if one_to_one else dict.fromkeys(_made_apart(parts, name))
+        sites = [f"{site.path}:{site.axis}" for site in made]
+        more = [f"and {len(sites) - 3} more"] if len(sites) > 3 else []
         if made:
-            problems.append(f"{name}: {', '.join(f'{s.path}:{s.axis}' for s in made)}")
+            problems.append(f"{name}: {', '.join(sites[:3] + more)}")
     if problems:
         raise ValueError(
             f"{where}: {len(problems)} labels of merged leaves have units that are "
