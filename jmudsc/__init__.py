@@ -9,6 +9,7 @@ from jmudsc.axes import (
     Product as Product,
     Units as Units,
 )
+from jmudsc.batch_stats import reset_batch_stats as reset_batch_stats
 from jmudsc.check import check_spec as check_spec
 from jmudsc.checkpoints import (
     load as load,
@@ -26,7 +27,9 @@ from jmudsc.permute import (
     permute as permute,
     random_permutations as random_permutations,
 )
-from jmudsc.repair import reset_batch_stats as reset_batch_stats
+from jmudsc.pooled import pool_batch_stats as pool_batch_stats
+from jmudsc.refit import refit as refit
+from jmudsc.repair import repair as repair
 from jmudsc.result import MergeResult as MergeResult
 from jmudsc.spec import Label as Label, PermutationSpec as PermutationSpec, Site as Site
 

@@ -54,19 +54,42 @@ def combine(
     moves = {
         name: moves_of(np.asarray(assignment[name]), shares) for name in spec.labels
     }
-    merged = {}
-    for path in leaves[0]:
-        names = names_in_leaf(spec, path)
-        axes, parents = anonymous(spec, path, names)
-        merged[path] = _combine_leaf(
-            [model[path] for model in leaves],
-            [[moves[name][i] for name in names] for i in range(len(models))],
-            shares,
-            axes,
-            parents,
-            consumed_axes(spec, path),
-        )
+    merged = {
+        path: combine_leaf(spec, path, [model[path] for model in leaves], moves, shares)
+        for path in leaves[0]
+    }
     return paths.unflatten(models[0], merged)
+
+
+def combine_leaf(
+    spec: PermutationSpec,
+    path: str,
+    values: Sequence[ArrayLike],
+    moves: Mapping[str, Sequence[Move]],
+    shares: tuple[float, ...],
+) -> jax.Array:
+    """Merge one leaf, or arrays that have the axes of one, as `combine` does.
+
+    Args:
+        spec: the permutation spec.
+        path: the leaf.
+        values: one array per model.
+        moves: per label one move per model.
+        shares: the share of each model, summing to 1.
+
+    Returns:
+        An array of the shape and dtype of the first.
+    """
+    names = names_in_leaf(spec, path)
+    axes, parents = anonymous(spec, path, names)
+    return _combine_leaf(
+        list(values),
+        [[moves[name][i] for name in names] for i in range(len(values))],
+        shares,
+        axes,
+        parents,
+        consumed_axes(spec, path),
+    )
 
 
 def shares_of(

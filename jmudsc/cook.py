@@ -12,9 +12,9 @@ from jmudsc.checkpoints import check_free, load, save
 from jmudsc.derive import infer_spec
 from jmudsc.freeze import freeze
 from jmudsc.handwritten import read_spec
-from jmudsc.match import Progress
 from jmudsc.merge import merge
 from jmudsc.paths import listed
+from jmudsc.progress import Progress
 from jmudsc.recipe import dump_recipe, read_recipe, Recipe, Reference, resolve, Source
 from jmudsc.report import report
 from jmudsc.spec import PermutationSpec
@@ -61,6 +61,9 @@ def cook(
         reference=recipe.reference,
         score=named.get("score"),
         update_fn=named.get("update_fn"),
+        refit=recipe.refit,
+        ridge=recipe.ridge,
+        repair=recipe.repair,
         progress=progress,
     )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})

@@ -13,17 +13,18 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc import models
+from jmudsc.batch_stats import reset_batch_stats, UpdateFn
 from jmudsc.check import check_spec
 from jmudsc.checkpoints import save, save_variables
 from jmudsc.combine import combine
 from jmudsc.datasets import batches, digits, only, Split
 from jmudsc.derive import infer_spec
 from jmudsc.evaluate import ensemble, evaluate, Scores
-from jmudsc.match import match, METHODS, Progress
+from jmudsc.match import match, METHODS
 from jmudsc.moments import collect
 from jmudsc.paths import did_you_mean
+from jmudsc.progress import Progress
 from jmudsc.recipe import dump_recipe, Recipe, Reference, Source
-from jmudsc.repair import reset_batch_stats, UpdateFn
 from jmudsc.report import mean_and_deviation, report, table
 from jmudsc.result import MergeResult
 from jmudsc.trace import ApplyFn

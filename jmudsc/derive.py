@@ -6,6 +6,7 @@ nest in which (`nesting`) then falls out of the same walk.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from jaxtyping import PyTree
 
@@ -13,11 +14,26 @@ from jmudsc.axes import Axis
 from jmudsc.expressions import express_all
 from jmudsc.freeze import freeze
 from jmudsc.nesting import parents_of
-from jmudsc.spec import labels_of, PermutationSpec, Site
+from jmudsc.spec import fixed_sites, labels_of, PermutationSpec, Site
 from jmudsc.statistics import running_statistics
 from jmudsc.terms import Terms
 from jmudsc.trace import ApplyFn, Program, shape_of, trace
 from jmudsc.walk import Walk, walk
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a program does with its leaves.
+
+    Attributes:
+        consumed: the sites that a contraction sums over.
+        statistics: the paths of running statistics.
+        variances: path of a running mean -> that of the variance it goes with.
+    """
+
+    consumed: frozenset[Site]
+    statistics: frozenset[str]
+    variances: dict[str, str]
 
 
 def infer_spec(
@@ -60,25 +76,26 @@ def infer_spec(
     axes = {path: express_all(terms, names, leaf_axes[path]) for path in program.paths}
     sizes = {name: terms.size(atom) for atom, name in names.items()}
     reasons = {name: terms.reason(atom) for atom, name in held.items()}
-    consumed, statistics = _roles(program, seen)
+    role = _roles(program, seen)
     spec = PermutationSpec(
         axes=axes,
         labels=labels_of(axes, sizes, parents, reasons),
-        fixed=_fixed(terms, leaf_axes, axes),
-        consumed=consumed,
-        statistics=statistics,
+        fixed=_fixed(terms, names, leaf_axes, axes),
+        consumed=role.consumed,
+        statistics=role.statistics,
+        variances=role.variances,
     )
     return freeze(spec, frozen)
 
 
-def roles(program: Program) -> tuple[frozenset[Site], frozenset[str]]:
+def roles(program: Program) -> Roles:
     """Find what a program does with its leaves, whatever their labels are.
 
     Args:
         program: the traced model.
 
     Returns:
-        The sites that a contraction sums over, and the paths of running statistics.
+        The roles.
     """
     return _roles(program, _walked(program))
 
@@ -92,8 +109,13 @@ def _walked(program: Program) -> Walk:
     return walk(program, terms, leaf_axes)
 
 
-def _roles(program: Program, seen: Walk) -> tuple[frozenset[Site], frozenset[str]]:
-    return _consumed(seen), running_statistics(program, seen.data)
+def _roles(program: Program, seen: Walk) -> Roles:
+    found = running_statistics(program, seen.data)
+    return Roles(
+        consumed=_consumed(seen),
+        statistics=frozenset(p for s in found for p in (s.mean, s.variance) if p),
+        variances={s.mean: s.variance for s in found if s.mean},
+    )
 
 
 def _pin_unused(program: Program, seen: Walk) -> None:
@@ -150,19 +172,17 @@ def _fixed_parents(seen: Walk) -> dict[int, str]:
 
 def _fixed(
     terms: Terms,
+    names: Mapping[int, str],
     leaf_axes: Mapping[str, list[int]],
     axes: Mapping[str, tuple[Axis, ...]],
 ) -> dict[Site, str]:
-    """Say why, for every axis without a label."""
+    """Say why, for every axis that is fixed, wholly or in part."""
     found = {}
-    for path, expressions in axes.items():
-        for number, axis in enumerate(expressions):
-            if not axis.labels():
-                leaves = terms.leaves(leaf_axes[path][number])
-                reasons = [r for leaf in leaves if (r := terms.reason(leaf))]
-                found[Site(path, number)] = (
-                    reasons[0] if reasons else "has one position"
-                )
+    for site, part in fixed_sites(axes).items():
+        leaves = terms.leaves(leaf_axes[site.path][site.axis])
+        reasons = [terms.reason(leaf) for leaf in leaves if leaf not in names]
+        why = next(filter(None, reasons), "has one position")
+        found[site] = f"{part}{why}"
     return found
 
 

@@ -12,7 +12,7 @@ from jmudsc.notation import read_table, Row, Table
 from jmudsc.paths import did_you_mean, listed
 from jmudsc.rows import Axes, axes_of, by_leaf
 from jmudsc.sizing import with_sizes
-from jmudsc.spec import Label, labels_of, PermutationSpec, Site
+from jmudsc.spec import fixed_sites, Label, labels_of, PermutationSpec, Site
 from jmudsc.trace import ApplyFn, shape_of, trace
 
 Parents = Mapping[str, str | Sequence[str]]
@@ -83,8 +83,7 @@ def read_spec(
     axes = {path: axes[path] for path in shapes}
     labels = _labels(where, axes, order, {**table.parents, **parents}, table.held)
     fixed = _reasons(axes, table.fixed)
-    consumed, statistics = roles(program)
-    return PermutationSpec(axes, labels, fixed, consumed, statistics)
+    return PermutationSpec(axes, labels, fixed, **vars(roles(program)))
 
 
 def override(
@@ -219,11 +218,8 @@ def _lies_along(row: tuple[Axis, ...], name: str, parent: str) -> bool:
 
 
 def _reasons(axes: Axes, known: Mapping[Site, str]) -> dict[Site, str]:
-    """Say why, for every axis without a label."""
-    sites = [
-        Site(path, number)
-        for path, row in axes.items()
-        for number, axis in enumerate(row)
-        if not axis.labels()
-    ]
-    return {site: known.get(site, "is fixed by hand") for site in sites}
+    """Say why, for every axis that is fixed, wholly or in part."""
+    return {
+        site: known.get(site, f"{part}is fixed by hand")
+        for site, part in fixed_sites(axes).items()
+    }

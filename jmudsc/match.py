@@ -1,7 +1,7 @@
 """Match: decide which units of the models become one, by one of seven methods."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -13,6 +13,7 @@ from jmudsc import paths
 from jmudsc.groups import families, match_family
 from jmudsc.moments import Moments
 from jmudsc.permute import identity
+from jmudsc.progress import Progress
 from jmudsc.references import check_reference
 from jmudsc.similarity import activation_similarity, weight_similarity
 from jmudsc.spec import PermutationSpec
@@ -27,9 +28,6 @@ METHODS = (
     "mudsc-align",
     "mudsc-zip",
 )
-
-# Called with what is being done, how much of it is done, and out of how much.
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Merge: the whole way from models and batches to one network, in one call."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,14 +11,17 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.agreement import agreement_with
 from jmudsc.balance import ALPHAS, check_balance, search_alpha
+from jmudsc.batch_stats import UpdateFn
 from jmudsc.check import check_spec
 from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
+from jmudsc.finish import check_finish, Finish, finished
 from jmudsc.freeze import freeze
-from jmudsc.match import check_method, Match, match, Progress, uses_activations
+from jmudsc.match import check_method, Match, match, uses_activations
 from jmudsc.moments import collect
+from jmudsc.progress import counted, Progress, silent
 from jmudsc.references import check_reference
-from jmudsc.repair import reset_batch_stats, UpdateFn
+from jmudsc.refit import RIDGE
 from jmudsc.result import MergeResult
 from jmudsc.separate import (
     check_carried,
@@ -48,6 +52,9 @@ def merge(
     weights: Sequence[float] | None = None,
     reference: str = "first",
     update_fn: UpdateFn | Sequence[UpdateFn] | None = None,
+    refit: str | None = None,
+    ridge: float = RIDGE,
+    repair: str | None = None,
     score: Callable[[Any], float] | None = None,
     alphas: Sequence[float] = ALPHAS,
     check: bool = True,
@@ -80,8 +87,15 @@ def merge(
         reference: what more than two models are aligned to: `first`, `mean` or
             `universe`, as for `match`.
         update_fn: `(variables, batch) -> variables` as training updates running
-            statistics; given, they are reset over `batches`. One or one per model, as
-            `apply_fn`.
+            statistics; given, they are reset over `batches`. Not needed with `refit`
+            or `repair`, which set them too. One or one per model, as `apply_fn`.
+        refit: "least-squares" to fit every map to what the parents do on the batches
+            (see `jmudsc.refit`); None for the average.
+        ridge: strength of the refit's penalty, above 0.
+        repair: "rescale" to give every unit the mean and deviation of its parents over
+            the batches (see `jmudsc.repair`); "pooled" for running statistics of the
+            parents together, which needs no batches (see `jmudsc.pool_batch_stats`);
+            None for neither.
         score: with `alpha="search"`, larger for better merged variables; with
             `separate` it is given the variables of all networks.
         alphas: the balances that `search` and `auto` try.
@@ -120,7 +134,10 @@ def merge(
     check_finite("merge", models)
     shares = shares_of("merge", weights, len(models))
     _check_batches(batches, method, spec)
-    say = progress or _silent
+    finishes = [Finish(fn, refit, ridge, repair) for fn in update_fns]
+    for finish in finishes:
+        check_finish("merge", finish, batches, bool(separate))
+    say = progress or silent
     first = None if batches is None else _first(batches)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
     check_key, match_key = jax.random.split(key)
@@ -139,14 +156,14 @@ def merge(
             check_spec(own, apply, model, first, key=check_key)
     moments = None
     if batches is not None and uses_activations(method):
-        seen = _counted(batches, "collecting activations", say)
+        seen = counted(batches, "collecting activations", say)
         read = apply_fns[0]
         if separate:
             read = trunk_fn(read, models[0], paths.flatten(trunks[0]))
         moments = collect(parts.spec, read, trunks, seen)
         check_read("merge", parts, moments)
 
-    def merged_at(balance: float) -> tuple[Match, list[PyTree]]:
+    def merged_at(balance: float) -> Candidate:
         say("matching", 0, None)
         found = match(
             parts.spec,
@@ -163,25 +180,26 @@ def merge(
         networks = [merged]
         if separate:
             networks = put_together(parts, models, merged, found.assignment, shares)
-        if update_fn is not None and batches is not None:
-            networks = [
-                reset_batch_stats(u, n, _counted(batches, "resetting statistics", say))
-                for u, n in zip(update_fns, networks, strict=False)
-            ]
-        return found, networks
+        common = parts.spec, apply_fns[0], trunks, found.assignment
+        ended = [
+            finished(finish, *common, network, batches, shares, say)
+            for finish, network in zip(finishes, networks, strict=False)
+        ]
+        return Candidate(found, [n for n, _ in ended], ended[0][1])
 
     if alpha == "auto":
         score = agreement_with(apply_fns, models, batches or ())
 
-    def scored(candidate: tuple[Match, list[PyTree]]) -> float:
-        networks = candidate[1]
+    def scored(candidate: Candidate) -> float:
+        networks = candidate.networks
         whole = separate or alpha == "auto"
         return score(networks if whole else networks[0]) if score else 0.0
 
     balances = alphas if isinstance(alpha, str) else (alpha,)
     best = search_alpha(merged_at, scored, balances)
-    found, networks = best.candidate
-    if parts.spec.statistics and (update_fn is None or batches is None):
+    found, networks = best.candidate.found, best.candidate.networks
+    reset = update_fn is not None and batches is not None
+    if parts.spec.statistics and not (reset or refit or repair):
         _log.warning(
             "merge: %d running statistics were averaged, not reset; pass update_fn and "
             "batches, or call reset_batch_stats.",
@@ -193,14 +211,32 @@ def merge(
     recipe |= {"frozen": frozen} if frozen else {}
     recipe |= {"separate": separate} if separate else {}
     recipe |= {"reference": reference} if len(models) > 2 else {}
+    recipe |= {"refit": refit, "ridge": ridge} if refit else {}
+    recipe |= {"repair": repair} if repair else {}
     return MergeResult(
         networks[0],
         parts.spec,
         found.assignment,
         found.history,
         recipe,
+        best.candidate.changes,
         tuple(networks) if separate else (),
     )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one balance gives.
+
+    Attributes:
+        found: the matching.
+        networks: the merged variables, one per model where leaves are separate.
+        changes: what was done with each leaf after averaging.
+    """
+
+    found: Match
+    networks: list[PyTree]
+    changes: dict[str, str]
 
 
 def _per_model(
@@ -248,17 +284,6 @@ def _check_batches(
             "once, and several passes are needed; pass a list, or an object whose "
             "__iter__ starts anew."
         )
-
-
-def _counted(batches: Iterable[PyTree], stage: str, say: Progress) -> Iterator[PyTree]:
-    total = len(batches) if isinstance(batches, Sized) else None
-    for done, batch in enumerate(batches):
-        say(stage, done, total)
-        yield batch
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    """Report nothing."""
 
 
 def _first(batches: Iterable[PyTree]) -> PyTree:

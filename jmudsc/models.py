@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jmudsc import paths
-from jmudsc.repair import UpdateFn
+from jmudsc.batch_stats import UpdateFn
 from jmudsc.trace import ApplyFn
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
@@ -52,38 +52,43 @@ class ResNet20(nn.Module):
     Attributes:
         width: multiplies the 16, 32 and 64 channels of the stages.
         outputs: length of the embedding.
+        norm: whether there is BatchNorm; without, convolutions have biases, and what a
+            block adds is halved.
     """
 
     width: int
     outputs: int
+    norm: bool = True
 
     @nn.compact
     def __call__(self, images: Images, train: bool = False) -> Embedding:
         """Embed images; in training mode by the statistics of the batch itself."""
-        x = nn.relu(_ConvNorm(16 * self.width)(images, train))
+        x = nn.relu(_ConvNorm(16 * self.width, norm=self.norm)(images, train))
         for stage, channels in enumerate((16, 32, 64)):
             for block in range(3):
                 strides = 2 if stage > 0 and block == 0 else 1
-                x = _Block(channels * self.width, strides)(x, train)
+                x = _Block(channels * self.width, strides, self.norm)(x, train)
         return nn.Dense(self.outputs)(x.mean(axis=(1, 2)))
 
 
 class _Block(nn.Module):
     channels: int
     strides: int
+    norm: bool
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = nn.relu(_ConvNorm(self.channels, self.strides)(x, train))
-        y = _ConvNorm(self.channels)(y, train)
+        y = nn.relu(_ConvNorm(self.channels, self.strides, self.norm)(x, train))
+        y = _ConvNorm(self.channels, norm=self.norm)(y, train)
         if self.strides > 1 or x.shape[-1] != self.channels:
-            x = _ConvNorm(self.channels, self.strides)(x, train)
-        return nn.relu(x + y)
+            x = _ConvNorm(self.channels, self.strides, self.norm)(x, train)
+        return nn.relu(x + (y if self.norm else y / 2))
 
 
 class _ConvNorm(nn.Module):
     channels: int
     strides: int = 1
+    norm: bool = True
 
     @nn.compact
     def __call__(self, x: Array | np.ndarray, train: bool) -> Array:
@@ -93,10 +98,11 @@ class _ConvNorm(nn.Module):
             self.channels,
             (3, 3),
             self.strides,
-            use_bias=False,
+            use_bias=not self.norm,
             conv_general_dilated=convolve,
         )(x)
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
+        return norm(x) if self.norm else jnp.asarray(x)
 
 
 def _convolve(

@@ -69,7 +69,7 @@ def collect(
     readers: dict[Any, Callable[[list, list], Stacked]] = {}
     total: dict[str, Moments] = {}
     for number, batch in enumerate(batches):
-        kind = _kind(batch)
+        kind = batch_kind(batch)
         if kind not in readers:
             readers[kind] = _reader(spec, apply_fn, models[0], batch)
         data = jax.tree.leaves(batch)
@@ -156,7 +156,7 @@ def _reader(
                 for axis, lead in places_of(block, name, parents)
             ]
             if runs:
-                samples = jnp.concatenate(runs)
+                samples = real_samples(jnp.concatenate(runs))
                 units[name] = samples.reshape(len(samples), -1)
         return units
 
@@ -172,7 +172,15 @@ def _averaged(
         for axis, atom in enumerate(block.atoms)
         if isinstance(atom, Units) and axis not in read and atom.label not in stay
     )
-    return part.astype(jnp.float32).mean(axis=others, keepdims=True)
+    wide = jnp.promote_types(part.dtype, jnp.float32)
+    return part.astype(wide).mean(axis=others, keepdims=True)
+
+
+def real_samples(samples: jax.Array) -> jax.Array:
+    """Take complex samples as twice as many real ones."""
+    if jnp.iscomplexobj(samples):
+        return jnp.concatenate([samples.real, samples.imag])
+    return samples.astype(jnp.float32)
 
 
 @jax.jit
@@ -204,7 +212,8 @@ def _gram(x: Float[Array, "samples units"]) -> Float[Array, "units units"]:
     return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
 
 
-def _kind(batch: PyTree) -> Any:
+def batch_kind(batch: PyTree) -> Any:
+    """Return what batches must have in common to share a program: a dictionary key."""
     leaves, structure = jax.tree.flatten(batch)
     return structure, tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
 

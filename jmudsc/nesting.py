@@ -11,8 +11,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from jmudsc.picks import met
-from jmudsc.terms import CONCAT, FREE, Terms
+from jmudsc.rules import product_axes
+from jmudsc.terms import Terms
 from jmudsc.values import Pick
 from jmudsc.walk import Contraction, Found, Step, Walk
 
@@ -89,19 +89,11 @@ def _part_freed(terms: Terms, contraction: Contraction, inside: Inside) -> None:
 
 def _unshared(terms: Terms, contraction: Contraction) -> set[int]:
     """Return the atoms of which both operands do not have the same unit picked."""
-    found = set()
-    for left, right in contraction.picks:
-        ours, theirs = (
-            met(contraction.eqn, number, picks)
-            for number, picks in enumerate((left, right))
-        )
-        if ours is None or theirs is None:
-            found |= {terms.root(pick.term) for pick in left | right}
-        else:
-            found |= {
-                term for term, *_ in _rooted(terms, ours) ^ _rooted(terms, theirs)
-            }
-    return found
+    return {
+        term
+        for left, right in contraction.picks
+        for term, *_ in _rooted(terms, left) ^ _rooted(terms, right)
+    }
 
 
 def _rooted(
@@ -122,7 +114,9 @@ def _free_of(
         out = {*terms.leaves(rhs.value.axes[numbers.rhs_spec[0]])}
         yield rhs, (numbers.rhs_spec[1],), out - (left - right)
         return
-    contracted, batch = eqn.params["dimension_numbers"]
+    contracted, batch = product_axes(eqn)
+    if eqn.primitive.name == "ragged_dot_general":
+        batch = ((), (0,))  # every row meets one kernel
     free = {
         leaf
         for found, c, b in zip((lhs, rhs), contracted, batch, strict=True)
@@ -187,7 +181,7 @@ def _blocks_of_all(seen: Walk) -> Iterator[tuple[Found, Block]]:
         if kind not in done:
             done.add(kind)
             for view in _views(terms, axes):
-                for block in _blocks(terms, view):
+                for block in itertools.product(*map(terms.blocks, view)):
                     yield found, block
 
 
@@ -202,18 +196,3 @@ def _views(terms: Terms, axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         yield from _views(
             terms, tuple(terms.view(axis, split, position) for axis in axes)
         )
-
-
-def _blocks(terms: Terms, axes: Iterable[int]) -> Iterator[Block]:
-    """Yield the leaves of every block, one part of each concatenation at a time."""
-    return itertools.product(*(_alternatives(terms, axis) for axis in axes))
-
-
-def _alternatives(terms: Terms, term: int) -> list[tuple[int, ...]]:
-    root = terms.root(term)
-    if terms.form(root) == FREE:
-        return [tuple(terms.leaves(root))]
-    if terms.form(root) == CONCAT:
-        return [alt for part in terms.parts(root) for alt in _alternatives(terms, part)]
-    parts = itertools.product(*(_alternatives(terms, f) for f in terms.factors(root)))
-    return [tuple(itertools.chain(*block)) for block in parts]

@@ -67,6 +67,17 @@ class Numbers:
             return list(known)
         return [self._number(("column", index, place)) for place in range(count)]
 
+    def runs(self, sizes: int) -> int:
+        """Return the number of the index value that says in which run each row is.
+
+        Args:
+            sizes: the number of the value that holds the lengths of the runs.
+
+        Returns:
+            A number.
+        """
+        return self._number(("runs", sizes))
+
     def _number(self, made: Hashable) -> int:
         if made not in self._known:
             self._known[made] = self.new()

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
@@ -85,15 +86,31 @@ def permute(
     check_covers("permute", spec, leaves)
     _check_permutations(spec, perms)
     rows = identity(spec) | {name: np.asarray(row) for name, row in perms.items()}
-    moved = {}
-    for path, leaf in leaves.items():
-        names = names_in_leaf(spec, path)
-        axes, parents = anonymous(spec, path, names)
-        if names:
-            moved[path] = _permute_leaf(leaf, [rows[n] for n in names], axes, parents)
-        else:
-            moved[path] = leaf
+    moved = {
+        path: permute_leaf(spec, path, leaf, rows) for path, leaf in leaves.items()
+    }
     return paths.unflatten(variables, moved)
+
+
+def permute_leaf(
+    spec: PermutationSpec, path: str, leaf: ArrayLike, rows: Mapping[str, np.ndarray]
+) -> ArrayLike:
+    """Gather the units of one leaf, `new = old[row]`, which need not be a permutation.
+
+    Args:
+        spec: the permutation spec.
+        path: the leaf.
+        leaf: its values.
+        rows: label -> `int32[*parent units, units]`.
+
+    Returns:
+        The leaf itself if it has no labels, else an array of its shape.
+    """
+    names = names_in_leaf(spec, path)
+    axes, parents = anonymous(spec, path, names)
+    if not names:
+        return leaf
+    return _permute_leaf(leaf, [rows[n] for n in names], axes, parents)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "parents"))

@@ -10,10 +10,11 @@ label is nested in another only if it goes with it in every value.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, SupportsIndex
 
 from jmudsc.numbering import Numbers
-from jmudsc.rules import elementwise, reduce, RULES
+from jmudsc.rules import contraction, elementwise, product_axes, reduce, RULES
 from jmudsc.trace import Place, shape_of
 from jmudsc.values import Pick, Picks, Value
 
@@ -34,50 +35,80 @@ def after(
     Returns:
         The picks of its only output; empty if there are none.
     """
-    made = _made(eqn, ins, numbers, places)
+    source, made = _made(eqn, ins, numbers, places)
     if not made and not any(value.picks for value in ins):
         return ()
     out = [frozenset()] * len(shape_of(eqn.outvars[0]))
     for number, value in enumerate(ins):
-        where = axis_map(eqn, number) if value.picks or made else {}
-        for axis, new in where.items():
-            out[new] |= moved(value.picks_on(axis), where)
-            if number == 0:
-                out[new] |= made
+        new = made if number == source else frozenset()
+        where = axis_map(eqn, number) if value.picks or new else {}
+        for axis, place in where.items():
+            out[place] |= moved(value.picks_on(axis), where) | new
     return tuple(out) if any(out) else ()
 
 
-def met(eqn: Any, number: int, picks: frozenset[Pick]) -> frozenset[Pick] | None:
-    """Return the picks of an axis that is summed over, as seen from the output.
+def met(
+    eqn: Any, ins: Sequence[Value], numbers: Numbers, places: Mapping[int, Place]
+) -> list[tuple[frozenset[Pick], frozenset[Pick]]]:
+    """Return the picks of each pair of axes that a contraction sums over.
 
     Args:
         eqn: a contraction.
-        number: which operand the axis is of.
-        picks: of the axis.
+        ins: its operands.
+        numbers: the numbers of values.
+        places: where values can be read, by number.
 
     Returns:
-        The picks along axes of the output; None if one of them is summed over too.
+        Per pair the picks of both, along axes of the output. One along an axis that is
+        summed over itself gets an index that equals no other.
     """
-    seen = moved(picks, axis_map(eqn, number))
-    return seen if len(seen) == len(picks) else None
+    source, made = _made(eqn, ins, numbers, places)
+    sides = [
+        [
+            _seen_after(eqn, number, ins[number].picks_on(axis), numbers)
+            | (made if number == source else frozenset())
+            for axis in axes
+        ]
+        for number, axes in enumerate(contraction(eqn) or ())
+    ]
+    return list(zip(*sides, strict=True))
+
+
+def _seen_after(
+    eqn: Any, number: int, picks: frozenset[Pick], numbers: Numbers
+) -> frozenset[Pick]:
+    where = axis_map(eqn, number)
+    return frozenset().union(
+        *(
+            moved(frozenset([pick]), where) or {replace(pick, index=numbers.new())}
+            for pick in picks
+        )
+    )
 
 
 def _made(
     eqn: Any, ins: Sequence[Value], numbers: Numbers, places: Mapping[int, Place]
-) -> frozenset[Pick]:
-    """Return what an equation picks by an index, one position of an axis at a time."""
-    name, sizes = eqn.primitive.name, eqn.params.get("slice_sizes", ())
-    if name == "dynamic_slice":
-        indices = [(axis, value.number) for axis, value in enumerate(ins[1:])]
-        along = ()
-    elif name == "gather":
-        axes = eqn.params["dimension_numbers"].start_index_map
-        columns = numbers.columns(ins[1].number, len(axes))
-        indices, along = list(zip(axes, columns, strict=True)), index_axes(eqn)
-    else:
-        return frozenset()
+) -> tuple[int, frozenset[Pick]]:
+    """Return what an equation picks by an index, and from which operand.
+
+    Only picks of one position at a time are followed.
+    """
+    sizes = eqn.params.get("slice_sizes", ())
+    match eqn.primitive.name:
+        case "dynamic_slice":
+            indices = [(axis, value.number) for axis, value in enumerate(ins[1:])]
+            along = ()
+        case "gather":
+            axes = eqn.params["dimension_numbers"].start_index_map
+            columns = numbers.columns(ins[1].number, len(axes))
+            indices, along = list(zip(axes, columns, strict=True)), index_axes(eqn)
+        case "ragged_dot_general":  # every row meets the kernel of its run
+            runs = numbers.runs(ins[2].number)
+            return 1, frozenset([Pick(ins[1].axes[0], runs, (0,), None)])
+        case _:
+            return 0, frozenset()
     shape = shape_of(eqn.invars[0])
-    return frozenset(
+    return 0, frozenset(
         Pick(ins[0].axes[axis], index, along, places.get(index))
         for axis, index in indices
         if sizes[axis] == 1 < shape[axis]
@@ -130,7 +161,7 @@ def axis_map(eqn: Any, number: int) -> AxisMap:
             return {axis: axis for axis, (whole, size) in pairs if whole == size}
         case "gather" if number == 0:
             return _gathered_whole(eqn)
-        case "dot_general":
+        case "dot_general" | "ragged_dot_general" if number < 2:
             return _in_product(eqn, number)
         case "conv_general_dilated":
             numbers = params["dimension_numbers"]
@@ -158,7 +189,7 @@ def index_axes(eqn: Any) -> tuple[int | None, ...]:
     return tuple(a if n > 1 else None for a, n in zip(axes, shape, strict=True))
 
 
-def _without(shape: tuple[int, ...], gone: Sequence[int]) -> AxisMap:
+def _without(shape: tuple[int, ...], gone: Sequence[SupportsIndex]) -> AxisMap:
     kept = [axis for axis in range(len(shape)) if axis not in gone]
     return {axis: new for new, axis in enumerate(kept)}
 
@@ -179,11 +210,14 @@ def _same_runs(before: tuple[int, ...], after: tuple[int, ...]) -> AxisMap:
 
 
 def _in_product(eqn: Any, number: int) -> AxisMap:
-    contracted, batch = eqn.params["dimension_numbers"]
-    ranks = [len(shape_of(var)) for var in eqn.invars]
+    contracted, batch = product_axes(eqn)
+    group = (0,) if eqn.primitive.name == "ragged_dot_general" else ()
+    ranks = [len(shape_of(var)) for var in eqn.invars[:2]]
+    gone = [(*c, *b) for c, b in zip(contracted, batch, strict=True)]
+    gone[1] += group
     free = [
-        [axis for axis in range(rank) if axis not in (*c, *b)]
-        for rank, c, b in zip(ranks, contracted, batch, strict=True)
+        [axis for axis in range(rank) if axis not in out]
+        for rank, out in zip(ranks, gone, strict=True)
     ]
     start = len(batch[0]) + (len(free[0]) if number else 0)
     where = {axis: new for new, axis in enumerate(batch[number])}

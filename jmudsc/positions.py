@@ -13,8 +13,8 @@ import jax.extend.core as jex
 from jax.lax import GatherScatterMode
 
 from jmudsc import rules
-from jmudsc.rules import Axes
 from jmudsc.terms import Terms
+from jmudsc.ties import Axes, BY_POSITION, tie
 from jmudsc.values import Columns, Tag
 
 IN_ORDER = "is in order of size"
@@ -97,7 +97,7 @@ def _sort(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     for tag in tags[:keys]:
         forget(terms, tag, "sort")
     same = [
-        rules.tie(terms, size, [axes[i] for axes in ins])
+        tie(terms, size, [axes[i] for axes in ins])
         for i, size in enumerate(eqn.outvars[0].aval.shape)
     ]
     out = list(same)
@@ -159,14 +159,15 @@ def _gather(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     forget(terms, tags[0], "gather")
     whole = {i for i, size in enumerate(sizes) if size == terms.size(operand[i])}
     whole = whole if eqn.params["mode"] in _CLAMPED else set()
-    picked = _picked(terms, eqn, operand, tags[1], numbers.start_index_map, whole)
+    axes = list(map(int, numbers.start_index_map))
+    picked = _picked(terms, eqn, operand, tags[1], axes, whole)
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.start_indices_batching_dims, strict=True):
         terms.unify(operand[i], indices[j])
     kept = [
         operand[i]
         if size == terms.size(operand[i]) and i not in picked
-        else terms.fixed(size, rules.BY_POSITION.format("gather"))
+        else terms.fixed(size, BY_POSITION.format("gather"))
         for i, size in enumerate(sizes)
         if i not in (*numbers.collapsed_slice_dims, *batching)
     ]
@@ -181,7 +182,8 @@ def _scatter(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     operand, indices, updates = ins
     for tag in (tags[0], tags[2]):
         forget(terms, tag, eqn.primitive.name)
-    picked = _picked(terms, eqn, operand, tags[1], numbers.scatter_dims_to_operand_dims)
+    axes = list(map(int, numbers.scatter_dims_to_operand_dims))
+    picked = _picked(terms, eqn, operand, tags[1], axes)
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
         terms.unify(operand[i], indices[j])
@@ -191,15 +193,15 @@ def _scatter(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
         if terms.size(operand[i]) == terms.size(updates[j]) and i not in picked:
             terms.unify(operand[i], updates[j])
         else:
-            terms.pin(operand[i], rules.BY_POSITION.format(eqn.primitive.name))
-            terms.pin(updates[j], rules.BY_POSITION.format(eqn.primitive.name))
+            terms.pin(operand[i], BY_POSITION.format(eqn.primitive.name))
+            terms.pin(updates[j], BY_POSITION.format(eqn.primitive.name))
     scattered = [j for j in range(len(updates)) if j not in numbers.update_window_dims]
     for j, axis in zip(scattered, indices[:-1], strict=True):
         terms.unify(updates[j], axis)
     if eqn.primitive.name == "scatter" and not eqn.params["unique_indices"]:
         for j, axis in enumerate(indices[:-1]):  # of two updates the later one stays
             if j not in numbers.scatter_indices_batching_dims:
-                terms.pin(axis, rules.BY_POSITION.format("scatter"))
+                terms.pin(axis, BY_POSITION.format("scatter"))
     return [list(operand)], [None]
 
 
@@ -228,7 +230,7 @@ def _picked(
             terms.unify(column.term, term)
         else:
             forget(terms, column, name)
-            terms.pin(term, rules.BY_POSITION.format(name))
+            terms.pin(term, BY_POSITION.format(name))
     return {axis for axis in axes if axis not in whole}
 
 

@@ -25,7 +25,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ from typing import Any
 import yaml
 
 from jmudsc.balance import CHOICES
+from jmudsc.finish import REPAIRS
 from jmudsc.match import METHODS
 from jmudsc.paths import did_you_mean, listed
 from jmudsc.references import REFERENCES
+from jmudsc.refit import REFITS, RIDGE
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class Recipe:
         score: with `search`, `(variables) -> float`, larger is better.
         weights: the share of each model in the average; None for equal shares.
         reference: what more than two models are aligned to, one of `REFERENCES`.
+        refit: how maps are fitted after averaging: `least-squares`; None for not.
+        ridge: strength of the refit's penalty.
+        repair: `rescale` or `pooled`; None for neither.
         seed: of the PRNG key.
         spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
         frozen: patterns of labels and leaves whose units stay in place.
@@ -97,6 +102,9 @@ class Recipe:
     score: Reference | None = None
     weights: tuple[float, ...] | None = None
     reference: str = "first"
+    refit: str | None = None
+    ridge: float = RIDGE
+    repair: str | None = None
     seed: int = 0
     spec: str | None = None
     frozen: tuple[str, ...] = ()
@@ -199,6 +207,10 @@ def dump_recipe(recipe: Recipe) -> str:
         content["frozen"] = list(recipe.frozen)
     if recipe.separate:
         content["separate"] = list(recipe.separate)
+    if recipe.refit is not None:
+        content |= {"refit": recipe.refit, "ridge": recipe.ridge}
+    if recipe.repair is not None:
+        content["repair"] = recipe.repair
     content |= {"seed": recipe.seed, "output": recipe.output}
     return yaml.safe_dump(content, sort_keys=False)
 
@@ -289,10 +301,10 @@ def _reference(value: Any) -> Reference:
     return Reference(name, args)
 
 
-def _method(value: Any) -> str:
-    if value not in METHODS:
-        hint = did_you_mean(str(value), METHODS)
-        raise ValueError(f"is {value!r}{hint}; it must be one of {', '.join(METHODS)}")
+def _one_of(known: Sequence[str], value: Any) -> str:
+    if value not in known:
+        hint = did_you_mean(str(value), known)
+        raise ValueError(f"is {value!r}{hint}; it must be one of {', '.join(known)}")
     return value
 
 
@@ -305,10 +317,10 @@ def _balance(value: Any) -> float | str:
     return float(value)
 
 
-def _reference_name(value: Any) -> str:
-    if value not in REFERENCES:
-        raise ValueError(f"is {value!r}, it must be one of {', '.join(REFERENCES)}")
-    return value
+def _above_zero(value: Any) -> float:
+    if not _is_number(value) or value <= 0:
+        raise ValueError(f"is {value!r}, it must be a number above 0")
+    return float(value)
 
 
 def _weights(value: Any) -> tuple[float, ...]:
@@ -348,11 +360,14 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "apply_fn": _reference,
     "batches": _reference,
     "update_fn": _reference,
-    "method": _method,
+    "method": lambda value: _one_of(METHODS, value),
     "alpha": _balance,
     "score": _reference,
     "weights": _weights,
-    "reference": _reference_name,
+    "reference": lambda value: _one_of(REFERENCES, value),
+    "refit": lambda value: _one_of(REFITS, value),
+    "ridge": _above_zero,
+    "repair": lambda value: _one_of(REPAIRS, value),
     "seed": _seed,
     "spec": _text,
     "frozen": _patterns,

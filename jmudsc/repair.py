@@ -1,155 +1,224 @@
-"""Repair: give the merged network the activation statistics that averaging took."""
+"""REPAIR: give the units of a merged network their parents' mean and deviation."""
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from jmudsc import paths
+from jmudsc.axes import Axis, Fixed
+from jmudsc.contractions import columns, matrix
+from jmudsc.entries import read, write
+from jmudsc.layers import Map, Norm
+from jmudsc.layerwise import change_layers, log_skipped, outputs, Seen
+from jmudsc.parents import Leaves, Parents
+from jmudsc.spec import PermutationSpec
+from jmudsc.trace import ApplyFn
 
-# Far from any statistic of a batch, so that rounding does not blur the momentum.
-_FAR = 2.0**20
+_log = logging.getLogger(__name__)
 
-UpdateFn = Callable[[PyTree, PyTree], PyTree]
+# A deviation this small beside the mean is rounding: the unit never changes.
+_STILL = 1e-5
 
 
-def reset_batch_stats(
-    update_fn: UpdateFn, variables: PyTree, batches: Iterable[PyTree]
+def repair(
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    merged: PyTree,
+    batches: Iterable[PyTree],
+    weights: Sequence[float] | None = None,
 ) -> PyTree:
-    """Set running statistics to their exact average over a pass of batches.
+    """Give every unit of a merged network the mean and deviation of its parents.
 
-    With momentum m an update is `m * old + (1 - m) * new`. Updates from two known
-    values of `old` give m, whatever it is; from `old = 0` every batch then gives `new`.
-    The result is the mean of `new` over all batches, weighted by their numbers of
-    examples (the statistics reset of Jordan et al. 2023, arXiv:2211.08403, section 3).
+    REPAIR (Jordan et al. 2023, arXiv:2211.08403): the output of every map,
+    bias included, is rescaled so that over the batches each unit's mean and deviation
+    are the weighted means of its parents' means and deviations. The rescaling is folded
+    into the kernel and the bias. Layers are repaired in order, each on what the layers
+    repaired before it make of the data. Nothing is looked for by name: any network will
+    do.
+
+    Where a norm by running statistics follows a map, the statistics are set to those of
+    the merged network instead, which does the same. Without a bias only the deviation
+    is repaired. Left alone are maps whose outputs may not be permuted (the last one), a
+    unit that never changes, kernels used more than once or inside a loop.
+
+    It costs one pass of the batches through every model and the merged network; the
+    activations between two layers are held for all batches.
 
     Args:
-        update_fn: `(variables, batch) -> variables`, as training updates them: the
-            running statistics move, nothing else that is floating-point does.
-        variables: the merged variables.
-        batches: what `update_fn` takes, one by one; read once. The leading axis of the
-            first leaf of a batch counts its examples.
+        spec: the permutation spec.
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        models: the variables of each model.
+        assignment: label -> `int32[models, *parent units, units]`.
+        merged: what `combine` made of them.
+        batches: what `apply_fn` takes, one by one; read once.
+        weights: the share of each model; None for equal shares.
 
     Returns:
-        The variables with new running statistics; all other leaves are unchanged.
+        The variables with new kernels, biases and running statistics.
 
     Raises:
-        ValueError: if there are no batches, `update_fn` changes the tree or moves
-            nothing, or a new statistic is not finite.
+        ValueError: if the arguments do not fit together, there are no batches, or an
+            activation is not finite.
     """
-    update = jax.jit(update_fn)
-    leaves = paths.flatten(variables)
-    retained: dict[str, float] = {}
-    total: dict[str, Any] = {}
-    examples = 0
-    for number, batch in enumerate(batches):
-        if number == 0:
-            retained = _momenta(update, variables, batch)
-            total = dict.fromkeys(retained, 0.0)
-        after = _after(update, variables, dict.fromkeys(retained, 0.0), batch)
-        size = int(np.shape(jax.tree.leaves(batch)[0])[0])
-        examples += size
-        for name, momentum in retained.items():
-            seen = np.asarray(after[name], np.float64) / (1 - momentum)
-            _check_finite(name, seen, number)
-            total[name] = total[name] + size * seen
-    if examples == 0:
-        raise ValueError(
-            "reset_batch_stats: there are no batches, at least one is needed; pass a "
-            "list of batches (an iterator may already have been consumed)."
-        )
-    fresh = {
-        name: jnp.asarray(value / examples, jnp.result_type(leaves[name]))
-        for name, value in total.items()
-    }
-    return paths.unflatten(variables, leaves | fresh)
+    variables, notes = repair_layers(
+        spec, apply_fn, models, assignment, merged, batches, weights
+    )
+    log_skipped(_log, "repair", notes)
+    return variables
 
 
-def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, float]:
-    """Find the leaves that an update moves towards the batch, and their momenta."""
-    moved = _moved(update, variables, batch)
-    low = _after(update, variables, dict.fromkeys(moved, 0.0), batch)
-    high = _after(update, variables, dict.fromkeys(moved, _FAR), batch)
-    found = {}
-    for name in moved:
-        _check_finite(name, low[name], 0)
-        span = np.asarray(high[name], np.float64) - np.asarray(low[name], np.float64)
-        momentum = _rounded(float(np.median(span)) / _FAR)
-        if 0 <= momentum < 1:  # a counter has 1
-            found[name] = momentum
-    if not found:
-        raise ValueError(
-            "reset_batch_stats: update_fn moved no running statistic on batch 0, at "
-            "least one is needed; run the model in training mode and return its "
-            "updated variables."
-        )
-    return found
+def repair_layers(
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    merged: PyTree,
+    batches: Iterable[PyTree],
+    weights: Sequence[float] | None = None,
+) -> tuple[PyTree, dict[str, str]]:
+    """Repair as `repair` does, and say what became of the leaves of every layer.
 
+    Args:
+        spec: as for `repair`, and so are the others.
+        apply_fn: as for `repair`.
+        models: as for `repair`.
+        assignment: as for `repair`.
+        merged: as for `repair`.
+        batches: as for `repair`.
+        weights: as for `repair`.
 
-def _moved(update: UpdateFn, variables: PyTree, batch: PyTree) -> list[str]:
-    """Find the floating-point leaves that an update changes.
+    Returns:
+        The variables, and path of a leaf -> what was done, or why nothing was.
 
-    A statistic may already be that of the batch and stay, but not from two values.
+    Raises:
+        ValueError: as `repair` does.
     """
-    leaves = paths.flatten(variables)
-    floating = {
-        name: jnp.asarray(leaf, _wide(leaf))
-        for name, leaf in leaves.items()
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    }
-    moved = set()
-    for scale, shift in ((1, 0), (2, 1)):
-        before = {
-            name: (scale * leaf + shift).astype(jnp.result_type(leaves[name]))
-            for name, leaf in floating.items()
-        }
-        after = _after(update, variables, before, batch)
-        moved |= {n for n, leaf in before.items() if not np.array_equal(leaf, after[n])}
-    return [name for name in floating if name in moved]
+    return change_layers(
+        "repair", _change, spec, apply_fn, models, assignment, merged, batches, weights
+    )
 
 
-def _rounded(momentum: float) -> float:
-    """Undo the rounding of a momentum to float32, if it is a short decimal."""
-    short = round(momentum, 6)
-    return short if abs(short - momentum) < 3e-7 else momentum
+def reset_norm(
+    where: str, layer: Norm, inputs: Sequence[Array], leaves: Leaves
+) -> tuple[Leaves, str]:
+    """Set the running statistics of a norm to those of what goes into it.
 
+    Args:
+        where: the caller, named in errors.
+        layer: the norm.
+        inputs: what goes into it, batch by batch.
+        leaves: those of the merged network.
 
-def _after(
-    update: UpdateFn, variables: PyTree, values: Mapping[str, Any], batch: PyTree
-) -> dict[str, Any]:
-    """Update variables in which some leaves are set to an array or a constant.
+    Returns:
+        The new leaves, and what was done.
 
-    Constants are wide, so that a momentum is not rounded to bfloat16.
+    Raises:
+        ValueError: if an input is not finite.
     """
-    leaves = paths.flatten(variables)
-    filled = {
-        name: value
-        if isinstance(value, jax.Array)
-        else jnp.full_like(leaves[name], value, dtype=_wide(leaves[name]))
-        for name, value in values.items()
+    index = layer.mean.index
+    samples = tuple(axis for axis, size in enumerate(index.shape) if size == 1)
+    mean, variance = _pooled(where, layer.mean.path, [(x, samples) for x in inputs])
+    new = {
+        layer.mean.path: write(leaves[layer.mean.path], index, mean),
+        layer.variance.path: write(leaves[layer.variance.path], index, variance),
     }
-    after = paths.flatten(update(paths.unflatten(variables, leaves | filled), batch))
-    if list(after) != list(leaves):
-        strays = sorted(set(after) ^ set(leaves))
+    return new, "reset to what goes into it in the merged network"
+
+
+def _change(
+    seen: Sequence[Seen], leaves: Leaves, parents: Parents
+) -> tuple[Leaves, str]:
+    layer = seen[0].layer
+    if isinstance(layer, Norm):
+        return reset_norm("repair", layer, [each.merged for each in seen], leaves)
+    if layer.is_normed:
+        return {}, "left to the norm that follows"
+    if not any(layer.makes[axis].labels() for axis in layer.unit_axes):
+        return {}, "left alone: its units may not be permuted"
+    mean, deviation = _of_units([(s.layer, s.merged) for s in seen], leaves)
+    axes = _axes_of_units(layer)
+    wanted = np.zeros((2, *mean.shape))
+    for number, (own, share) in enumerate(
+        zip(parents.leaves, parents.shares, strict=True)
+    ):
+        for row, values in enumerate(
+            _of_units([(s.layer, s.parents[number]) for s in seen], own)
+        ):
+            moved = parents.moved(jnp.asarray(values, jnp.float32), axes, number)
+            wanted[row] += share * np.asarray(moved, float)
+    lives = deviation > _STILL * np.abs(mean)
+    scale = np.where(lives, wanted[1] / np.where(lives, deviation, 1), 1)
+    shift = np.where(lives, wanted[0] - scale * mean, 0)
+    return _folded(layer, leaves, scale, shift)
+
+
+def _folded(
+    layer: Map, leaves: Leaves, scale: np.ndarray, shift: np.ndarray
+) -> tuple[Leaves, str]:
+    """Fold `scale * output + shift` into the kernel and the bias of a map."""
+    path, index = layer.kernel.path, matrix(layer.form, layer.kernel.index)
+    factor = columns(layer.form, jnp.asarray(scale, jnp.float32))
+    new = {path: write(leaves[path], index, read(leaves[path], index) * factor)}
+    if layer.bias is None:
+        return new, "rescaled to the parents' deviation; there is no bias to shift"
+    path, index = layer.bias.path, layer.bias.index
+    bias = scale * np.asarray(read(leaves[path], index), float) + shift
+    new[path] = write(leaves[path], index, bias)
+    return new, "rescaled to the parents' mean and deviation"
+
+
+def _of_units(
+    inputs: Iterable[tuple[Any, Array]], leaves: Leaves
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and deviation of every unit of a map, over all batches."""
+    values, path = [], ""
+    for layer, x in inputs:
+        samples = [n for n in range(len(layer.makes)) if n not in layer.unit_axes]
+        values.append((outputs(layer, x, leaves), tuple(samples)))
+        path = layer.kernel.path
+    mean, variance = _pooled("repair", path, values)
+    return mean, np.sqrt(variance)
+
+
+def _axes_of_units(layer: Map) -> tuple[Axis, ...]:
+    """Return what the axes of the output are when there is one sample only."""
+    return tuple(
+        axis if number in layer.unit_axes else Fixed(1)
+        for number, axis in enumerate(layer.makes)
+    )
+
+
+def _pooled(
+    where: str, path: str, values: Iterable[tuple[Array, tuple[int, ...]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance over some axes of all arrays, those axes of size 1."""
+    counts, means, variances = [], [], []
+    for array, samples in values:
+        counts.append(math.prod(array.shape[axis] for axis in samples))
+        parts = _mean_and_variance(array, samples)
+        means.append(np.asarray(parts[0], float))
+        variances.append(np.asarray(parts[1], float))
+    shares = np.divide(counts, sum(counts))
+    mean = np.tensordot(shares, means, 1)
+    if bad := int((~np.isfinite(mean + np.sum(variances, axis=0))).sum()):
         raise ValueError(
-            "reset_batch_stats: update_fn changed the tree, it must return variables "
-            f"of the same structure; the difference is:\n{paths.listed(strays)}"
-        )
-    return after
-
-
-def _wide(leaf: Any) -> np.dtype:
-    dtype = jnp.result_type(leaf)
-    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
-
-
-def _check_finite(name: str, values: ArrayLike, number: int) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"reset_batch_stats: {name} is not finite after batch {number}, it must "
+            f"{where}: {bad} of {mean.size} units at {path} are not finite, all must "
             "be; check the range of the input."
         )
+    spread = [v + np.square(m - mean) for v, m in zip(variances, means, strict=True)]
+    return mean, np.tensordot(shares, spread, 1)
+
+
+@functools.partial(jax.jit, static_argnames="samples")
+def _mean_and_variance(x: Array, samples: tuple[int, ...]) -> tuple[Array, Array]:
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=samples, keepdims=True)
+    return mean, jnp.square(x - mean).mean(axis=samples, keepdims=True)

@@ -67,6 +67,8 @@ def report(result: MergeResult) -> str:
             f"similarity {result.history[best]:.4f}"
         ]
     lines += ["", *_labels(result)]
+    if result.changes:
+        lines += ["", *_changes(result)]
     return "\n".join(lines) + "\n"
 
 
@@ -95,6 +97,14 @@ def _labels(result: MergeResult) -> list[str]:
         "the merged units with a unit from every model. Own pairs: share of the merged",
         "units with two or more units of one model.",
     ]
+
+
+def _changes(result: MergeResult) -> list[str]:
+    """List what became of leaves, those of one fate in one line."""
+    fates: dict[str, list[str]] = {}
+    for path, fate in result.changes.items():
+        fates.setdefault(fate, []).append(path)
+    return [f"- {fate}: {', '.join(leaves)}" for fate, leaves in fates.items()]
 
 
 def _fates(assignment: np.ndarray) -> list[str]:

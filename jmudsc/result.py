@@ -23,6 +23,8 @@ class MergeResult:
         history: the objective of each sweep of coordinate descent: the mean over
             labels of the mean similarity of matched units, in [-1, 1].
         recipe: what decided the merge (method, alpha, weights, ...), plain JSON values.
+        changes: path of a leaf -> what refit and repair did with it after averaging, or
+            why they could do nothing; empty without them.
         networks: where some leaves are separate, per model its variables: the leaves
             that were merged, and its own others carried into the merged coordinates,
             for its own `apply_fn`; empty otherwise.
@@ -33,4 +35,5 @@ class MergeResult:
     assignment: Mapping[str, np.ndarray]
     history: tuple[float, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[PyTree, ...] = ()

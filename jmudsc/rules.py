@@ -7,18 +7,24 @@ laws are tested primitive by primitive on random shapes. A primitive without a r
 fixes all axes it touches: the result is sound whatever the program.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from jmudsc.terms import Terms, TOLD_APART
+from jmudsc import cutting
+from jmudsc.terms import Terms
+from jmudsc.ties import (
+    Axes,
+    BY_POSITION,
+    by_position,
+    drop,
+    pin_all,
+    regroup,
+    tie,
+    unknown,
+)
 
 MEETS_INPUT = "meets an input of the network"
-BY_POSITION = "is treated by position in {}"
 
-# Up to this many positions of an axis are told apart one by one.
-_MOST_MEMBERS = 256
-
-Axes = list[int]
 Rule = Callable[[Terms, Any, list[Axes]], list[Axes]]
 
 
@@ -43,23 +49,23 @@ def contraction(eqn: Any) -> list[tuple[int, ...]] | None:
         eqn: a jaxpr equation.
 
     Returns:
-        Two tuples of axis numbers for `dot_general` and `conv_general_dilated` (the
-        input features), None for any other primitive.
+        Two tuples of axis numbers for products and convolutions (the input features),
+        None for any other primitive.
     """
     match eqn.primitive.name:
-        case "dot_general":
-            return list(map(tuple, eqn.params["dimension_numbers"][0]))
+        case "dot_general" | "ragged_dot_general":
+            return list(map(tuple, product_axes(eqn)[0]))
         case "conv_general_dilated":
             numbers = eqn.params["dimension_numbers"]
             return [(numbers.lhs_spec[1],), (numbers.rhs_spec[1],)]
     return None
 
 
-def unknown(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Fix everything a primitive touches."""
-    reason = f"is touched by {eqn.primitive.name}, which has no rule"
-    _pin_all(terms, (axis for axes in ins for axis in axes), reason)
-    return [[terms.fixed(n, reason) for n in out.aval.shape] for out in eqn.outvars]
+def product_axes(eqn: Any) -> Any:
+    """Return the axes that a product sums over and those it maps over, per operand."""
+    if eqn.primitive.name == "dot_general":
+        return eqn.params["dimension_numbers"]
+    return eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
 
 
 def elementwise(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -107,7 +113,7 @@ def reshape(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
             else:
                 new.append(after.pop(0))
                 want *= new[-1]
-        made += _regroup(terms, group, new)
+        made += regroup(terms, group, new)
     return [[terms.leaf(1) if size == 1 else made.pop(0) for size in sizes]]
 
 
@@ -118,12 +124,12 @@ def transpose(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 def squeeze(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Drop axes of size 1."""
-    return [_drop(ins[0], eqn.params["dimensions"])]
+    return [drop(ins[0], eqn.params["dimensions"])]
 
 
 def reduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """A sum, maximum, ... over an axis does not depend on its order: drop it."""
-    return [_drop(ins[0], eqn.params["axes"])]
+    return [drop(ins[0], eqn.params["axes"])]
 
 
 def collective(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -133,7 +139,7 @@ def collective(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
         isinstance(axis, str) for axis in axes
     ):
         return unknown(terms, eqn, ins)
-    return [_drop(operand, axes) for operand in ins]
+    return [drop(operand, axes) for operand in ins]
 
 
 def dot_general(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -145,7 +151,18 @@ def dot_general(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
         tie(terms, terms.size(lhs[i]), [lhs[i], rhs[j]], of_one=True)
         for i, j in zip(lb, rb, strict=True)
     ]
-    return [batch + _drop(lhs, (*lc, *lb)) + _drop(rhs, (*rc, *rb))]
+    return [batch + drop(lhs, (*lc, *lb)) + drop(rhs, (*rc, *rb))]
+
+
+def ragged_dot_general(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+    """Runs of rows meet one kernel each, in order: the kernels are fixed."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    if numbers.dot_dimension_numbers != (((1,), (1,)), ((), ())):
+        return unknown(terms, eqn, ins)
+    (rows, lhs_in), (kernels, rhs_in, out), sizes = ins[:3]
+    terms.unify(lhs_in, rhs_in)
+    pin_all(terms, (rows, kernels, *sizes), BY_POSITION.format("ragged_dot_general"))
+    return [[rows, out]]
 
 
 def conv_general_dilated(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -163,86 +180,11 @@ def conv_general_dilated(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     spatial = [lhs[i] for i in numbers.lhs_spec[2:]] + [
         rhs[i] for i in numbers.rhs_spec[2:]
     ]
-    _pin_all(terms, spatial, reason)
+    pin_all(terms, spatial, reason)
     out = [terms.fixed(n, reason) for n in eqn.outvars[0].aval.shape]
     out[numbers.out_spec[0]] = lhs[numbers.lhs_spec[0]]
     out[numbers.out_spec[1]] = rhs_out
     return [out]
-
-
-def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Concatenate along one axis, tie the others.
-
-    Along an axis that is fixed anyway (a stack) the others may differ by position.
-    """
-    return _joined(terms, eqn.params["dimension"], ins)
-
-
-def stack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Put values of one shape along a new axis."""
-    along = eqn.params["axis"]
-    ins = [[*axes[:along], terms.leaf(1), *axes[along:]] for axes in ins]
-    return _joined(terms, along, ins)
-
-
-def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Cut one axis into parts, carry the others."""
-    along, start = eqn.params["axis"], 0
-    outs = []
-    for size in map(int, eqn.params["sizes"]):
-        outs.append(_part(terms, ins[0], along, start, size))
-        start += size
-    return outs
-
-
-def unstack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Take every position of one axis on its own."""
-    along = eqn.params["axis"]
-    parts = [_part(terms, ins[0], along, i, 1) for i in range(len(eqn.outvars))]
-    return [_drop(part, (along,)) for part in parts]
-
-
-def slice_(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Cut a contiguous part out of every axis, or every n-th position of all."""
-    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
-    strides = eqn.params["strides"] or (1,) * len(starts)
-    out = ins[0]
-    for number, (start, limit, stride) in enumerate(
-        zip(starts, limits, strides, strict=True)
-    ):
-        whole, size = terms.size(out[number]), -(-(limit - start) // stride)
-        if stride == 1:
-            out = _part(terms, out, number, start, size)
-        elif start < stride and size * stride == whole:
-            out = _every(terms, out, number, start, stride)
-        else:
-            fixed = _by_position(terms, out[number], size, eqn)
-            out = [*out[:number], fixed, *out[number + 1 :]]
-    return [out]
-
-
-def dynamic_slice(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Carry axes taken whole; the others are fixed."""
-    sizes = zip(ins[0], eqn.params["slice_sizes"], strict=True)
-    return [
-        [a if terms.size(a) == n else _by_position(terms, a, n, eqn) for a, n in sizes]
-    ]
-
-
-def dynamic_update_slice(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Tie axes written whole; the others are fixed."""
-    for axis, new in zip(ins[0], ins[1], strict=True):
-        if terms.size(axis) == terms.size(new):
-            terms.unify(axis, new)
-        else:
-            _pin_all(terms, (axis, new), BY_POSITION.format(eqn.primitive.name))
-    return [ins[0]]
-
-
-def tile(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Repeats run slowest, and are all alike."""
-    pairs = zip(ins[0], eqn.params["reps"], strict=True)
-    return [[terms.product((terms.leaf(n), axis)) for axis, n in pairs]]
 
 
 def fft(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -250,32 +192,14 @@ def fft(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     shape = eqn.outvars[0].aval.shape
     kept = len(shape) - len(eqn.params["fft_lengths"])
     pairs = zip(ins[0][kept:], shape[kept:], strict=True)
-    return [ins[0][:kept] + [_by_position(terms, axis, n, eqn) for axis, n in pairs]]
+    return [ins[0][:kept] + [by_position(terms, axis, n, eqn) for axis, n in pairs]]
 
 
 def rev(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """The axes reversed are fixed."""
     out = list(ins[0])
     for number in eqn.params["dimensions"]:
-        out[number] = _by_position(terms, out[number], terms.size(out[number]), eqn)
-    return [out]
-
-
-def pad(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
-    """Concatenate constants before and after; interior or negative padding fixes."""
-    out = []
-    for axis, (low, high, interior) in zip(
-        ins[0], eqn.params["padding_config"], strict=True
-    ):
-        if (low, high, interior) == (0, 0, 0):
-            out.append(axis)
-        elif interior == 0 and low >= 0 and high >= 0:
-            ends = terms.leaf(int(low)), terms.leaf(int(high))
-            out.append(terms.concat([ends[0], axis, ends[1]]))
-        else:
-            out.append(
-                _by_position(terms, axis, eqn.outvars[0].aval.shape[len(out)], eqn)
-            )
+        out[number] = by_position(terms, out[number], terms.size(out[number]), eqn)
     return [out]
 
 
@@ -296,7 +220,7 @@ def reduce_window(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
         if [step[i] for step in steps] == [1, 1, 1, (0, 0)]:
             out.append(tie(terms, size, axes))
         else:
-            fixed = [_by_position(terms, axis, size, eqn) for axis in axes]
+            fixed = [by_position(terms, axis, size, eqn) for axis in axes]
             out.append(fixed[0])
     return [out] * len(eqn.outvars)
 
@@ -312,12 +236,12 @@ def cumulative(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 _ELEMENTWISE = """
 abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
-complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2
-expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
-lt max min mul ne neg nextafter not or polygamma population_count pow real
-reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
-shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
-tan tanh xor zeta
+clz complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp
+exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p
+log2 logistic lt max min mul ne neg nextafter not one_minus_square or polygamma
+population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt
+select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+stop_gradient sub tan tanh xor zeta
 """.split()
 
 RULES: dict[str, Rule] = {
@@ -335,147 +259,25 @@ RULES: dict[str, Rule] = {
         ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), cumulative,
     ),
     "broadcast_in_dim": broadcast_in_dim,
-    "concatenate": concatenate,
+    "concatenate": cutting.concatenate,
     "device_put": identity,
     "conv_general_dilated": conv_general_dilated,
     "dot_general": dot_general,
-    "dynamic_slice": dynamic_slice,
-    "dynamic_update_slice": dynamic_update_slice,
+    "dynamic_slice": cutting.dynamic_slice,
+    "dynamic_update_slice": cutting.dynamic_update_slice,
     "fft": fft,
+    "name": identity,
     "optimization_barrier": identity,
-    "pad": pad,
+    "pad": cutting.pad,
+    "ragged_dot_general": ragged_dot_general,
     "reshape": reshape,
     "rev": rev,
     "sharding_constraint": identity,
-    "slice": slice_,
-    "split": split,
+    "slice": cutting.slice_,
+    "split": cutting.split,
     "squeeze": squeeze,
-    "stack": stack,
-    "tile": tile,
+    "stack": cutting.stack,
+    "tile": cutting.tile,
     "transpose": transpose,
-    "unstack": unstack,
+    "unstack": cutting.unstack,
 }  # fmt: skip
-
-
-def _pin_all(terms: Terms, axes: Any, reason: str) -> None:
-    for axis in axes:
-        terms.pin(axis, reason)
-
-
-def tie(terms: Terms, size: int, axes: Sequence[int], of_one: bool = False) -> int:
-    """Unify the axes of full size and return what they are; a new leaf if none is.
-
-    Args:
-        terms: the arena, changed in place.
-        size: the full size; axes of size 1 are broadcast.
-        axes: the terms.
-        of_one: whether what they make sums over units if one of them does (a product).
-
-    Returns:
-        One term of that size.
-    """
-    full = dict.fromkeys(axis for axis in axes if terms.size(axis) == size)
-    if len(full) == 1:
-        return next(iter(full))
-    tied = terms.leaf(size, origin=full, of_one=of_one)
-    for axis in full:
-        terms.unify(axis, tied)
-    return tied
-
-
-def _drop(axes: Axes, numbers: Sequence[int]) -> Axes:
-    return [axis for i, axis in enumerate(axes) if i not in numbers]
-
-
-def _regroup(terms: Terms, group: Axes, sizes: list[int]) -> Axes:
-    if len(group) == len(sizes) == 1:
-        return group
-    new = [terms.leaf(size, origin=group) for size in sizes]
-    terms.unify(terms.product(group), terms.product(new))
-    return new
-
-
-def _part(terms: Terms, axes: Axes, along: int, start: int, size: int) -> Axes:
-    """Take positions start..start+size of one axis.
-
-    Where the axis is fixed anyway, or taken one position at a time, the other axes may
-    differ by position: they are seen as what they are at those taken.
-    """
-    axis, whole = axes[along], terms.size(axes[along])
-    if size == whole:
-        return axes
-    if size != 1 and not _is_told_apart(terms, axis):
-        part = _cut(terms, axis, (start, size, whole - start - size))[1]
-        return [*axes[:along], part, *axes[along + 1 :]]
-    terms.pin(axis, TOLD_APART)
-    part = terms.fixed(size, TOLD_APART)
-    if not _is_told_apart(terms, axis) or whole > _MOST_MEMBERS:
-        return [*axes[:along], part, *axes[along + 1 :]]
-    out = []
-    for number, other in enumerate(axes):
-        places = range(start, start + size)
-        if number == along or not any(
-            terms.reason(a) is None for a in terms.leaves(other)
-        ):
-            out.append(part if number == along else other)
-        else:
-            out.append(
-                terms.family(part, [terms.member(other, axis, p) for p in places])
-            )
-    return out
-
-
-def _every(terms: Terms, axes: Axes, along: int, start: int, stride: int) -> Axes:
-    """Take one column of an axis laid out in rows of `stride` positions."""
-    size = terms.size(axes[along]) // stride
-    grid = _regroup(terms, [axes[along]], [size, stride])
-    axes = [*axes[:along], *grid, *axes[along + 1 :]]
-    return _drop(_part(terms, axes, along + 1, start, 1), (along + 1,))
-
-
-def _joined(terms: Terms, along: int, ins: list[Axes]) -> list[Axes]:
-    runs = [axes[along] for axes in ins]
-    total = sum(map(terms.size, runs))
-    if all(_is_told_apart(terms, run) for run in runs) and total <= _MOST_MEMBERS:
-        whole = terms.fixed(total, TOLD_APART)
-        out = [_along(terms, whole, number, ins, runs) for number in range(len(ins[0]))]
-        out[along] = whole
-        return [out]
-    out = [
-        tie(terms, max(map(terms.size, same)), same)
-        for number, same in enumerate(zip(*ins, strict=True))
-        if number != along
-    ]
-    out.insert(along, terms.concat(runs))
-    return [out]
-
-
-def _along(
-    terms: Terms, whole: int, number: int, ins: list[Axes], runs: list[int]
-) -> int:
-    """What an axis is at every position of the axis joined along."""
-    places = [
-        terms.member(axes[number], run, position)
-        if terms.size(run) > 1
-        else axes[number]
-        for axes, run in zip(ins, runs, strict=True)
-        for position in range(terms.size(run))
-    ]
-    return terms.family(whole, places)
-
-
-def _is_told_apart(terms: Terms, axis: int) -> bool:
-    """Whether the positions of an axis are picked one by one, as those of a stack."""
-    return terms.size(axis) == 1 or terms.reason(axis) == TOLD_APART
-
-
-def _cut(terms: Terms, axis: int, sizes: Sequence[int]) -> Axes:
-    parts = [terms.leaf(size, origin=[axis]) for size in sizes]
-    terms.unify(axis, terms.concat(parts))
-    return parts
-
-
-def _by_position(terms: Terms, axis: int, size: int, eqn: Any) -> int:
-    reason = BY_POSITION.format(eqn.primitive.name)
-    terms.pin(axis, reason)
-    return terms.fixed(size, reason)

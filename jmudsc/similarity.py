@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jmudsc.axes import Axis
 from jmudsc.blocks import Block, blocks, placed, places_of, units_last
-from jmudsc.moments import merge_moments, Moments, moments_of
+from jmudsc.moments import merge_moments, Moments, moments_of, real_samples
 from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
 from jmudsc.spec import PermutationSpec, Site
 
@@ -179,13 +179,14 @@ def _read_units(
                 values = move_units(values, other, others_lead, move, flag)
         return units_last(values, axis, lead)
 
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
     runs = [
         read(values, block, axis, lead)
-        for values, block in blocks(leaf.astype(jnp.float32), axes)
+        for values, block in blocks(leaf.astype(wide), axes)
         for axis, lead in places_of(block, label, dict(parents))
         if block.origins[axis] == number
     ]
     if not runs:
         return None
-    entries = jnp.concatenate(runs)
+    entries = real_samples(jnp.concatenate(runs))
     return entries.reshape(len(entries), -1)

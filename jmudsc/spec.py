@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jmudsc.axes import Axis
+from jmudsc.axes import atoms_in, Axis, Fixed
 
 
 class Site(NamedTuple):
@@ -48,11 +48,13 @@ class PermutationSpec:
     Attributes:
         axes: leaf path -> one axis expression per axis.
         labels: label -> its record, in the order in which the model makes them.
-        fixed: site -> why it may not be permuted, for every axis without a label.
+        fixed: site -> why it may not be permuted, for every axis without a label, and
+            for those with fixed parts beside the labels ("in part: ...").
         consumed: the sites that a contraction sums over (the incoming axis of a map);
             every other labelled site produces its label.
         statistics: paths of BatchNorm running statistics: permuted and merged like any
             leaf, but no evidence of what a unit does.
+        variances: path of a running mean -> that of the variance it goes with.
     """
 
     axes: Mapping[str, tuple[Axis, ...]]
@@ -60,6 +62,7 @@ class PermutationSpec:
     fixed: Mapping[Site, str] = field(default_factory=dict)
     consumed: frozenset[Site] = frozenset()
     statistics: frozenset[str] = frozenset()
+    variances: Mapping[str, str] = field(default_factory=dict)
 
     def children(self, name: str) -> tuple[str, ...]:
         """Return the labels nested directly in a label.
@@ -87,6 +90,27 @@ class PermutationSpec:
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
+
+
+def fixed_sites(axes: Mapping[str, tuple[Axis, ...]]) -> dict[Site, str]:
+    """Find the axes that may not be permuted, wholly or in part.
+
+    Args:
+        axes: leaf path -> one axis expression per axis.
+
+    Returns:
+        Site -> what to say before the reason: nothing, or `"in part: "` where labels
+        are on the axis too.
+    """
+    found = {}
+    for path, expressions in axes.items():
+        for number, axis in enumerate(expressions):
+            parts = [x for x in atoms_in(axis) if isinstance(x, Fixed) and x.size > 1]
+            if not axis.labels():
+                found[Site(path, number)] = ""
+            elif parts:
+                found[Site(path, number)] = "in part: "
+    return found
 
 
 def labels_of(

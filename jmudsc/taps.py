@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -74,13 +75,7 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, .
     Returns:
         The taps of each label; an empty tuple for a label without activations.
     """
-    terms = Terms()
-    atoms = {name: terms.leaf(label.size) for name, label in spec.labels.items()}
-    leaf_axes = {
-        path: terms_of(terms, atoms, spec.axes[path]) for path in program.paths
-    }
-    seen = walk(program, terms, leaf_axes)
-    names = {terms.root(atom): name for name, atom in atoms.items()}
+    seen, names = _walk_by(program, spec)
 
     def read(found: Found, axes: Iterable[int]) -> dict[str, Tap]:
         """Read each of the labels on some axes of a value."""
@@ -121,6 +116,35 @@ def _is_clear(spec: PermutationSpec, name: str, tap: Tap) -> bool:
     known |= {label for label, record in spec.labels.items() if record.fixed}
     blocks = [block for block in labels_by_block(list(tap.axes)) if name in block]
     return all(known.issuperset(b) and b.count(name) == 1 for b in blocks)
+
+
+def value_axes(program: Program, spec: PermutationSpec) -> dict[Any, tuple[Axis, ...]]:
+    """Say what every axis of every activation is, outside loops and branches.
+
+    Args:
+        program: the traced model.
+        spec: its spec, derived or written by hand.
+
+    Returns:
+        Per variable that depends on the batch one axis expression per axis.
+    """
+    seen, names = _walk_by(program, spec)
+    return {
+        found.place.var: express_all(seen.terms, names, found.value.axes)
+        for found in seen.found
+        if found.value.is_data and found.place is not None and not found.place.loops
+    }
+
+
+def _walk_by(program: Program, spec: PermutationSpec) -> tuple[Walk, dict[int, str]]:
+    """Walk with what a spec says of the leaves; return the names of the labels too."""
+    terms = Terms()
+    atoms = {name: terms.leaf(label.size) for name, label in spec.labels.items()}
+    leaf_axes = {
+        path: terms_of(terms, atoms, spec.axes[path]) for path in program.paths
+    }
+    seen = walk(program, terms, leaf_axes)
+    return seen, {terms.root(atom): name for name, atom in atoms.items()}
 
 
 def read_tap(tap: Tap, value: jax.Array, indices: Sequence[jax.Array]) -> jax.Array:

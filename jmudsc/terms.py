@@ -9,6 +9,7 @@ are compared member by member. Where two structures do not nest, both are fixed:
 never a guess.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence, Set
 
@@ -164,6 +165,19 @@ class Terms:
         if self._form[term] == FREE:
             return [term] if self._size[term] > 1 else []
         return [leaf for child in self._children[term] for leaf in self.leaves(child)]
+
+    def blocks(self, term: int) -> list[tuple[int, ...]]:
+        """Return the leaves and families of a term, a part of concatenations at a time.
+
+        Those of one position are left out.
+        """
+        root = self.root(term)
+        if self._form[root] == CONCAT:
+            return [block for part in self.parts(root) for block in self.blocks(part)]
+        if self._form[root] == PRODUCT:
+            blocks = itertools.product(*map(self.blocks, self.factors(root)))
+            return [tuple(itertools.chain(*block)) for block in blocks]
+        return [(root,) if self._size[root] > 1 else ()]
 
     def is_made_of(self, term: int, terms: Iterable[int]) -> bool:
         """Whether a term is one of some terms, or takes over positions of one."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from jmudsc import picks, positions, rules
 from jmudsc.numbering import Numbers
-from jmudsc.terms import CONCAT, PRODUCT, Terms
+from jmudsc.terms import Terms
 from jmudsc.trace import open_jaxpr, Place, Program, scan_operands, shape_of
 from jmudsc.values import Pick, Picks, Value
 
@@ -61,7 +61,7 @@ class Contraction:
         eqn: a `dot_general` or `conv_general_dilated`.
         operands: its two operands.
         summed: per operand the axes summed over.
-        picks: for each pair of axes summed over, the picks of both.
+        picks: for each pair of axes summed over, the picks of both (see `picks.met`).
     """
 
     eqn: Any
@@ -80,7 +80,7 @@ class Walk:
         found: every value, in program order.
         contractions: every contraction, in program order.
         steps: every primitive equation, in program order.
-        data: the top-level variables that depend on the batch.
+        data: the variables that depend on the batch.
         numbers: what tells which values are equal.
         places: where values can be read, by number.
         picked: a term that an index picks from, by the number of the index and by size.
@@ -125,7 +125,6 @@ def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> 
         positions.forget(terms, value.tag, "an output of the network")
         _pin(terms, value.axes, "meets an output of the network")
     _merge_stray_members(result)
-    result.data.update(var for var, value in scope.items() if value.is_data)
     return result
 
 
@@ -172,6 +171,8 @@ class _Walker:
         found = self.found(var, value)
         if found.place is not None:
             self.result.places.setdefault(value.number, found.place)
+        if value.is_data:
+            self.result.data.add(var)
         self.scope[var] = value
         self.result.found.append(found)
 
@@ -206,13 +207,11 @@ class _Walker:
                 terms.unify(other, pick.term)
 
     def contraction(self, eqn: Any, ins: list[Value]) -> Contraction:
-        (lhs, rhs), (left, right) = ins, rules.contraction(eqn) or ((), ())
+        (lhs, rhs), (left, right) = ins[:2], rules.contraction(eqn) or ((), ())
         operands = self.found(eqn.invars[0], lhs), self.found(eqn.invars[1], rhs)
         over = [lhs.axes[i] for i in left], [rhs.axes[i] for i in right]
-        pairs = [
-            (lhs.picks_on(i), rhs.picks_on(j)) for i, j in zip(left, right, strict=True)
-        ]
-        return Contraction(eqn, operands, over, pairs)
+        met = picks.met(eqn, ins, self.result.numbers, self.result.places)
+        return Contraction(eqn, operands, over, met)
 
     def scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
         terms = self.result.terms
@@ -324,18 +323,7 @@ def _stray_families(result: Walk) -> Iterator[int]:
     for found in result.found:
         axes = (*found.value.axes, *found.around)
         if any(map(terms.families, axes)):
-            for block in itertools.product(*(_blocks(terms, axis) for axis in axes)):
+            for block in itertools.product(*map(terms.blocks, axes)):
                 here = Counter(itertools.chain(*block))
                 families = (f for leaf in here for f in terms.families(leaf))
                 yield from (f for f in families if here[terms.split(f)] != 1)
-
-
-def _blocks(terms: Terms, axis: int) -> list[tuple[int, ...]]:
-    """Return the leaves and families of an axis, a part of concatenations at a time."""
-    root = terms.root(axis)
-    if terms.form(root) == CONCAT:
-        return [block for part in terms.parts(root) for block in _blocks(terms, part)]
-    if terms.form(root) == PRODUCT:
-        blocks = itertools.product(*(_blocks(terms, f) for f in terms.factors(root)))
-        return [tuple(itertools.chain(*block)) for block in blocks]
-    return [(root,)]

@@ -9,7 +9,7 @@ one nested in the second. A label that stays in place but has others nested in i
 
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,25 +43,34 @@ class Row:
     @property
     def expected(self) -> Counter[Nesting]:
         """How often each size, with the sizes of the parents, must be found."""
-        sizes, found = {}, Counter()
+        return Counter(self._nesting.values())
+
+    @property
+    def unseen(self) -> Counter[Nesting]:
+        """The same of the labels of which activations say nothing."""
+        return Counter(self._nesting[name] for name in self.blind.split())
+
+    @property
+    def _nesting(self) -> dict[str, Nesting]:
+        found: dict[str, Nesting] = {}
         for entry in filter(None, self.labels.split(", ")):
             name, size, *rest = entry.split()
-            sizes[name] = int(size)
             is_fixed = rest[:1] == ["fixed"]
-            parents = tuple(sizes[p] for p in rest[1:]) if rest[:1] == ["per"] else ()
-            found[int(size), parents, is_fixed] += 1
+            parents = [found[p][0] for p in rest[1:]] if rest[:1] == ["per"] else []
+            found[name] = (int(size), tuple(parents), is_fixed)
         return found
 
 
-def nesting(spec: PermutationSpec) -> Counter[Nesting]:
-    """Return how often a spec has each size, with the sizes of the parents."""
+def nesting(spec: PermutationSpec, names: Iterable[str]) -> Counter[Nesting]:
+    """Return how often some labels have each size, with the sizes of the parents."""
+    labels = [spec.labels[name] for name in names]
     return Counter(
         (
             label.size,
             tuple(spec.labels[parent].size for parent in label.parents),
             label.fixed is not None,
         )
-        for label in spec.labels.values()
+        for label in labels
     )
 
 

@@ -112,6 +112,17 @@ def mapped(leaf, x):
     return y + dense(leaf, "shared", nn.relu(dense(leaf, "common", x, 7)), 3)
 
 
+def sorted_inputs(leaf, x):
+    """Inputs are sorted by their expert, and runs of them meet its kernels."""
+    scores = jax.nn.softmax(logits(leaf, x))
+    best = jnp.argmax(scores, axis=-1)
+    order = jnp.argsort(best)
+    sizes = jnp.bincount(best, length=EXPERTS)
+    up, down = kernels(leaf)
+    y = lax.ragged_dot(nn.relu(lax.ragged_dot(x[order], up, sizes)), down, sizes)
+    return scores.max(axis=-1)[:, None] * y[jnp.argsort(order)]
+
+
 INPUTS = (9, WIDTH)
 BOTH = "experts 4, hidden 5 per experts"
 
@@ -128,5 +139,12 @@ ROWS = {
         "kernels taken in a vmap": switched,
     }.items()
 } | {
+    "experts, inputs sorted": Row(
+        lambda: plain(sorted_inputs, INPUTS),
+        "experts 4 fixed, hidden 5 per experts",
+        blind="hidden",
+        limit="inputs come in the order of the numbers of their experts, and it is not "
+        "followed that this order is undone again",
+    ),
     "experts, tokens": Row(lambda: plain(mapped, (3, 4, WIDTH)), f"{BOTH}, common 7"),
 }

@@ -21,6 +21,7 @@ from jmudsc import (
     Units,
 )
 from jmudsc.axes import Family
+from jmudsc.spec import fixed_sites
 
 # Every network, one form of those slow to trace.
 SMALL = [case for case in nets.CASES if case[0] in ("mlp", "vgg_avg")]
@@ -61,7 +62,8 @@ def rows_of(spec, print_axis):
 
 
 def by_hand(spec):
-    return dataclasses.replace(spec, fixed=dict.fromkeys(spec.fixed, BY_HAND))
+    fixed = {site: part + BY_HAND for site, part in fixed_sites(spec.axes).items()}
+    return dataclasses.replace(spec, fixed=fixed)
 
 
 # What is printed can be read.

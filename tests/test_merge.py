@@ -18,7 +18,10 @@ from jmudsc import (
     METHODS,
     PermutationSpec,
     permute,
+    pool_batch_stats,
     random_permutations,
+    refit,
+    repair,
     reset_batch_stats,
 )
 
@@ -372,3 +375,113 @@ def test_weights_that_are_no_shares_are_refused(key):
     text = "merge: all weights are 0, at least one must be positive."
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, key=key, weights=(0.0, 0.0))
+
+
+@pytest.mark.parametrize("method", ["mudsc-align", "activation-zip"])
+def test_refit_and_repair_follow_the_average(method, key):
+    models, batches = problem()
+    spec = tiny.spec_of("mlp")
+    result = merge(
+        NET.apply_fn,
+        models,
+        batches,
+        method=method,
+        key=key,
+        weights=(3.0, 1.0),
+        refit="least-squares",
+        ridge=0.1,
+        repair="rescale",
+    )
+    parts = spec, NET.apply_fn, models, result.assignment
+    average = combine(spec, models, result.assignment, (0.75, 0.25))
+    fitted = refit(*parts, average, batches, ridge=0.1, weights=(0.75, 0.25))
+    assert_same(result.variables, repair(*parts, fitted, batches, (0.75, 0.25)))
+    assert result.recipe["refit"] == "least-squares"
+    assert result.recipe["ridge"] == 0.1
+    assert result.recipe["repair"] == "rescale"
+    fit = "refit by least squares"
+    assert result.changes["b/bias"] == (
+        f"{fit}; rescaled to the parents' mean and deviation"
+    )
+    assert result.changes["c/kernel"] == (
+        f"{fit}; left alone: its units may not be permuted"
+    )
+
+
+def test_without_refit_and_repair_nothing_is_told(key):
+    models, batches = problem()
+    result = merge(NET.apply_fn, models, batches, method="average", key=key)
+    assert not result.changes
+    assert sorted(result.recipe) == ["alpha", "method", "weights"]
+
+
+def test_pooled_statistics_need_no_batches(key, caplog):
+    models = [tiny.variables(tiny.CNN, seed) for seed in range(2)]
+    spec = tiny.spec_of("cnn")
+    result = merge(
+        tiny.CNN.apply_fn,
+        models,
+        None,
+        method="weight-align",
+        key=key,
+        spec=spec,
+        repair="pooled",
+    )
+    average = combine(spec, models, result.assignment)
+    assert_same(
+        result.variables, pool_batch_stats(spec, models, result.assignment, average)
+    )
+    assert result.recipe["repair"] == "pooled"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("option", ["refit", "repair"])
+def test_statistics_that_refit_or_repair_set_are_not_warned_of(option, key, caplog):
+    models = [tiny.variables(tiny.CNN, seed) for seed in range(2)]
+    batches = [tiny.batch(tiny.CNN, 0, 8)]
+    options = {option: {"refit": "least-squares", "repair": "rescale"}[option]}
+    result = merge(
+        tiny.CNN.apply_fn, models, batches, method="average", key=key, **options
+    )
+    seen = np.asarray(tiny.conv(batches[0], result.variables["a/kernel"]))
+    np.testing.assert_allclose(
+        result.variables["norm/mean"], seen.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5
+    )
+    assert not caplog.records
+
+
+REFUSED = {
+    'merge: refit is "least-square"; did you mean "least-squares"?; needed is None or '
+    "one of least-squares.": {"refit": "least-square"},
+    'merge: repair is "rescaled"; did you mean "rescale"?; needed is None or one of '
+    "rescale, pooled.": {"repair": "rescaled"},
+    "merge: ridge is 0.0, it must be finite and above 0; try 0.01.": {"ridge": 0.0},
+    'merge: repair="pooled" and refit both set running statistics, only one of them '
+    "can; leave one out.": {"repair": "pooled", "refit": "least-squares"},
+    'merge: repair="pooled" and update_fn both set running statistics, only one of '
+    "them can; leave one out.": {"repair": "pooled", "update_fn": update_cnn},
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_wrong_options_are_refused_before_any_work(text, key):
+    models, batches = problem()
+    batches = Fresh(batches)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        merge(NET.apply_fn, models, batches, key=key, **REFUSED[text])
+    assert batches.passes == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("refit", "least-squares"), ("repair", "rescale")]
+)
+def test_refit_and_repair_need_batches(option, value, key):
+    models, _ = problem()
+    spec = tiny.spec_of("mlp")
+    text = (
+        f'merge: {option}="{value}" needs batches and got None; pass calibration '
+        "batches."
+    )
+    options = {option: value, "method": "average", "spec": spec, "key": key}
+    with pytest.raises(ValueError, match=re.escape(text)):
+        merge(NET.apply_fn, models, None, **options)

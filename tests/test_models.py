@@ -53,6 +53,16 @@ def test_kernels_keep_the_scale_of_activations(resnet):
             assert abs(sample - 1) < 5 / np.sqrt(2 * leaf.size), path
 
 
+def test_without_norms_there_are_biases_and_no_statistics(key):
+    variables = init(ResNet20(1, 5, norm=False), key, SHAPE)
+    leaves = paths.flatten(variables)
+    assert list(variables) == ["params"]
+    assert len([p for p in leaves if p.endswith("kernel")]) == 22
+    assert {p.replace("kernel", "bias") for p in leaves if p.endswith("kernel")} == {
+        p for p in leaves if p.endswith("bias")
+    }
+
+
 def test_no_two_kernels_share_their_draw(resnet):
     kernels = [v for p, v in paths.flatten(resnet).items() if p.endswith("kernel")]
     firsts = [float(k.ravel()[0]) * np.sqrt(np.prod(k.shape[:-1])) for k in kernels]

@@ -50,6 +50,8 @@ def test_a_recipe_is_read_with_its_defaults():
         {"spec": "spec.txt", "frozen": ["P_0", "params/stem/*"]},
         {"alpha": "search", "score": "my_model:score", "reference": "universe"},
         {"alpha": "auto", "separate": ["params/head/*"]},
+        {"refit": "least-squares", "ridge": 0.1, "repair": "rescale"},
+        {"repair": "pooled"},
     ],
 )
 def test_a_recipe_written_is_read_back(more, tmp_path):
@@ -85,7 +87,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         "average, weight-align, activation-align, weight-zip, activation-zip, "
         "mudsc-align, mudsc-zip\n"
         '  "alpha" is 1.5, it must be a number in [0, 1], or search or auto\n'
-        "  \"reference\" is 'last', it must be one of first, mean, universe\n"
+        "  \"reference\" is 'last'; it must be one of first, mean, universe\n"
         '  "weights" is [-1, 1], it must be a list of numbers >= 0, one per model, not '
         "all 0\n"
         '  "seed" is True, it must be a whole number in [0, 2**32)\n'
@@ -126,6 +128,17 @@ def test_there_must_be_a_weight_for_every_model():
     refused(
         GOOD | {"weights": [1, 1, 1]},
         'recipe: 1 things must be corrected:\n  "weights" has 3 values for 2 models',
+    )
+
+
+def test_wrong_ways_to_finish_are_refused():
+    refused(
+        GOOD | {"refit": "lstsq", "ridge": 0, "repair": "poled"},
+        "recipe: 3 things must be corrected:\n"
+        "  \"refit\" is 'lstsq'; it must be one of least-squares\n"
+        '  "ridge" is 0, it must be a number above 0\n'
+        '  "repair" is \'poled\'; did you mean "pooled"?; it must be one of rescale, '
+        "pooled",
     )
 
 

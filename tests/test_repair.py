@@ -1,257 +1,224 @@
+import functools
+import logging
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import nets
 import numpy as np
 import pytest
-from flax import nnx
+import tiny
+import zoo
+from test_combine import draw, shuffled, stay, zipped
 
-from jmudsc import paths, reset_batch_stats
+from jmudsc import combine, infer_spec, permute, random_permutations, repair
+from jmudsc.repair import repair_layers
 
-MOMENTA = (0.0, 0.5, 0.9, 0.99, 0.999, 0.123456789)
-SIZES = (8, 3, 5)  # of batches
-EPSILON = 1e-5
+MLP = tiny.MLP
 
 
-class Net(nn.Module):
-    """A layer and a norm for every momentum."""
+@functools.cache
+def images(size=64):
+    return tiny.batch(MLP, 0, size)
 
-    @nn.compact
-    def __call__(self, x, train=False):
-        for number, momentum in enumerate(MOMENTA):
-            x = nn.Dense(4, name=f"dense{number}")(x)
-            norm = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=momentum,
-                epsilon=EPSILON,
-                name=f"norm{number}",
+
+def preactivations(v, x):
+    """Return what the two hidden layers of the MLP compute before their ReLU."""
+    v = {path: np.asarray(leaf, float) for path, leaf in v.items()}
+    first = x @ v["a/kernel"] + v["a/bias"]
+    second = np.maximum(first, 0) @ v["b/kernel"] + v["b/bias"]
+    return {"a": first, "b": second}
+
+
+def targets(models, rows, shares, values):
+    """Average a statistic over all units of all models that share a merged unit."""
+    total, weight = np.zeros(values[0].size), np.zeros(values[0].size)
+    for own, row, share in zip(values, rows, shares, strict=True):
+        np.add.at(total, row, share * own)
+        np.add.at(weight, row, share)
+    return total / weight
+
+
+@pytest.mark.parametrize("assign", [stay, shuffled, zipped])
+@pytest.mark.parametrize("weights", [None, (3.0, 1.0)])
+def test_every_unit_gets_the_mean_and_deviation_of_its_parents(assign, weights):
+    spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
+    rows = assign(spec, 2)
+    merged = combine(spec, models, rows, weights)
+    batches = [x[:7], x[7:40], x[40:]]
+    found = repair(spec, MLP.apply_fn, models, rows, merged, batches, weights)
+    shares = np.array(weights or (1, 1)) / np.sum(weights or (1, 1))
+    for layer, y in preactivations(found, x).items():
+        name = tiny.label_at(spec, f"{layer}/bias", 0)
+        for statistic in (np.mean, np.std):
+            parents = [statistic(preactivations(m, x)[layer], axis=0) for m in models]
+            expected = targets(models, rows[name], shares, parents)
+            np.testing.assert_allclose(
+                statistic(y, axis=0), expected, rtol=1e-4, atol=1e-5
             )
-            x = nn.relu(norm(x))
-        return x
+    for path in ("c/kernel", "c/bias"):
+        np.testing.assert_array_equal(found[path], merged[path])
 
 
-def update_linen(variables, x):
-    _, updated = Net().apply(variables, x, train=True, mutable=["batch_stats"])
-    return {**variables, **updated}
+@pytest.mark.parametrize("name", ["grouped convolution", "experts"])
+def test_a_network_and_itself_permuted_stay_as_they_are(name, key):
+    net = zoo.NETS[name]()
+    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    perms = random_permutations(spec, key)
+    rows = {n: np.stack([stay(spec, 1)[n][0], perms[n]]) for n in spec.labels}
+    models = [net.variables, permute(spec, net.variables, perms)]
+    merged = combine(spec, models, rows)
+    found = repair(spec, net.apply_fn, models, rows, merged, [net.batch])
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(merged), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 
 
-def draw(seed=0):
-    """Return linen variables and batches; no leaf is as it was initialised."""
-    generator = np.random.default_rng(seed)
-    x = jnp.zeros((2, 4))
-    variables = jax.eval_shape(Net().init, jax.random.key(0), x)
-    variables = jax.tree.map(
-        lambda leaf: jnp.asarray(generator.uniform(0.5, 2, leaf.shape), leaf.dtype),
-        variables,
-    )
-    variables["params"]["step"] = jnp.asarray(7)
-    for number in range(len(MOMENTA)):
-        kernel = generator.normal(size=(4, 4)).astype(np.float32)
-        variables["params"][f"dense{number}"]["kernel"] = jnp.asarray(kernel)
-    sizes = [
-        generator.normal(number, 1 + number, (n, 4)) for number, n in enumerate(SIZES)
-    ]
-    return variables, [jnp.asarray(batch, jnp.float32) for batch in sizes]
+def test_channels_inside_heads_are_repaired_too():
+    spec, models = tiny.spec_of("attention"), draw("attention", 2)
+    x, rows = tiny.batch(tiny.ATTENTION, 0), stay(spec, 2)
+    merged = combine(spec, models, rows)
+    found = repair(spec, tiny.ATTENTION.apply_fn, models, rows, merged, [x])
+    for part, _ in enumerate("qkv"):
+        y, *parents = [
+            np.std(tiny.heads(v, x)[part], axis=(0, 1)) for v in (found, *models)
+        ]
+        np.testing.assert_allclose(y, np.mean(parents, axis=0), rtol=1e-4)
 
 
-def statistics_by_hand(params, batches):
-    """Average the mean and variance of every batch, weighted by its size."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    total = {}
-    for batch in batches:
-        x = np.asarray(batch, np.float64)
-        for number in range(len(MOMENTA)):
-            dense, norm = params[f"dense{number}"], params[f"norm{number}"]
-            x = x @ dense["kernel"] + dense["bias"]
-            seen = {"mean": x.mean(axis=0), "var": x.var(axis=0)}
-            x = (x - seen["mean"]) / np.sqrt(seen["var"] + EPSILON)
-            x = np.maximum(x * norm["scale"] + norm["bias"], 0)
-            for name, value in seen.items():
-                path = f"batch_stats/norm{number}/{name}"
-                total[path] = total.get(path, 0) + len(batch) * value
-    examples = sum(map(len, batches))
-    return {path: value / examples for path, value in total.items()}
-
-
-def assert_reset(found, before, expected, tolerance=2e-5):
-    found, before = paths.flatten(found), paths.flatten(before)
-    assert list(found) == list(before)
-    for path, leaf in found.items():
-        assert leaf.dtype == before[path].dtype
-        if path in expected:
-            wanted = expected[path]
-            np.testing.assert_allclose(leaf, wanted, rtol=tolerance, atol=1e-6)
-        else:
-            np.testing.assert_array_equal(leaf, before[path])
-    assert set(expected) <= set(found)
-
-
-def test_statistics_become_the_mean_over_batches_whatever_the_momentum():
-    variables, batches = draw()
-    found = reset_batch_stats(update_linen, variables, batches)
-    expected = statistics_by_hand(variables["params"], batches)
-    assert_reset(found, variables, expected)
-
-
-def test_statistics_do_not_depend_on_those_before_or_on_the_order_of_batches():
-    variables, batches = draw()
-    found = reset_batch_stats(update_linen, variables, batches)
-    zeros = {
-        **variables,
-        "batch_stats": jax.tree.map(jnp.zeros_like, found["batch_stats"]),
-    }
-    other = reset_batch_stats(update_linen, zeros, iter(batches[::-1]))
-    expected = paths.flatten({"batch_stats": found["batch_stats"]})
-    assert_reset(other, zeros, expected, tolerance=1e-5)
-
-
-def test_statistics_of_the_first_batch_are_reset_too():
-    """Where they are already those of the first batch an update leaves them as is."""
-    variables, batches = draw()
-    once = reset_batch_stats(update_linen, variables, batches[:1])
-    again = reset_batch_stats(update_linen, once, batches)
-    assert_reset(again, once, statistics_by_hand(variables["params"], batches))
-
-
-def test_statistics_in_bfloat16_are_only_rounded_at_the_end():
-    variables, batches = draw()
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["batch_stats"])
-    found = reset_batch_stats(update_linen, {**variables, "batch_stats": half}, batches)
-    expected = statistics_by_hand(variables["params"], batches)
-    assert_reset(
-        {"batch_stats": found["batch_stats"]}, {"batch_stats": half}, expected, 2**-8
-    )
-
-
-def test_nnx_networks_are_reset_too():
-    class Small(nnx.Module):
-        def __init__(self, rngs):
-            self.dense = nnx.Linear(4, 3, rngs=rngs)
-            self.norm = nnx.BatchNorm(3, momentum=0.99, rngs=rngs)
-
-        def __call__(self, x):
-            return nnx.relu(self.norm(self.dense(x)))
-
-    graph, state = nnx.split(Small(nnx.Rngs(0)))
-
-    def update_fn(state, x):
-        model = nnx.merge(graph, state)
-        model(x)
-        return nnx.state(model)
-
-    _, batches = draw()
-    found = reset_batch_stats(update_fn, state, batches)
-    kernel, bias = (
-        np.asarray(state["dense"][name][...], np.float64) for name in ("kernel", "bias")
-    )
-    y = [np.asarray(x, np.float64) @ kernel + bias for x in batches]
-    names = [path for path in paths.flatten(state) if "/mean" in path or "/var" in path]
-    values = [
-        np.average([f(x, axis=0) for x in y], axis=0, weights=SIZES)
-        for f in (np.mean, np.var)
-    ]
-    assert_reset(found, state, dict(zip(names, values, strict=True)))
-
-
-def update_plain(variables, x):
-    return {
-        **variables,
-        "mean": 0.9 * variables["mean"] + 0.1 * x.mean(axis=0),
-        "seen": variables["seen"] + 1,
-        "share": variables["share"] + 1,
+def test_what_was_done_is_told_for_every_layer():
+    spec, models, x = tiny.spec_of("cnn"), draw("cnn", 2), tiny.batch(tiny.CNN, 0)
+    rows = stay(spec, 2)
+    merged = combine(spec, models, rows)
+    _, notes = repair_layers(spec, tiny.CNN.apply_fn, models, rows, merged, [x])
+    rescaled = "rescaled to the parents' mean and deviation"
+    fixed = "left alone: its units may not be permuted"
+    reset = "reset to what goes into it in the merged network"
+    assert notes == {
+        "a/kernel": "left to the norm that follows",
+        "norm/mean": reset,
+        "norm/var": reset,
+        "b/kernel": rescaled,
+        "b/bias": rescaled,
+        "c/kernel": fixed,
+        "c/bias": fixed,
     }
 
 
-def plain():
-    return {
-        "mean": np.zeros(3, np.float32),
-        "scale": np.ones(3, np.float32),
-        "seen": np.int32(41),
-        "share": np.float32(41),
-    }
+def test_running_statistics_become_those_of_the_merged_network():
+    spec, models, x = tiny.spec_of("cnn"), draw("cnn", 2), tiny.batch(tiny.CNN, 0)
+    rows = stay(spec, 2)
+    merged = combine(spec, models, rows)
+    found = repair(spec, tiny.CNN.apply_fn, models, rows, merged, [x[:5], x[5:]])
+    y = np.asarray(tiny.conv(x, merged["a/kernel"]), float)
+    np.testing.assert_allclose(found["norm/mean"], y.mean(axis=(0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found["norm/var"], y.var(axis=(0, 1, 2)), rtol=1e-4)
 
 
-def test_counters_stay_as_they_are():
-    batches = [np.full((2, 3), value, np.float32) for value in (1, 3)]
-    found = reset_batch_stats(update_plain, plain(), batches)
-    np.testing.assert_allclose(found["mean"], [2, 2, 2], rtol=1e-6)
-    assert found["seen"] == found["share"] == 41
-    assert found["seen"].dtype == np.int32
+def test_without_a_bias_only_the_deviation_is_repaired():
+    def apply_fn(v, x):
+        return jnp.tanh(x @ v["in"]) @ v["out"]
+
+    shapes, x = {"in": (5, 8), "out": (8, 3)}, images()
+    models = [nets.random_leaves(shapes, seed) for seed in "ab"]
+    spec = infer_spec(apply_fn, models[0], x)
+    rows = stay(spec, 2)
+    merged = combine(spec, models, rows)
+    found, notes = repair_layers(spec, apply_fn, models, rows, merged, [x])
+    assert (
+        notes["in"] == "rescaled to the parents' deviation; there is no bias to shift"
+    )
+    expected = np.mean([np.std(x @ m["in"], axis=0) for m in models], axis=0)
+    np.testing.assert_allclose(np.std(x @ found["in"], axis=0), expected, rtol=1e-4)
 
 
-def test_a_batch_counts_by_its_number_of_examples():
-    def update_fn(variables, batch):
-        return {"mean": 0.5 * variables["mean"] + 0.5 * batch["x"].mean()}
+def test_a_unit_that_never_changes_is_left_alone():
+    spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
+    for model in models:
+        model["a/kernel"][:, 3] = 0
+        model["b/kernel"][:, 2] *= 1e-12
+    rows = stay(spec, 2)
+    merged = combine(spec, models, rows)
+    found = repair(spec, MLP.apply_fn, models, rows, merged, [x])
+    assert all(np.isfinite(leaf).all() for leaf in found.values())
+    for layer, unit in (("a", 3), ("b", 2)):
+        for leaf in ("kernel", "bias"):
+            path = f"{layer}/{leaf}"
+            np.testing.assert_array_equal(
+                found[path][..., unit], merged[path][..., unit]
+            )
 
-    batches = [
-        {"x": np.full(n, value, np.float32), "y": np.zeros(1)}
-        for n, value in ((1, 8.0), (3, 0.0))
+
+@pytest.mark.parametrize("name", ["tied embedding", "recurrence", "scanned layers"])
+def test_kernels_that_cannot_be_repaired_stay_and_are_told(name, caplog):
+    net = zoo.NETS[name]()
+    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    models = [net.variables, jax.tree.map(lambda leaf: 2 * leaf, net.variables)]
+    rows = stay(spec, 2)
+    merged = combine(spec, models, rows)
+    found, notes = repair_layers(spec, net.apply_fn, models, rows, merged, [net.batch])
+    for path, why in notes.items():
+        if why.startswith("is "):
+            np.testing.assert_array_equal(found[path], merged[path])
+    repair(spec, net.apply_fn, models, rows, merged, [net.batch])
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert re.match(
+        r"repair: \d leaves stay as they are:\n  \w+ is used", record.message
+    )
+
+
+def test_bfloat16_stays():
+    spec, x = tiny.spec_of("mlp"), images()
+    models = [
+        {path: jnp.asarray(leaf, jnp.bfloat16) for path, leaf in model.items()}
+        for model in draw("mlp", 2)
     ]
-    found = reset_batch_stats(update_fn, {"mean": np.float32(5)}, batches)
-    np.testing.assert_allclose(found["mean"], 2, rtol=1e-6)
+    rows = stay(spec, 2)
+    found = repair(spec, MLP.apply_fn, models, rows, combine(spec, models, rows), [x])
+    assert {leaf.dtype for leaf in found.values()} == {jnp.dtype(jnp.bfloat16)}
+    y = preactivations(found, x)["a"]
+    parents = [preactivations(m, x)["a"].std(axis=0) for m in models]
+    np.testing.assert_allclose(y.std(axis=0), np.mean(parents, axis=0), rtol=2e-2)
 
 
-def test_equal_batches_are_traced_once():
-    traced = []
-
-    def update_fn(variables, x):
-        traced.append(x.shape)
-        return update_plain(variables, x)
-
-    batches = [np.ones((n, 3), np.float32) for n in (4, 4, 2, 4)]
-    reset_batch_stats(update_fn, plain(), batches)
-    assert set(traced) == {(4, 3), (2, 3)}
-    assert len(traced) == 2
-
-
-def test_no_batches_are_refused():
+def test_batches_are_needed():
+    spec, models = tiny.spec_of("mlp"), draw("mlp", 2)
+    rows = stay(spec, 2)
+    merged = combine(spec, models, rows)
     text = (
-        "reset_batch_stats: there are no batches, at least one is needed; pass a list "
-        "of batches (an iterator may already have been consumed)."
+        "repair: there are no batches, at least one is needed; pass a list of batches "
+        "(an iterator may already have been consumed)."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
-        reset_batch_stats(update_plain, plain(), [])
+        repair(spec, MLP.apply_fn, models, rows, merged, [])
 
 
-def test_an_update_that_moves_nothing_is_refused():
+def test_activations_that_are_not_finite_are_refused():
+    spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images().copy()
+    rows = stay(spec, 2)
+    merged = combine(spec, models, rows)
+    x[3, 2] = np.inf
     text = (
-        "reset_batch_stats: update_fn moved no running statistic on batch 0, at least "
-        "one is needed; run the model in training mode and return its updated "
-        "variables."
-    )
-    for update_fn in (
-        lambda variables, x: variables,
-        lambda variables, x: {**variables, "share": variables["share"] + 1},
-    ):
-        with pytest.raises(ValueError, match=re.escape(text)):
-            reset_batch_stats(update_fn, plain(), [np.ones((2, 3), np.float32)])
-
-
-def test_an_update_that_changes_the_tree_is_refused():
-    def update_fn(variables, x):
-        more = {**update_plain(variables, x), "loss": x.sum()}
-        del more["scale"]
-        return more
-
-    text = (
-        "reset_batch_stats: update_fn changed the tree, it must return variables of "
-        "the same structure; the difference is:\n"
-        "  loss\n"
-        "  scale"
+        "repair: 8 of 8 units at a/kernel are not finite, all must be; check the range "
+        "of the input."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
-        reset_batch_stats(update_fn, plain(), [np.ones((2, 3), np.float32)])
+        repair(spec, MLP.apply_fn, models, rows, merged, [x])
 
 
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_statistics_that_are_not_finite_are_refused(number, bad):
-    batches = [np.ones((2, 3), np.float32) for _ in range(2)]
-    batches[number][1, 2] = bad
+def test_a_network_that_changes_with_the_batch_is_refused():
+    def apply_fn(v, x):
+        x = jnp.tanh(x @ v["in"])
+        return x @ v["out"] if len(x) > 4 else x.sum(axis=1)
+
+    shapes = {"in": (5, 8), "out": (8, 3)}
+    models = [nets.random_leaves(shapes, seed) for seed in "ab"]
+    spec = infer_spec(apply_fn, models[0], images())
+    rows = stay(spec, 2)
+    merged = combine(spec, models, rows)
     text = (
-        f"reset_batch_stats: mean is not finite after batch {number}, it must be; "
-        "check the range of the input."
+        "repair: apply_fn has other layers for some of the batches, it must have the "
+        "same for all; pass batches of one shape."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
-        reset_batch_stats(update_plain, plain(), batches)
+        repair(spec, apply_fn, models, rows, merged, [images(), images()[:3]])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -45,3 +47,11 @@ def test_a_report_tells_units_of_one_model_merged_with_each_other():
     row = next(line for line in text.splitlines() if line.startswith("| P_0"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[-2:] == ["50%", "50%"]
+
+
+def test_a_report_tells_what_was_done_after_averaging():
+    changes = {"a/kernel": "refit", "a/bias": "refit", "b": "is used more than once"}
+    plain = result([[0, 1, 2, 3], [0, 1, 3, 2]])
+    text = report(dataclasses.replace(plain, changes=changes))
+    assert text.endswith("\n- refit: a/kernel, a/bias\n- is used more than once: b\n")
+    assert "refit" not in report(plain)

@@ -11,8 +11,8 @@ SHAPES = {"w": (6, 8), "mean": (8,), "var": (8,), "scale": (8,), "bias": (8,)}
 FOUND = {"mean", "var"}
 
 
-def statistics(fn):
-    """The running statistics of a network with `fn` after its first layer."""
+def spec_with(fn):
+    """The spec of a network with `fn` after its first layer."""
     leaves = {name: jax.ShapeDtypeStruct(s, np.float32) for name, s in SHAPES.items()}
     leaves["out"] = jax.ShapeDtypeStruct((8, 3), np.float32)
 
@@ -21,7 +21,7 @@ def statistics(fn):
         return jnp.tanh(fn(x @ v["w"], **row)) @ v["out"]
 
     batch = jax.ShapeDtypeStruct((4, 6), np.float32)
-    return infer_spec(apply_fn, leaves, batch).statistics
+    return infer_spec(apply_fn, leaves, batch)
 
 
 def half(x):
@@ -59,7 +59,9 @@ NORMS = {
 
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_a_running_mean_and_variance_are_told_by_their_use(norm):
-    assert statistics(norm) == FOUND
+    spec = spec_with(norm)
+    assert spec.statistics == FOUND
+    assert spec.variances == {"mean": "var"}
 
 
 OTHERS = {
@@ -83,7 +85,9 @@ OTHERS = {
 
 @pytest.mark.parametrize("norm", OTHERS.values(), ids=OTHERS)
 def test_nothing_else_is_a_running_statistic(norm):
-    assert statistics(norm) == frozenset()
+    spec = spec_with(norm)
+    assert spec.statistics == frozenset()
+    assert spec.variances == {}
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
@@ -103,3 +107,29 @@ def test_batch_norm_of_linen_is_found_in_any_precision(dtype, use_scale):
     names = {"batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"}
     assert spec.statistics == names
     assert {site.path for site in spec.labels["P_0"].sites} >= names
+
+
+def test_means_are_paired_with_the_variances_of_their_own_norm():
+    def norm(x, mean, var, scale, bias):
+        first = (x - mean) * lax.rsqrt(var + 1e-5)
+        return (jnp.tanh(first) - bias) / jnp.sqrt(scale + 1e-5)
+
+    assert spec_with(norm).variances == {"mean": "var", "bias": "scale"}
+
+
+def test_the_statistics_of_scanned_layers_are_told_by_their_use():
+    def apply_fn(v, x):
+        def layer(x, leaves):
+            mean, var, scale, kernel = leaves
+            x = (x - mean[None]) * lax.rsqrt(var[None] + 1e-5) * scale[None]
+            return jnp.tanh(x @ kernel), None
+
+        leaves = v["mean"], v["var"], v["scale"], v["kernel"]
+        return lax.scan(layer, jnp.tanh(x @ v["in"]), leaves)[0] @ v["out"]
+
+    shapes = {"mean": (3, 5), "var": (3, 5), "scale": (3, 5), "kernel": (3, 5, 5)}
+    shapes |= {"in": (4, 5), "out": (5, 2)}
+    leaves = {n: jax.ShapeDtypeStruct(s, np.float32) for n, s in shapes.items()}
+    spec = infer_spec(apply_fn, leaves, jax.ShapeDtypeStruct((2, 4), np.float32))
+    assert spec.statistics == FOUND
+    assert spec.variances == {"mean": "var"}

@@ -1,0 +1,155 @@
+"""Running statistics of a merged network: averaging took the variance they describe."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from jmudsc import paths
+
+# Far from any statistic of a batch, so that rounding does not blur the momentum.
+_FAR = 2.0**20
+
+UpdateFn = Callable[[PyTree, PyTree], PyTree]
+
+
+def reset_batch_stats(
+    update_fn: UpdateFn, variables: PyTree, batches: Iterable[PyTree]
+) -> PyTree:
+    """Set running statistics to their exact average over a pass of batches.
+
+    With momentum m an update is `m * old + (1 - m) * new`. Updates from two known
+    values of `old` give m, whatever it is; from `old = 0` every batch then gives `new`.
+    The result is the mean of `new` over all batches, weighted by their numbers of
+    examples (the statistics reset of Jordan et al. 2023, arXiv:2211.08403, section 3).
+
+    Args:
+        update_fn: `(variables, batch) -> variables`, as training updates them: the
+            running statistics move, nothing else that is floating-point does.
+        variables: the merged variables.
+        batches: what `update_fn` takes, one by one; read once. The leading axis of the
+            first leaf of a batch counts its examples.
+
+    Returns:
+        The variables with new running statistics; all other leaves are unchanged.
+
+    Raises:
+        ValueError: if there are no batches, `update_fn` changes the tree or moves
+            nothing, or a new statistic is not finite.
+    """
+    update = jax.jit(update_fn)
+    leaves = paths.flatten(variables)
+    retained: dict[str, float] = {}
+    total: dict[str, Any] = {}
+    examples = 0
+    for number, batch in enumerate(batches):
+        if number == 0:
+            retained = _momenta(update, variables, batch)
+            total = dict.fromkeys(retained, 0.0)
+        after = _after(update, variables, dict.fromkeys(retained, 0.0), batch)
+        size = int(np.shape(jax.tree.leaves(batch)[0])[0])
+        examples += size
+        for name, momentum in retained.items():
+            seen = np.asarray(after[name], np.float64) / (1 - momentum)
+            _check_finite(name, seen, number)
+            total[name] = total[name] + size * seen
+    if examples == 0:
+        raise ValueError(
+            "reset_batch_stats: there are no batches, at least one is needed; pass a "
+            "list of batches (an iterator may already have been consumed)."
+        )
+    fresh = {
+        name: jnp.asarray(value / examples, jnp.result_type(leaves[name]))
+        for name, value in total.items()
+    }
+    return paths.unflatten(variables, leaves | fresh)
+
+
+def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, float]:
+    """Find the leaves that an update moves towards the batch, and their momenta."""
+    moved = _moved(update, variables, batch)
+    low = _after(update, variables, dict.fromkeys(moved, 0.0), batch)
+    high = _after(update, variables, dict.fromkeys(moved, _FAR), batch)
+    found = {}
+    for name in moved:
+        _check_finite(name, low[name], 0)
+        span = np.asarray(high[name], np.float64) - np.asarray(low[name], np.float64)
+        momentum = _rounded(float(np.median(span)) / _FAR)
+        if 0 <= momentum < 1:  # a counter has 1
+            found[name] = momentum
+    if not found:
+        raise ValueError(
+            "reset_batch_stats: update_fn moved no running statistic on batch 0, at "
+            "least one is needed; run the model in training mode and return its "
+            "updated variables."
+        )
+    return found
+
+
+def _moved(update: UpdateFn, variables: PyTree, batch: PyTree) -> list[str]:
+    """Find the floating-point leaves that an update changes.
+
+    A statistic may already be that of the batch and stay, but not from two values.
+    """
+    leaves = paths.flatten(variables)
+    floating = {
+        name: jnp.asarray(leaf, _wide(leaf))
+        for name, leaf in leaves.items()
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    }
+    moved = set()
+    for scale, shift in ((1, 0), (2, 1)):
+        before = {
+            name: (scale * leaf + shift).astype(jnp.result_type(leaves[name]))
+            for name, leaf in floating.items()
+        }
+        after = _after(update, variables, before, batch)
+        moved |= {n for n, leaf in before.items() if not np.array_equal(leaf, after[n])}
+    return [name for name in floating if name in moved]
+
+
+def _rounded(momentum: float) -> float:
+    """Undo the rounding of a momentum to float32, if it is a short decimal."""
+    short = round(momentum, 6)
+    return short if abs(short - momentum) < 3e-7 else momentum
+
+
+def _after(
+    update: UpdateFn, variables: PyTree, values: Mapping[str, Any], batch: PyTree
+) -> dict[str, Any]:
+    """Update variables in which some leaves are set to an array or a constant.
+
+    Constants are wide, so that a momentum is not rounded to bfloat16.
+    """
+    leaves = paths.flatten(variables)
+    filled = {
+        name: value
+        if isinstance(value, jax.Array)
+        else jnp.full_like(leaves[name], value, dtype=_wide(leaves[name]))
+        for name, value in values.items()
+    }
+    after = paths.flatten(update(paths.unflatten(variables, leaves | filled), batch))
+    if list(after) != list(leaves):
+        strays = sorted(set(after) ^ set(leaves))
+        raise ValueError(
+            "reset_batch_stats: update_fn changed the tree, it must return variables "
+            f"of the same structure; the difference is:\n{paths.listed(strays)}"
+        )
+    return after
+
+
+def _wide(leaf: Any) -> np.dtype:
+    dtype = jnp.result_type(leaf)
+    return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+
+
+def _check_finite(name: str, values: ArrayLike, number: int) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"reset_batch_stats: {name} is not finite after batch {number}, it must "
+            "be; check the range of the input."
+        )

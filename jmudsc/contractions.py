@@ -1,0 +1,235 @@
+"""Contractions of activations with a kernel, seen as products of matrices.
+
+A `dot_general` with batch axes and a grouped convolution are both a stack of products
+`rows @ columns`: one matrix of samples by incoming entries and one of incoming entries
+by outgoing units per group. All sums are taken in float32 at the highest precision.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
+
+_PARAMS = {
+    "dot_general": ("dimension_numbers",),
+    "conv_general_dilated": (
+        "window_strides",
+        "padding",
+        "lhs_dilation",
+        "rhs_dilation",
+        "dimension_numbers",
+        "feature_group_count",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a contraction is computed; equal forms share what is compiled.
+
+    Attributes:
+        name: of the primitive.
+        params: those of its parameters that say what is multiplied with what.
+        side: which operand is the kernel.
+        free: the number of axes of the activations that are left free.
+    """
+
+    name: str
+    params: tuple[tuple[str, Any], ...]
+    side: int
+    free: int
+
+    @property
+    def param(self) -> Mapping[str, Any]:
+        """The parameters by name."""
+        return dict(self.params)
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether windows are slid over the activations."""
+        return self.name == "conv_general_dilated"
+
+
+def form_of(eqn: Any, side: int) -> Form | None:
+    """Describe a contraction with a kernel.
+
+    Args:
+        eqn: a `dot_general` or `conv_general_dilated`.
+        side: which operand is the kernel.
+
+    Returns:
+        The form; None for a convolution whose windows are activations, or that splits
+        the batch into groups.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    if name == "conv_general_dilated":
+        if side == 0 or params["batch_group_count"] != 1:
+            return None
+        free = len(eqn.invars[0].aval.shape) - 1
+    else:
+        contracted, batch = params["dimension_numbers"]
+        taken = len(contracted[1 - side]) + len(batch[1 - side])
+        free = len(eqn.invars[1 - side].aval.shape) - taken
+    return Form(name, tuple((key, params[key]) for key in _PARAMS[name]), side, free)
+
+
+def unit_axes(form: Form, rank: int) -> tuple[int, ...]:
+    """Return the axes of the output that the kernel gives it: those of its units.
+
+    Args:
+        form: of the contraction.
+        rank: number of axes of the output.
+
+    Returns:
+        Axis numbers; all other axes run over samples.
+    """
+    if form.is_convolution:
+        return (form.param["dimension_numbers"].out_spec[1],)
+    batch = len(form.param["dimension_numbers"][1][0])
+    samples = range(batch, batch + form.free)
+    if form.side == 0:
+        samples = range(rank - form.free, rank)
+    return tuple(axis for axis in range(rank) if axis not in samples)
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def contract(
+    form: Form, activations: ArrayLike, kernel: ArrayLike, bias: ArrayLike
+) -> Float[Array, "..."]:
+    """Contract activations with a kernel and add a bias.
+
+    Args:
+        form: of the contraction.
+        activations: its one operand.
+        kernel: its other operand.
+        bias: of the rank of the output, of size 1 on axes of samples.
+
+    Returns:
+        The output, in float32.
+    """
+    x, k = (jnp.asarray(operand, jnp.float32) for operand in (activations, kernel))
+    param: dict[str, Any] = dict(form.params)
+    param["precision"] = jax.lax.Precision.HIGHEST
+    if form.is_convolution:
+        y = jax.lax.conv_general_dilated(x, k, **param)
+    else:
+        operands = (k, x) if form.side == 0 else (x, k)
+        y = jax.lax.dot_general(*operands, **param)
+    return y + jnp.asarray(bias, jnp.float32)
+
+
+def rows(
+    form: Form, activations: Array, kernel_shape: tuple[int, ...]
+) -> Shaped[Array, "groups samples incoming"]:
+    """Lay the activations out as the matrices that meet those of the kernel.
+
+    Args:
+        form: of the contraction.
+        activations: its one operand.
+        kernel_shape: the shape of its other operand.
+
+    Returns:
+        One row per product with the kernel: for a convolution one per window, with a
+        copy of what the window covers.
+    """
+    if form.is_convolution:
+        return _windows(form, activations, kernel_shape)
+    contracted, batch = (sides[1 - form.side] for sides in _numbers(form))
+    free = [i for i in range(activations.ndim) if i not in (*contracted, *batch)]
+    x = jnp.transpose(activations, (*batch, *free, *contracted))
+    return x.reshape(*_sizes(x.shape, len(batch), len(free)))
+
+
+def columns(form: Form, output: Array) -> Shaped[Array, "groups samples outgoing"]:
+    """Lay the output out as `rows(activations) @ matrix(kernel)`.
+
+    Args:
+        form: of the contraction.
+        output: of the contraction, or of size 1 on all axes of samples.
+
+    Returns:
+        One row per sample.
+    """
+    if form.is_convolution:
+        groups = form.param["feature_group_count"]
+        batch, feature, *space = form.param["dimension_numbers"].out_spec
+        y = jnp.transpose(output, (batch, *space, feature))
+        return jnp.moveaxis(y.reshape(-1, groups, y.shape[-1] // groups), 1, 0)
+    units = unit_axes(form, output.ndim)
+    batch = len(_numbers(form)[1][0])
+    samples = [axis for axis in range(output.ndim) if axis not in units]
+    y = jnp.transpose(output, (*units[:batch], *samples, *units[batch:]))
+    return y.reshape(*_sizes(y.shape, batch, len(samples)))
+
+
+def matrix(form: Form, kernel: np.ndarray) -> np.ndarray:
+    """Lay the kernel, or anything of its shape, out as matrices.
+
+    Args:
+        form: of the contraction.
+        kernel: its operand.
+
+    Returns:
+        An array (groups, incoming, outgoing).
+    """
+    if form.is_convolution:
+        out, into, *space = form.param["dimension_numbers"].rhs_spec
+        groups = form.param["feature_group_count"]
+        k = np.transpose(kernel, (into, *space, out))
+        k = k.reshape(-1, groups, k.shape[-1] // groups)
+        return np.moveaxis(k, 1, 0)
+    contracted, batch = (sides[form.side] for sides in _numbers(form))
+    free = [i for i in range(kernel.ndim) if i not in (*contracted, *batch)]
+    k = np.transpose(kernel, (*batch, *contracted, *free))
+    return k.reshape(*_sizes(k.shape, len(batch), len(contracted)))
+
+
+def _numbers(form: Form) -> Any:
+    return form.param["dimension_numbers"]
+
+
+def _sizes(shape: tuple[int, ...], first: int, second: int) -> tuple[int, int, int]:
+    """Return the sizes of three runs of axes."""
+    cuts = shape[:first], shape[first : first + second], shape[first + second :]
+    one, two, three = map(math.prod, cuts)
+    return one, two, three
+
+
+def _windows(form: Form, x: Array, kernel_shape: tuple[int, ...]) -> Array:
+    param, numbers = form.param, form.param["dimension_numbers"]
+    groups = param["feature_group_count"]
+    x = jnp.transpose(x, numbers.lhs_spec)  # batch, features, space
+    edges = [
+        (low, high, dilation - 1)
+        for (low, high), dilation in zip(
+            param["padding"], param["lhs_dilation"], strict=True
+        )
+    ]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])
+    window = [kernel_shape[axis] for axis in numbers.rhs_spec[2:]]
+    steps, strides = param["rhs_dilation"], param["window_strides"]
+    spans = [(n - 1) * step + 1 for n, step in zip(window, steps, strict=True)]
+    counts = [
+        (size - span) // stride + 1
+        for size, span, stride in zip(x.shape[2:], spans, strides, strict=True)
+    ]
+    parts = []
+    for place in np.ndindex(*window):
+        starts = [i * step for i, step in zip(place, steps, strict=True)]
+        ends = [
+            start + (count - 1) * stride + 1
+            for start, count, stride in zip(starts, counts, strides, strict=True)
+        ]
+        parts.append(
+            jax.lax.slice(x, (0, 0, *starts), (*x.shape[:2], *ends), (1, 1, *strides))
+        )
+    y = jnp.stack(parts, axis=2)  # batch, features, window, space
+    y = y.reshape(y.shape[0], groups, -1, math.prod(counts))
+    return jnp.transpose(y, (1, 0, 3, 2)).reshape(groups, -1, y.shape[2])

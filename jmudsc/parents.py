@@ -1,0 +1,99 @@
+"""Parents: the networks that were merged, and their values in the merged order."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc import paths
+from jmudsc.axes import Axis
+from jmudsc.blocks import Block, map_blocks, placed
+from jmudsc.combine import check_assignment, shares_of
+from jmudsc.moves import Move, move_units, moves_of, Parents as Nesting
+from jmudsc.spec import PermutationSpec
+from jmudsc.variables import check_covers
+
+Leaves = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parents:
+    """The networks that were merged, and how their units come to the merged order.
+
+    Attributes:
+        leaves: the leaves of each.
+        shares: their shares, summing to 1.
+        moves: per label one move each.
+        nesting: label -> the labels it is nested in.
+    """
+
+    leaves: Sequence[Leaves]
+    shares: tuple[float, ...]
+    moves: Mapping[str, Sequence[Move]]
+    nesting: Mapping[str, tuple[str, ...]]
+
+    def moved(self, array: jax.Array, axes: Sequence[Axis], model: int) -> jax.Array:
+        """Bring a value of one model to the merged order, units shared averaged."""
+        used = dict.fromkeys(name for axis in axes for name in axis.labels())
+        names = list(
+            dict.fromkeys([*used, *(p for n in used for p in self.nesting[n])])
+        )
+        new = {name: str(number) for number, name in enumerate(names)}
+        nesting = tuple((new[n], tuple(new[p] for p in self.nesting[n])) for n in names)
+        axes = tuple(axis.renamed(new) for axis in axes)
+        return _moved(array, [self.moves[n][model] for n in names], axes, nesting)
+
+
+def parents_of(
+    where: str,
+    spec: PermutationSpec,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    weights: Sequence[float] | None,
+) -> Parents:
+    """Put together what it takes to bring values of the parents to the merged order.
+
+    Args:
+        where: the caller, named in errors.
+        spec: the permutation spec.
+        models: the variables of each model.
+        assignment: label -> `int32[models, *parent units, units]`.
+        weights: the share of each model; None for equal shares.
+
+    Returns:
+        The parents.
+
+    Raises:
+        ValueError: if the spec, the assignment or the weights do not fit the models.
+    """
+    check_covers(where, spec, paths.flatten(models[0]))
+    shares = shares_of(where, weights, len(models))
+    check_assignment(where, spec, assignment, len(models))
+    return Parents(
+        [arrays(model) for model in models],
+        shares,
+        {name: moves_of(np.asarray(assignment[name]), shares) for name in spec.labels},
+        {name: label.parents for name, label in spec.labels.items()},
+    )
+
+
+def arrays(variables: PyTree) -> Leaves:
+    """Return the leaves of variables as JAX arrays, by path."""
+    return {path: jnp.asarray(leaf) for path, leaf in paths.flatten(variables).items()}
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "nesting"))
+def _moved(
+    array: jax.Array, moves: list[Move], axes: tuple[Axis, ...], nesting: Nesting
+) -> jax.Array:
+    def visit(values: jax.Array, block: Block) -> jax.Array:
+        for axis, lead, name in placed(block, dict(nesting)):
+            values = move_units(values, axis, lead, moves[int(name)], consumed=False)
+        return values
+
+    return map_blocks(array, axes, visit)

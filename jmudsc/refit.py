@@ -1,0 +1,267 @@
+"""Refit: kernels that best reproduce what the parents do, by least squares."""
+
+import functools
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float, PyTree
+
+from jmudsc.contractions import columns, Form, matrix, rows
+from jmudsc.entries import write
+from jmudsc.layers import Norm
+from jmudsc.layerwise import Change, change_layers, log_skipped, outputs, Seen
+from jmudsc.parents import Leaves, Parents
+from jmudsc.repair import reset_norm
+from jmudsc.spec import PermutationSpec
+from jmudsc.trace import ApplyFn
+
+_log = logging.getLogger(__name__)
+
+REFITS = ("least-squares",)
+RIDGE = 1e-2
+
+Parts = tuple[Float[Array, "groups 1 both"], Float[Array, "groups incoming both"]]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Moments of what goes into a map and of what is missing from what comes out.
+
+    Attributes:
+        count: number of samples.
+        mean: of the incoming entries, and after them of the outgoing residuals.
+        comoment: sum over samples of the products of deviations from the mean, of
+            incoming entries with both.
+    """
+
+    count: int
+    mean: Float[Array, "groups 1 both"]
+    comoment: Float[Array, "groups incoming both"]
+
+
+def refit(
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    merged: PyTree,
+    batches: Iterable[PyTree],
+    *,
+    ridge: float = RIDGE,
+    weights: Sequence[float] | None = None,
+) -> PyTree:
+    """Fit every map of a merged network to what its parents do, without a gradient.
+
+    Map by map, in order: with x what goes into it in the merged network as fitted so
+    far, and z the weighted mean of the parents' outputs on the same batch, brought to
+    the merged order, the kernel W and the bias b minimise
+
+        E |W x + b - z|^2 + ridge * E |x|^2 / len(x) * |W - W_merged|^2.
+
+    This is RegMean (Jin et al. 2023, arXiv:2212.09849, eq. 2) but for the inputs, which
+    are the merged network's own: what went wrong in one layer is made good by the next
+    (as in PLeaS, Nasery et al. 2025, arXiv:2407.02447). The moments of x and of
+    z - W_merged x - b_merged are summed exactly over all batches in float32, the
+    equations solved in float64 on the host. A merged network that already does what its
+    parents do stays as it is.
+
+    Fitted are dense and fused kernels of any number of axes, and convolutions with any
+    strides, dilations and groups; the last map too. A running statistic is set to what
+    the fitted network does. A kernel used more than once, inside a loop, or computed
+    from leaves stays as it is, with a warning.
+
+    It costs one pass of the batches through every model and the merged network, the
+    activations between two layers held for all batches, and per map of d incoming
+    entries (for a convolution: window x channels) d^2 values, samples x d^2 products
+    and a solution of O(d^3).
+
+    Args:
+        spec: the permutation spec.
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        models: the variables of each model.
+        assignment: label -> `int32[models, *parent units, units]`.
+        merged: what `combine` made of them.
+        batches: what `apply_fn` takes, one by one; read once.
+        ridge: how much staying near the merged kernel counts, above 0; relative to the
+            mean square of what goes into the map.
+        weights: the share of each model; None for equal shares.
+
+    Returns:
+        The variables with new kernels, biases and running statistics.
+
+    Raises:
+        ValueError: if the arguments do not fit together, there are no batches, or an
+            activation is not finite.
+    """
+    variables, notes = refit_layers(
+        spec, apply_fn, models, assignment, merged, batches, ridge, weights
+    )
+    log_skipped(_log, "refit", notes)
+    return variables
+
+
+def refit_layers(
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    merged: PyTree,
+    batches: Iterable[PyTree],
+    ridge: float = RIDGE,
+    weights: Sequence[float] | None = None,
+) -> tuple[PyTree, dict[str, str]]:
+    """Refit as `refit` does, and say what became of the leaves of every layer.
+
+    Args:
+        spec: as for `refit`, and so are the others.
+        apply_fn: as for `refit`.
+        models: as for `refit`.
+        assignment: as for `refit`.
+        merged: as for `refit`.
+        batches: as for `refit`.
+        ridge: as for `refit`.
+        weights: as for `refit`.
+
+    Returns:
+        The variables, and path of a leaf -> what was done, or why nothing was.
+
+    Raises:
+        ValueError: as `refit` does.
+    """
+    check_ridge("refit", ridge)
+    change: Change = functools.partial(_change, ridge)
+    return change_layers(
+        "refit", change, spec, apply_fn, models, assignment, merged, batches, weights
+    )
+
+
+def check_ridge(where: str, ridge: float) -> None:
+    """Check the strength of the penalty.
+
+    Args:
+        where: the caller, named in the error.
+        ridge: the strength.
+
+    Raises:
+        ValueError: if it is not finite and above 0.
+    """
+    if not (math.isfinite(ridge) and ridge > 0):
+        raise ValueError(
+            f"{where}: ridge is {ridge}, it must be finite and above 0; try {RIDGE}."
+        )
+
+
+def _change(
+    ridge: float, seen: Sequence[Seen], leaves: Leaves, parents: Parents
+) -> tuple[Leaves, str]:
+    layer = seen[0].layer
+    if isinstance(layer, Norm):
+        return reset_norm("refit", layer, [each.merged for each in seen], leaves)
+    total = functools.reduce(joined, _regressions(seen, leaves, parents))
+    if not (np.isfinite(total.mean).all() and np.isfinite(total.comoment).all()):
+        raise ValueError(
+            f"refit: what {layer.kernel.path} makes of the batches is not finite, it "
+            "must be; check the range of the input."
+        )
+    has_shift = layer.bias is not None or layer.is_normed
+    kernel_change, bias_change = solve(total, ridge, has_shift)
+    index = matrix(layer.form, layer.kernel.index)
+    new = {layer.kernel.path: _added(leaves[layer.kernel.path], index, kernel_change)}
+    if layer.bias is not None:
+        index = np.asarray(columns(layer.form, jnp.asarray(layer.bias.index)))
+        new[layer.bias.path] = _added(leaves[layer.bias.path], index, bias_change)
+    return new, "refit by least squares"
+
+
+def solve(
+    total: Regression, ridge: float, has_shift: bool
+) -> tuple[Float[np.ndarray, "groups incoming outgoing"], np.ndarray]:
+    """Find the change of a kernel and its bias that leaves the least residual.
+
+    Args:
+        total: moments of what goes in and of the residual before the change.
+        ridge: strength of the penalty on the change, times the mean square of what
+            goes in.
+        has_shift: whether there is a bias to change too, which is not penalised.
+
+    Returns:
+        The change of the kernel, and that of the bias, (groups, 1, outgoing).
+    """
+    into = total.comoment.shape[1]
+    mean = np.asarray(total.mean, float)
+    second = np.asarray(total.comoment, float) / total.count
+    if not has_shift:
+        second += np.swapaxes(mean[..., :into], 1, 2) * mean
+    changes = []
+    for group in second:
+        gram, cross = group[:, :into], group[:, into:]
+        penalty = ridge * np.trace(gram) / into or 1.0  # of inputs that are all zero
+        changes.append(
+            scipy.linalg.solve(gram + penalty * np.eye(into), cross, assume_a="pos")
+        )
+    change = np.stack(changes)
+    return change, mean[..., into:] - mean[..., :into] @ change
+
+
+def joined(a: Regression, b: Regression) -> Regression:
+    """Combine the moments of two sets of samples, exactly (see `merge_moments`).
+
+    Args:
+        a: of one set.
+        b: of another.
+
+    Returns:
+        The moments over both.
+    """
+    count = a.count + b.count
+    share, weight = np.float32(b.count / count), np.float32(a.count * b.count / count)
+    parts = _joined((a.mean, a.comoment), (b.mean, b.comoment), share, weight)
+    return Regression(count, *parts)
+
+
+def _regressions(
+    seen: Sequence[Seen], leaves: Leaves, parents: Parents
+) -> Iterable[Regression]:
+    """Yield, batch by batch, what goes in and how far from the parents it comes out."""
+    for each in seen:
+        layer = each.layer
+        assert not isinstance(layer, Norm)
+        residual = -outputs(layer, each.merged, leaves)
+        for number, (x, own) in enumerate(
+            zip(each.parents, parents.leaves, strict=True)
+        ):
+            moved = parents.moved(outputs(layer, x, own), layer.makes, number)
+            residual += parents.shares[number] * moved
+        shape = layer.kernel.index.shape
+        count = residual.size // math.prod(residual.shape[a] for a in layer.unit_axes)
+        yield Regression(count, *_moments(layer.form, shape, each.merged, residual))
+
+
+@functools.partial(jax.jit, static_argnames=("form", "shape"))
+def _moments(form: Form, shape: tuple[int, ...], x: Array, residual: Array) -> Parts:
+    into = rows(form, jnp.asarray(x, jnp.float32), shape)
+    both = jnp.concatenate([into, columns(form, residual)], axis=-1)
+    mean = both.mean(axis=1, keepdims=True)
+    apart = both - mean
+    first, highest = apart[..., : into.shape[-1]], jax.lax.Precision.HIGHEST
+    return mean, jnp.einsum("gsi,gsj->gij", first, apart, precision=highest)
+
+
+@jax.jit
+def _joined(a: Parts, b: Parts, share: Array, weight: Array) -> Parts:
+    (mean_a, comoment_a), (mean_b, comoment_b) = a, b
+    step = mean_b - mean_a
+    outer = jnp.swapaxes(step[..., : comoment_a.shape[1]], 1, 2) * step
+    return mean_a + share * step, comoment_a + comoment_b + weight * outer
+
+
+def _added(leaf: Array, index: np.ndarray, change: np.ndarray) -> Array:
+    """Return a leaf with something added to some of its entries."""
+    before = np.asarray(jnp.ravel(leaf))[index].astype(float)
+    return write(leaf, index, before + change)
