@@ -9,26 +9,32 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
+from jmudsc.references import align_to, check_reference
+
 
 def align(
-    similarity: Float[np.ndarray, "stacked stacked"], models: int
+    similarity: Float[np.ndarray, "stacked stacked"],
+    models: int,
+    reference: str = "first",
 ) -> Int[np.ndarray, "models units"]:
-    """Match the units of every model one-to-one with those of the first.
+    """Match the units of every model one-to-one with those of all others.
 
     Linear assignment (Git Re-Basin, Ainsworth et al. 2023, arXiv:2209.04836, section
-    3.1) maximising the sum of similarities between model 0 and each other model.
+    3.1), maximising the sum of similarities between model 0 and each other model; for
+    more than two models other references may serve better, see `align_to`.
 
     Args:
         similarity: larger is more alike; the units of all models stacked, model 0
-            first.
+            first. Only the blocks above the diagonal ones are looked at.
         models: number of models stacked.
+        reference: `first`, `mean` or `universe`; the same for two models.
 
     Returns:
         The merged unit that each unit of each model goes to; model 0 stays in place.
 
     Raises:
         ValueError: if `similarity` is not square, not finite, or does not divide into
-            `models` blocks.
+            `models` blocks, or there is no such reference.
 
     Example:
         >>> s = np.eye(4)[[0, 1, 3, 2]].astype("float32")
@@ -37,29 +43,11 @@ def align(
         array([[0, 1],
                [1, 0]], dtype=int32)
     """
+    check_reference("align", reference)
     similarity = _checked("align", similarity, models)
     units = len(similarity) // models
-    result = np.tile(np.arange(units, dtype=np.int32), (models, 1))
-    for model in range(1, models):
-        block = similarity[:units, model * units : (model + 1) * units]
-        rows, columns = best_pairs(block)
-        result[model, columns] = rows
-    return result
-
-
-def best_pairs(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Solve one linear assignment problem.
-
-    Args:
-        similarity: square, larger is more alike.
-
-    Returns:
-        Rows and their columns, of the largest total similarity.
-    """
-    # Imported late: it takes as long as importing jax, and not every command needs it.
-    from scipy.optimize import linear_sum_assignment
-
-    return linear_sum_assignment(similarity, maximize=True)
+    blocks = similarity.reshape(models, units, models, units)
+    return align_to(reference, lambda i, j: blocks[i, :, j], models, units)
 
 
 def zip_units(

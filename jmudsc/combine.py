@@ -11,8 +11,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.axes import Axis
-from jmudsc.blocks import Block, map_blocks, placed
-from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
+from jmudsc.moves import anonymous, Move, move_leaf, moves_of, names_in_leaf, Parents
 from jmudsc.spec import PermutationSpec
 from jmudsc.variables import check_covers, check_same
 
@@ -179,16 +178,10 @@ def _combine_leaf(
         return leaves[0]
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     wide = dtype if inexact and dtype.itemsize >= 4 else jnp.float32
-    moved = []
-    for leaf, model in zip(leaves, moves, strict=True):
-
-        def visit(values: jax.Array, block: Block, model=model) -> jax.Array:
-            for axis, lead, name in placed(block, dict(parents)):
-                flag = consumed[block.origins[axis]]
-                values = move_units(values, axis, lead, model[int(name)], flag)
-            return values
-
-        moved.append(map_blocks(jnp.asarray(leaf, wide), axes, visit))
+    moved = [
+        move_leaf(jnp.asarray(leaf, wide), model, axes, parents, consumed)
+        for leaf, model in zip(leaves, moves, strict=True)
+    ]
     parts = [jnp.asarray(s, wide) * x for s, x in zip(shares, moved, strict=True)]
     mean = functools.reduce(jnp.add, parts)
     if inexact:  # three thirds are not one

@@ -12,9 +12,9 @@ from jmudsc.checkpoints import check_free, load, save
 from jmudsc.derive import infer_spec
 from jmudsc.freeze import freeze
 from jmudsc.handwritten import read_spec
-from jmudsc.match import Progress
 from jmudsc.merge import merge
 from jmudsc.paths import listed
+from jmudsc.progress import Progress
 from jmudsc.recipe import dump_recipe, read_recipe, Recipe, Reference, resolve, Source
 from jmudsc.report import report
 from jmudsc.spec import PermutationSpec
@@ -32,7 +32,8 @@ def cook(
 
     Returns:
         The checkpoint written, and the report in Markdown; the report and the recipe
-        are in the checkpoint too.
+        are in the checkpoint too. With `separate`, the folder in which there is one
+        checkpoint for each model, `model-0` and so on.
 
     Raises:
         FileNotFoundError: if the recipe, a checkpoint or its spec is not there.
@@ -40,8 +41,8 @@ def cook(
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
     recipe = read_recipe(path)
-    output = check_free(_place(recipe, recipe.output), overwrite)
-    named = _resolved(recipe, ("apply_fn", "batches", "update_fn"))
+    output = _free(recipe, overwrite)
+    named = _resolved(recipe, ("apply_fn", "batches", "update_fn", "score"))
     models = [_load(recipe, source, progress) for source in recipe.models]
     written = None
     if recipe.spec is not None:
@@ -55,7 +56,10 @@ def cook(
         key=jax.random.key(recipe.seed),
         spec=written,
         frozen=recipe.frozen,
+        separate=recipe.separate,
         weights=recipe.weights,
+        reference=recipe.reference,
+        score=named.get("score"),
         update_fn=named.get("update_fn"),
         refit=recipe.refit,
         ridge=recipe.ridge,
@@ -65,7 +69,13 @@ def cook(
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
     notes = {"report.md": text, "recipe.yaml": dump_recipe(recipe)}
-    return save(output, result, notes=notes, overwrite=overwrite), text
+    for number, network in enumerate(result.networks):
+        own = dataclasses.replace(result, variables=network)
+        folder = output / f"model-{number}"
+        save(folder, own, notes=notes, overwrite=overwrite)
+    if not result.networks:
+        save(output, result, notes=notes, overwrite=overwrite)
+    return output, text
 
 
 def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
@@ -100,6 +110,16 @@ def _spec(
         f'{path}: "batches" has no batches, at least one is needed; correct what '
         f"{recipe.batches.name} returns."
     )
+
+
+def _free(recipe: Recipe, overwrite: bool) -> Path:
+    """Return where to write, once all of it is known to be free."""
+    output = _place(recipe, recipe.output)
+    if not recipe.separate:
+        return check_free(output, overwrite)
+    folders = [f"{output}/model-{number}" for number in range(len(recipe.models))]
+    first, *_ = [check_free(folder, overwrite) for folder in folders]
+    return first.parent
 
 
 def _text(file: Path) -> str:

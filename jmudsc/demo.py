@@ -20,9 +20,10 @@ from jmudsc.combine import combine
 from jmudsc.datasets import batches, digits, only, Split
 from jmudsc.derive import infer_spec
 from jmudsc.evaluate import ensemble, evaluate, Scores
-from jmudsc.match import match, METHODS, Progress
+from jmudsc.match import match, METHODS
 from jmudsc.moments import collect
 from jmudsc.paths import did_you_mean
+from jmudsc.progress import Progress
 from jmudsc.recipe import dump_recipe, Recipe, Reference, Source
 from jmudsc.report import mean_and_deviation, report, table
 from jmudsc.result import MergeResult

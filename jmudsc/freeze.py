@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
-from jmudsc.paths import did_you_mean, listed
+from jmudsc.paths import check_patterns, matches
 from jmudsc.spec import PermutationSpec
 
 
@@ -36,27 +35,23 @@ def freeze(spec: PermutationSpec, patterns: str | Iterable[str]) -> PermutationS
         'is frozen by "in"'
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    labels, unmatched = dict(spec.labels), []
+    check_patterns(
+        "freeze",
+        patterns,
+        [*spec.labels, *spec.axes],
+        "label and no leaf",
+        "print(spec) shows the names there are.",
+    )
+    labels = dict(spec.labels)
     for pattern in patterns:
-        names = _matched(spec, pattern)
-        if names is None:
-            known = [*spec.labels, *spec.axes]
-            unmatched.append(f'"{pattern}"{did_you_mean(pattern, known)}')
-        for name in names or ():
+        for name in _matched(spec, pattern):
             reason = labels[name].fixed or f'is frozen by "{pattern}"'
             labels[name] = replace(labels[name], fixed=reason)
-    if unmatched:
-        raise ValueError(
-            f"freeze: {len(unmatched)} of {len(patterns)} patterns match no label and "
-            f"no leaf:\n{listed(unmatched)}\nprint(spec) shows the names there are."
-        )
     return replace(spec, labels=labels)
 
 
-def _matched(spec: PermutationSpec, pattern: str) -> set[str] | None:
-    """Return the labels that a pattern stands for, None if it matches nothing."""
-    leaves = [path for path in spec.axes if fnmatchcase(path, pattern)]
-    names = {name for name in spec.labels if fnmatchcase(name, pattern)}
-    if not leaves and not names:
-        return None
+def _matched(spec: PermutationSpec, pattern: str) -> set[str]:
+    """Return the labels that a pattern stands for."""
+    leaves = [path for path in spec.axes if matches(path, [pattern])]
+    names = {name for name in spec.labels if matches(name, [pattern])}
     return names | {n for path in leaves for a in spec.axes[path] for n in a.labels()}

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jmudsc.assignment import align, best_pairs, zip_units
+from jmudsc.assignment import align, zip_units
+from jmudsc.references import align_to, best_pairs
 from jmudsc.spec import PermutationSpec
 
 Unit = tuple[int, ...]
@@ -45,6 +46,7 @@ def match_family(
     zipped: bool,
     a: float = 0.5,
     b: float = 1.0,
+    reference: str = "first",
 ) -> dict[str, np.ndarray]:
     """Match the units of a family of labels.
 
@@ -59,6 +61,7 @@ def match_family(
         zipped: whether to zip the innermost units or align them.
         a: see `zip_units`.
         b: see `zip_units`.
+        reference: see `align_to`.
 
     Returns:
         The new assignment of each label of the family.
@@ -77,9 +80,9 @@ def match_family(
         elif zipped and not nested:
             row = zip_units(_stacked(grids[name], own), models, a, b)
         elif nested:
-            row = _align_nested(spec, grids, name, own)
+            row = _align_nested(spec, grids, name, own, reference)
         else:
-            row = align(_stacked(grids[name], own), models)
+            row = align(_stacked(grids[name], own), models, reference)
         found[name][(slice(None), *merged)] = row
         for child in nested:
             for unit in range(spec.labels[name].size):
@@ -136,33 +139,35 @@ def _stacked(grid: np.ndarray, own: Sequence[Unit]) -> np.ndarray:
 
 
 def _align_nested(
-    spec: PermutationSpec, grids: Mapping[str, np.ndarray], name: str, own: list[Unit]
+    spec: PermutationSpec,
+    grids: Mapping[str, np.ndarray],
+    name: str,
+    own: Sequence[Unit],
+    reference: str,
 ) -> np.ndarray:
-    units = spec.labels[name].size
-    row = np.tile(np.arange(units, dtype=np.int32), (len(own), 1))
-    for model in range(1, len(own)):
-        scores = _scores(spec, grids, name, model, own[0], own[model])
-        rows, columns = best_pairs(scores)
-        row[model, columns] = rows
-    return row
+    def between(i: int, j: int) -> np.ndarray:
+        return _scores(spec, grids, name, (i, j), (own[i], own[j]))
+
+    return align_to(reference, between, len(own), spec.labels[name].size)
 
 
 def _scores(
     spec: PermutationSpec,
     grids: Mapping[str, np.ndarray],
     name: str,
-    model: int,
-    ours: Unit,
-    theirs: Unit,
+    models: tuple[int, int],
+    own: tuple[Unit, Unit],
 ) -> np.ndarray:
     """Score every pair of units: own similarity plus the best of the nested units."""
     units = spec.labels[name].size
     scores = np.zeros((units, units))
     if name in grids:
-        scores += grids[name][(0, *ours, slice(None), model, *theirs)]
+        (one, other), (ours, theirs) = models, own
+        scores += grids[name][(one, *ours, slice(None), other, *theirs)]
     for child in spec.children(name):
         for j, k in np.ndindex(units, units):
-            inner = _scores(spec, grids, child, model, (*ours, j), (*theirs, k))
+            units_in = (*own[0], j), (*own[1], k)
+            inner = _scores(spec, grids, child, models, units_in)
             rows, columns = _pairs(spec, child, inner)
             scores[j, k] += inner[rows, columns].sum()
     return scores

@@ -1,7 +1,7 @@
 """Match: decide which units of the models become one, by one of seven methods."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -13,6 +13,8 @@ from jmudsc import paths
 from jmudsc.groups import families, match_family
 from jmudsc.moments import Moments
 from jmudsc.permute import identity
+from jmudsc.progress import Progress
+from jmudsc.references import check_reference
 from jmudsc.similarity import activation_similarity, weight_similarity
 from jmudsc.spec import PermutationSpec
 from jmudsc.variables import check_covers, check_same
@@ -26,9 +28,6 @@ METHODS = (
     "mudsc-align",
     "mudsc-zip",
 )
-
-# Called with what is being done, how much of it is done, and out of how much.
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ def match(
     key: jax.Array,
     a: float = 0.5,
     b: float = 1.0,
+    reference: str = "first",
     patience: int = 5,
     max_sweeps: int = 100,
     progress: Progress | None = None,
@@ -111,6 +111,8 @@ def match(
         key: a PRNG key, for the order of the labels.
         a: for zip, decay of a merged unit's similarities, in [0, 1].
         b: for zip, share of merges a model may spend on its own units, in [0, 1].
+        reference: for align, and for groups whose units are zipped: what more than two
+            models are aligned to, `first`, `mean` or `universe`; see `align_to`.
         patience: sweeps without improvement after which to stop.
         max_sweeps: sweeps after which to stop in any case.
         progress: called with the objective after every sweep.
@@ -119,10 +121,11 @@ def match(
         The assignment, with the history of the objective.
 
     Raises:
-        ValueError: if the method is unknown, alpha is outside [0, 1], moments are
-            missing or of other models, or the models do not fit the spec.
+        ValueError: if the method or the reference is unknown, alpha is outside [0, 1],
+            moments are missing or of other models, or the models do not fit the spec.
     """
     check_method("match", method, alpha)
+    check_reference("match", reference)
     if uses_activations(method) and moments is None:
         raise ValueError(
             f"match: {method} needs activation moments and got None; pass those that "
@@ -149,6 +152,7 @@ def match(
         zipped=method.endswith("-zip"),
         a=a,
         b=b,
+        reference=reference,
     )
     if uses_activations(method):
         first = replace(search, alpha=0.0)
@@ -190,6 +194,7 @@ class _Search:
     zipped: bool
     a: float
     b: float
+    reference: str
 
     def matched(
         self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
@@ -204,6 +209,7 @@ class _Search:
             zipped=self.zipped,
             a=self.a,
             b=self.b,
+            reference=self.reference,
         )
         return found, similarity
 

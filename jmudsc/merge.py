@@ -1,73 +1,94 @@
 """Merge: the whole way from models and batches to one network, in one call."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.batch_stats import reset_batch_stats, UpdateFn
+from jmudsc.agreement import agreement_with
+from jmudsc.balance import ALPHAS, check_balance, search_alpha
+from jmudsc.batch_stats import UpdateFn
 from jmudsc.check import check_spec
 from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
+from jmudsc.finish import check_finish, Finish, finished
 from jmudsc.freeze import freeze
-from jmudsc.match import check_method, match, Progress, uses_activations
+from jmudsc.match import check_method, Match, match, uses_activations
 from jmudsc.moments import collect
-from jmudsc.pooled import pool_batch_stats
-from jmudsc.refit import check_ridge, refit_layers, REFITS, RIDGE
-from jmudsc.repair import repair_layers
+from jmudsc.progress import counted, Progress, silent
+from jmudsc.references import check_reference
+from jmudsc.refit import RIDGE
 from jmudsc.result import MergeResult
+from jmudsc.separate import (
+    check_carried,
+    check_read,
+    put_together,
+    take_apart,
+    trunks_of,
+)
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
-from jmudsc.variables import check_covers, check_finite, check_same
+from jmudsc.trunk import trunk_fn
+from jmudsc.variables import check_finite, check_same
 
 _log = logging.getLogger(__name__)
 
-REPAIRS = ("rescale", "pooled")
-
 
 def merge(
-    apply_fn: ApplyFn,
+    apply_fn: ApplyFn | Sequence[ApplyFn],
     models: Sequence[PyTree],
     batches: Iterable[PyTree] | None,
     *,
     method: str = "mudsc-zip",
-    alpha: float = 0.5,
+    alpha: float | str = 0.5,
     key: jax.Array,
     spec: PermutationSpec | None = None,
     frozen: str | Iterable[str] = (),
+    separate: str | Iterable[str] = (),
     weights: Sequence[float] | None = None,
-    update_fn: UpdateFn | None = None,
+    reference: str = "first",
+    update_fn: UpdateFn | Sequence[UpdateFn] | None = None,
     refit: str | None = None,
     ridge: float = RIDGE,
     repair: str | None = None,
+    score: Callable[[Any], float] | None = None,
+    alphas: Sequence[float] = ALPHAS,
     check: bool = True,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge networks trained apart into one that does all their tasks.
 
     Derives the permutation spec and checks it on the first model, gathers activation
-    statistics, matches the units, averages them, and then, as asked for, refits the
-    maps, resets running statistics and repairs activations, in this order.
+    statistics, matches the units, averages them, and resets running statistics.
 
     Args:
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
-            mode.
+            mode; with `separate` also one per model, where their heads differ.
         models: the variables of each model, two or more of one architecture.
         batches: calibration batches of what `apply_fn` takes, from all tasks; any
             re-iterable (a list, say). None for `average` and `weight-*` with a `spec`.
         method: `average`, `weight-align`, `activation-align`, `weight-zip`,
             `activation-zip`, `mudsc-align` or `mudsc-zip`.
-        alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1].
+        alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
+            `search` for that of `alphas` with the best `score`, `auto` for that whose
+            merged network agrees best with its parents (see `joint_agreement`).
         key: a PRNG key; the same key gives the same bits.
         spec: a permutation spec to use instead of deriving one.
         frozen: patterns of labels and leaves whose units stay in place, as for
             `freeze`.
+        separate: patterns of leaves that are not averaged: every model keeps its own,
+            carried into the merged coordinates, in `MergeResult.networks`. Heads of
+            several tasks, or all leaves beyond a depth.
         weights: the share of each model in the average; None for equal shares.
+        reference: what more than two models are aligned to: `first`, `mean` or
+            `universe`, as for `match`.
         update_fn: `(variables, batch) -> variables` as training updates running
             statistics; given, they are reset over `batches`. Not needed with `refit`
-            or `repair`, which set them too.
+            or `repair`, which set them too. One or one per model, as `apply_fn`.
         refit: "least-squares" to fit every map to what the parents do on the batches
             (see `jmudsc.refit`); None for the average.
         ridge: strength of the refit's penalty, above 0.
@@ -75,17 +96,20 @@ def merge(
             the batches (see `jmudsc.repair`); "pooled" for running statistics of the
             parents together, which needs no batches (see `jmudsc.pool_batch_stats`);
             None for neither.
-        check: whether to check the spec on the first model.
+        score: with `alpha="search"`, larger for better merged variables; with
+            `separate` it is given the variables of all networks.
+        alphas: the balances that `search` and `auto` try.
+        check: whether to check the spec on the first model, with `separate` on all.
         progress: called with the stage, how much of it is done, and out of how much
             (None where that is not known).
 
     Returns:
-        The merged variables with spec, assignment, history, what decided the merge and
-        what became of leaves that were refit or repaired.
+        The merged variables with spec, assignment, history and what decided the merge.
 
     Raises:
         ValueError: if the models differ or are not finite, the spec is wrong, batches
-            are missing, empty or can be read only once, or an argument is out of range.
+            are missing, empty or can be read only once, an argument is out of range, or
+            separate leaves cannot follow a zip.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -99,103 +123,139 @@ def merge(
         >>> bool(jnp.allclose(result.variables["in"], a["in"]))
         True
     """
-    check_method("merge", method, alpha)
-    check_same("merge", models)
+    check_balance("merge", alpha, alphas, method, score is not None)
+    check_method("merge", method, 0.5 if isinstance(alpha, str) else alpha)
+    check_reference("merge", reference)
+    separate = [separate] if isinstance(separate, str) else list(separate)
+    apply_fns = _per_model("apply_fn", apply_fn, len(models), separate)
+    update_fns = _per_model("update_fn", update_fn, len(models), separate)
+    trunks = trunks_of("merge", models, separate) if separate else models
+    check_same("merge", trunks)
     check_finite("merge", models)
     shares = shares_of("merge", weights, len(models))
     _check_batches(batches, method, spec)
-    _check_finish(batches, update_fn, refit, ridge, repair)
-    say = progress or _silent
+    finishes = [Finish(fn, refit, ridge, repair) for fn in update_fns]
+    for finish in finishes:
+        check_finish("merge", finish, batches, bool(separate))
+    say = progress or silent
     first = None if batches is None else _first(batches)
-    if spec is None:
-        say("deriving the spec", 0, 1)
-        spec = infer_spec(apply_fn, models[0], first)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
-    spec = freeze(spec, frozen) if frozen else spec
-    check_covers("merge", spec, paths.flatten(models[0]))
     check_key, match_key = jax.random.split(key)
+    specs = [spec] * len(models) if spec else []
+    if not specs:
+        say("deriving the spec", 0, 1)
+        traced = list(zip(apply_fns, models, strict=True))[: None if separate else 1]
+        specs = [infer_spec(apply, model, first) for apply, model in traced]
+    specs = specs if separate else specs[:1]
+    specs = [freeze(specs[0], frozen), *specs[1:]] if frozen else specs
+    parts = take_apart("merge", specs, models, trunks)
+    check_carried("merge", parts, method.endswith("-zip"))
     if check and first is not None:
         say("checking the spec", 0, 1)
-        check_spec(spec, apply_fn, models[0], first, key=check_key)
+        for own, apply, model in zip(specs, apply_fns, models, strict=False):
+            check_spec(own, apply, model, first, key=check_key)
     moments = None
     if batches is not None and uses_activations(method):
-        seen = _counted(batches, "collecting activations", say)
-        moments = collect(spec, apply_fn, models, seen)
-    say("matching", 0, None)
-    found = match(
-        spec,
-        models,
-        moments,
-        method=method,
-        alpha=alpha,
-        key=match_key,
-        progress=say,
-    )
-    say("combining", 0, 1)
-    merged = combine(spec, models, found.assignment, shares)
-    changes: dict[str, str] = {}
-    parts = spec, apply_fn, models, found.assignment
-    if refit and batches is not None:
-        seen = _counted(batches, "refitting", say)
-        merged, changes = refit_layers(*parts, merged, seen, ridge, shares)
-    if update_fn is not None and batches is not None and repair != "rescale":
-        seen = _counted(batches, "resetting statistics", say)
-        merged = reset_batch_stats(update_fn, merged, seen)
-    elif repair == "rescale" and batches is not None:
-        seen = _counted(batches, "repairing", say)
-        merged, repaired = repair_layers(*parts, merged, seen, shares)
-        changes = _both(changes, repaired)
-    elif repair == "pooled":
-        merged = pool_batch_stats(spec, models, found.assignment, merged, shares)
-    elif spec.statistics and not refit:
+        seen = counted(batches, "collecting activations", say)
+        read = apply_fns[0]
+        if separate:
+            read = trunk_fn(read, models[0], paths.flatten(trunks[0]))
+        moments = collect(parts.spec, read, trunks, seen)
+        check_read("merge", parts, moments)
+
+    def merged_at(balance: float) -> Candidate:
+        say("matching", 0, None)
+        found = match(
+            parts.spec,
+            trunks,
+            moments,
+            method=method,
+            alpha=balance,
+            reference=reference,
+            key=match_key,
+            progress=say,
+        )
+        say("combining", 0, 1)
+        merged = combine(parts.spec, trunks, found.assignment, shares)
+        networks = [merged]
+        if separate:
+            networks = put_together(parts, models, merged, found.assignment, shares)
+        common = parts.spec, apply_fns[0], trunks, found.assignment
+        ended = [
+            finished(finish, *common, network, batches, shares, say)
+            for finish, network in zip(finishes, networks, strict=False)
+        ]
+        return Candidate(found, [n for n, _ in ended], ended[0][1])
+
+    if alpha == "auto":
+        score = agreement_with(apply_fns, models, batches or ())
+
+    def scored(candidate: Candidate) -> float:
+        networks = candidate.networks
+        whole = separate or alpha == "auto"
+        return score(networks if whole else networks[0]) if score else 0.0
+
+    balances = alphas if isinstance(alpha, str) else (alpha,)
+    best = search_alpha(merged_at, scored, balances)
+    found, networks = best.candidate.found, best.candidate.networks
+    reset = update_fn is not None and batches is not None
+    if parts.spec.statistics and not (reset or refit or repair):
         _log.warning(
             "merge: %d running statistics were averaged, not reset; pass update_fn and "
             "batches, or call reset_batch_stats.",
-            len(spec.statistics),
+            len(parts.spec.statistics),
         )
-    recipe = {"method": method, "alpha": alpha, "weights": list(shares)}
+    recipe = {"method": method, "alpha": best.alpha, "weights": list(shares)}
+    if isinstance(alpha, str):
+        recipe |= {"balance": alpha, "scores": {f"{x:g}": y for x, y in best.scores}}
     recipe |= {"frozen": frozen} if frozen else {}
+    recipe |= {"separate": separate} if separate else {}
+    recipe |= {"reference": reference} if len(models) > 2 else {}
     recipe |= {"refit": refit, "ridge": ridge} if refit else {}
     recipe |= {"repair": repair} if repair else {}
-    return MergeResult(merged, spec, found.assignment, found.history, recipe, changes)
+    return MergeResult(
+        networks[0],
+        parts.spec,
+        found.assignment,
+        found.history,
+        recipe,
+        best.candidate.changes,
+        tuple(networks) if separate else (),
+    )
 
 
-def _both(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str]:
-    """Put together what was done with each leaf, one after the other."""
-    told = dict(first)
-    for path, done in then.items():
-        before = told.get(path, done)
-        told[path] = done if before == done else f"{before}; {done}"
-    return told
+@dataclass(frozen=True)
+class Candidate:
+    """What one balance gives.
+
+    Attributes:
+        found: the matching.
+        networks: the merged variables, one per model where leaves are separate.
+        changes: what was done with each leaf after averaging.
+    """
+
+    found: Match
+    networks: list[PyTree]
+    changes: dict[str, str]
 
 
-def _check_finish(
-    batches: Iterable[PyTree] | None,
-    update_fn: UpdateFn | None,
-    refit: str | None,
-    ridge: float,
-    repair: str | None,
-) -> None:
-    """Check what is to be done after averaging."""
-    check_ridge("merge", ridge)
-    options = {"refit": (refit, REFITS), "repair": (repair, REPAIRS)}
-    for name, (value, known) in options.items():
-        if value is not None and value not in known:
-            raise ValueError(
-                f'merge: {name} is "{value}"{paths.did_you_mean(value, known)}; needed '
-                f"is None or one of {', '.join(known)}."
-            )
-        if batches is None and value in ("least-squares", "rescale"):
-            raise ValueError(
-                f'merge: {name}="{value}" needs batches and got None; pass calibration '
-                "batches."
-            )
-    if repair == "pooled" and (refit or update_fn is not None):
-        other = "refit" if refit else "update_fn"
+def _per_model(
+    name: str, functions: Any, models: int, separate: Sequence[str]
+) -> list[Any]:
+    """Repeat a function for every model, unless there is one for each already."""
+    if not isinstance(functions, Sequence):
+        return [functions] * models
+    if not separate:
         raise ValueError(
-            f'merge: repair="pooled" and {other} both set running statistics, only one '
-            "of them can; leave one out."
+            f"merge: {name} is a list, one function is needed where all leaves are "
+            "merged; pass separate= with the leaves of the heads."
         )
+    if len(functions) != models:
+        raise ValueError(
+            f"merge: {name} has {len(functions)} functions for {models} models, needed "
+            "is one for each, or one for all."
+        )
+    return list(functions)
 
 
 def _check_batches(
@@ -224,17 +284,6 @@ def _check_batches(
             "once, and several passes are needed; pass a list, or an object whose "
             "__iter__ starts anew."
         )
-
-
-def _counted(batches: Iterable[PyTree], stage: str, say: Progress) -> Iterator[PyTree]:
-    total = len(batches) if isinstance(batches, Sized) else None
-    for done, batch in enumerate(batches):
-        say(stage, done, total)
-        yield batch
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    """Report nothing."""
 
 
 def _first(batches: Iterable[PyTree]) -> PyTree:

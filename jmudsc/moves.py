@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jmudsc.axes import Axis
+from jmudsc.blocks import Block, map_blocks, placed
 from jmudsc.spec import PermutationSpec
 
 Parents = tuple[tuple[str, tuple[str, ...]], ...]
@@ -81,6 +82,35 @@ def move_units(
     if consumed:
         return moved
     return moved * _aligned(block, axis, lead, move.scale)
+
+
+def move_leaf(
+    leaf: jax.Array,
+    moves: Sequence[Move],
+    axes: tuple[Axis, ...],
+    parents: Parents,
+    consumed: tuple[bool, ...],
+) -> jax.Array:
+    """Bring all axes of a leaf of one model to the merged order.
+
+    Args:
+        leaf: one axis per expression.
+        moves: of this model, one per label of the leaf.
+        axes: its axis expressions, from `anonymous`.
+        parents: likewise.
+        consumed: for each axis whether it is summed over.
+
+    Returns:
+        A leaf of the same shape.
+    """
+
+    def visit(values: jax.Array, block: Block) -> jax.Array:
+        for axis, lead, name in placed(block, dict(parents)):
+            flag = consumed[block.origins[axis]]
+            values = move_units(values, axis, lead, moves[int(name)], flag)
+        return values
+
+    return map_blocks(leaf, axes, visit)
 
 
 def names_in_leaf(spec: PermutationSpec, path: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -66,6 +67,44 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return `'; did you mean "..."?'` for the nearest of `names`, or nothing."""
     close = nearest(name, names)
     return f'; did you mean "{close}"?' if close else ""
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name matches any of some shell patterns, in which `*` matches `/` too.
+
+    Example:
+        >>> matches("params/Dense_0/kernel", ["*/kernel"])
+        True
+    """
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_patterns(
+    where: str, patterns: Iterable[str], names: Iterable[str], kind: str, advice: str
+) -> None:
+    """Check that every pattern matches a name.
+
+    Args:
+        where: the caller, named in the error.
+        patterns: shell patterns.
+        names: what there is.
+        kind: what the names are of, `"leaf"`.
+        advice: what to do.
+
+    Raises:
+        ValueError: listing the patterns that match no name, with the nearest one.
+    """
+    patterns, names = list(patterns), list(names)
+    unmatched = [
+        f'"{pattern}"{did_you_mean(pattern, names)}'
+        for pattern in patterns
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+    if unmatched:
+        raise ValueError(
+            f"{where}: {len(unmatched)} of {len(patterns)} patterns match no {kind}:\n"
+            f"{listed(unmatched)}\n{advice}"
+        )
 
 
 def listed(lines: Iterable[str], most: int = 10) -> str:

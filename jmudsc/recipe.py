@@ -11,6 +11,7 @@ batches: {factory: my_data:calibration, size: 100}
 method: mudsc-zip
 alpha: 0.5
 frozen: [params/stem/*]                 # optional: labels and leaves to keep in place
+separate: [params/head/*]               # optional: leaves that each model keeps
 output: merged
 ```
 
@@ -31,9 +32,11 @@ from typing import Any
 
 import yaml
 
+from jmudsc.balance import CHOICES
+from jmudsc.finish import REPAIRS
 from jmudsc.match import METHODS
-from jmudsc.merge import REPAIRS
 from jmudsc.paths import did_you_mean, listed
+from jmudsc.references import REFERENCES
 from jmudsc.refit import REFITS, RIDGE
 
 
@@ -74,14 +77,18 @@ class Recipe:
         output: the directory to write.
         update_fn: `(variables, batch) -> variables`, resets running statistics.
         method: one of `METHODS`.
-        alpha: the balance, share of the weight similarity in [0, 1].
+        alpha: the balance, share of the weight similarity in [0, 1], or one of
+            `CHOICES`.
+        score: with `search`, `(variables) -> float`, larger is better.
         weights: the share of each model in the average; None for equal shares.
+        reference: what more than two models are aligned to, one of `REFERENCES`.
         refit: how maps are fitted after averaging: `least-squares`; None for not.
         ridge: strength of the refit's penalty.
         repair: `rescale` or `pooled`; None for neither.
         seed: of the PRNG key.
         spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
         frozen: patterns of labels and leaves whose units stay in place.
+        separate: patterns of leaves that every model keeps for itself.
         folder: what relative paths are relative to: the folder of the recipe.
     """
 
@@ -91,14 +98,17 @@ class Recipe:
     output: str
     update_fn: Reference | None = None
     method: str = "mudsc-zip"
-    alpha: float = 0.5
+    alpha: float | str = 0.5
+    score: Reference | None = None
     weights: tuple[float, ...] | None = None
+    reference: str = "first"
     refit: str | None = None
     ridge: float = RIDGE
     repair: str | None = None
     seed: int = 0
     spec: str | None = None
     frozen: tuple[str, ...] = ()
+    separate: tuple[str, ...] = ()
     folder: Path = field(default=Path(), compare=False)
 
 
@@ -185,12 +195,18 @@ def dump_recipe(recipe: Recipe) -> str:
     if recipe.update_fn is not None:
         content["update_fn"] = _plain_reference(recipe.update_fn)
     content |= {"method": recipe.method, "alpha": recipe.alpha}
+    if recipe.score is not None:
+        content["score"] = _plain_reference(recipe.score)
     if recipe.weights is not None:
         content["weights"] = list(recipe.weights)
+    if recipe.reference != "first":
+        content["reference"] = recipe.reference
     if recipe.spec is not None:
         content["spec"] = recipe.spec
     if recipe.frozen:
         content["frozen"] = list(recipe.frozen)
+    if recipe.separate:
+        content["separate"] = list(recipe.separate)
     if recipe.refit is not None:
         content |= {"refit": recipe.refit, "ridge": recipe.ridge}
     if recipe.repair is not None:
@@ -292,15 +308,18 @@ def _one_of(known: Sequence[str], value: Any) -> str:
     return value
 
 
-def _above_zero(value: Any) -> float:
-    if not _is_number(value) or value <= 0:
-        raise ValueError(f"is {value!r}, it must be a number above 0")
+def _balance(value: Any) -> float | str:
+    if value in CHOICES:
+        return value
+    if not _is_number(value) or not 0 <= value <= 1:
+        choices = " or ".join(CHOICES)
+        raise ValueError(f"is {value!r}, it must be a number in [0, 1], or {choices}")
     return float(value)
 
 
-def _share(value: Any) -> float:
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"is {value!r}, it must be a number in [0, 1]")
+def _above_zero(value: Any) -> float:
+    if not _is_number(value) or value <= 0:
+        raise ValueError(f"is {value!r}, it must be a number above 0")
     return float(value)
 
 
@@ -342,14 +361,17 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "batches": _reference,
     "update_fn": _reference,
     "method": lambda value: _one_of(METHODS, value),
-    "alpha": _share,
+    "alpha": _balance,
+    "score": _reference,
     "weights": _weights,
+    "reference": lambda value: _one_of(REFERENCES, value),
     "refit": lambda value: _one_of(REFITS, value),
     "ridge": _above_zero,
     "repair": lambda value: _one_of(REPAIRS, value),
     "seed": _seed,
     "spec": _text,
     "frozen": _patterns,
+    "separate": _patterns,
     "output": _text,
 }
 

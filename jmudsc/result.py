@@ -15,8 +15,9 @@ class MergeResult:
     """What `merge` returns and `save` writes.
 
     Attributes:
-        variables: the merged variables, a pytree of the parents' structure.
-        spec: the permutation spec the merge was made with.
+        variables: the merged variables, a pytree of the parents' structure; where some
+            leaves are separate, the first of `networks`.
+        spec: the permutation spec the merge was made with, of the leaves it merged.
         assignment: per label `int32[models, *parent units, units]`, the merged unit
             that each unit of each model went to.
         history: the objective of each sweep of coordinate descent: the mean over
@@ -24,6 +25,9 @@ class MergeResult:
         recipe: what decided the merge (method, alpha, weights, ...), plain JSON values.
         changes: path of a leaf -> what refit and repair did with it after averaging, or
             why they could do nothing; empty without them.
+        networks: where some leaves are separate, per model its variables: the leaves
+            that were merged, and its own others carried into the merged coordinates,
+            for its own `apply_fn`; empty otherwise.
     """
 
     variables: PyTree
@@ -32,3 +36,4 @@ class MergeResult:
     history: tuple[float, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, str] = field(default_factory=dict)
+    networks: tuple[PyTree, ...] = ()

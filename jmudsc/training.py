@@ -19,8 +19,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jmudsc.datasets import Split
-from jmudsc.match import Progress
 from jmudsc.models import MLP, ResNet20
+from jmudsc.progress import Progress
 
 LOGIT_SCALE = 5.0
 

@@ -22,6 +22,9 @@ def apply_fn(variables, x):
 def batches(count):
     keys = jax.random.split(jax.random.key(0), count)
     return [jax.random.normal(key, (32, 5)) for key in keys]
+
+def score(variables):
+    return 1.0
 """
 
 RECIPE = """
@@ -124,6 +127,38 @@ def test_frozen_labels_of_a_recipe_are_averaged_as_they_are(
     path.write_text(RECIPE + "spec: spec.txt\n")
     run(monkeypatch, "spec", path)
     assert capsys.readouterr().out == printed
+
+
+def test_a_recipe_with_separate_leaves_writes_a_checkpoint_for_every_model(
+    project, monkeypatch, capsys
+):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE + "separate: [out]\n")
+    run(monkeypatch, "merge", path)
+    printed = capsys.readouterr().out
+    assert "- separate: out\n" in printed
+    assert f"Wrote {project / 'merged'}" in printed
+    first = jmudsc.load(project / "first")
+    for name in ("model-0", "model-1"):
+        merged = jmudsc.load(project / "merged" / name)
+        for leaf in ("in", "out"):
+            np.testing.assert_allclose(merged[leaf], first[leaf], rtol=1e-6)
+    expected = f"jmudsc: {project / 'merged' / 'model-0'}: exists, needed a new path"
+    assert fails(monkeypatch, "merge", path).startswith(expected)
+    run(monkeypatch, "merge", path, "--overwrite")
+
+
+def test_a_recipe_may_have_the_balance_chosen(project, monkeypatch, capsys):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE + "alpha: search\nscore: cli_model:score\n")
+    run(monkeypatch, "merge", path)
+    assert "- alpha: 0.5\n" in capsys.readouterr().out
+    recipe = jmudsc.load_provenance(project / "merged")["recipe"]
+    assert recipe["balance"] == "search"
+    assert len(recipe["scores"]) == 11
+    path.write_text(RECIPE + "alpha: search\n")
+    message = fails(monkeypatch, "merge", path, "--overwrite")
+    assert message.startswith('jmudsc: merge: alpha="search" needs score')
 
 
 @pytest.mark.parametrize("command", ["spec", "merge"])

@@ -48,6 +48,8 @@ def test_a_recipe_is_read_with_its_defaults():
         {"method": "weight-align", "alpha": 1, "weights": [1, 3], "seed": 7},
         {"update_fn": {"factory": "my_model:update_fn"}},
         {"spec": "spec.txt", "frozen": ["P_0", "params/stem/*"]},
+        {"alpha": "search", "score": "my_model:score", "reference": "universe"},
+        {"alpha": "auto", "separate": ["params/head/*"]},
         {"refit": "least-squares", "ridge": 0.1, "repair": "rescale"},
         {"repair": "pooled"},
     ],
@@ -67,6 +69,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         "batches": "my_data",
         "method": "mudsc-zp",
         "alpha": 1.5,
+        "reference": "last",
         "weights": [-1, 1],
         "seed": True,
         "spec": ["spec.txt"],
@@ -75,7 +78,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
     }
     refused(
         content,
-        "recipe: 12 things must be corrected:\n"
+        "recipe: 13 things must be corrected:\n"
         '  "model" is no key; did you mean "models"?\n'
         '  "aply_fn" is no key; did you mean "apply_fn"?\n'
         '  "batches" is \'my_data\', it must be "module:name" or '
@@ -83,7 +86,8 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         '  "method" is \'mudsc-zp\'; did you mean "mudsc-zip"?; it must be one of '
         "average, weight-align, activation-align, weight-zip, activation-zip, "
         "mudsc-align, mudsc-zip\n"
-        '  "alpha" is 1.5, it must be a number in [0, 1]\n'
+        '  "alpha" is 1.5, it must be a number in [0, 1], or search or auto\n'
+        "  \"reference\" is 'last'; it must be one of first, mean, universe\n"
         '  "weights" is [-1, 1], it must be a list of numbers >= 0, one per model, not '
         "all 0\n"
         '  "seed" is True, it must be a whole number in [0, 2**32)\n'

@@ -1,0 +1,138 @@
+"""Finish: what is done to a merged network after averaging.
+
+Its maps may be fitted to what the parents do, its units rescaled to theirs, its running
+statistics reset or pooled.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc import paths
+from jmudsc.batch_stats import reset_batch_stats, UpdateFn
+from jmudsc.pooled import pool_batch_stats
+from jmudsc.progress import counted, Progress
+from jmudsc.refit import check_ridge, refit_layers, REFITS, RIDGE
+from jmudsc.repair import repair_layers
+from jmudsc.spec import PermutationSpec
+from jmudsc.trace import ApplyFn
+
+REPAIRS = ("rescale", "pooled")
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What to do after averaging.
+
+    Attributes:
+        update_fn: updates running statistics as training does; given, they are reset.
+        refit: `least-squares` or None.
+        ridge: strength of the refit's penalty.
+        repair: `rescale`, `pooled` or None.
+    """
+
+    update_fn: UpdateFn | None = None
+    refit: str | None = None
+    ridge: float = RIDGE
+    repair: str | None = None
+
+    @property
+    def sets_statistics(self) -> bool:
+        """Whether running statistics are set to what the merged network makes them."""
+        return bool(self.refit or self.repair or self.update_fn)
+
+
+def check_finish(
+    where: str, finish: Finish, batches: Iterable[PyTree] | None, separate: bool
+) -> None:
+    """Check what is to be done after averaging.
+
+    Args:
+        where: the caller, named in the error.
+        finish: what to do.
+        batches: the calibration batches, if there are any.
+        separate: whether some leaves are kept apart.
+
+    Raises:
+        ValueError: if an option is unknown or out of range, needs batches, or cannot go
+            with another.
+    """
+    check_ridge(where, finish.ridge)
+    options = {"refit": (finish.refit, REFITS), "repair": (finish.repair, REPAIRS)}
+    for name, (value, known) in options.items():
+        if value is not None and value not in known:
+            raise ValueError(
+                f'{where}: {name} is "{value}"{paths.did_you_mean(value, known)}; '
+                f"needed is None or one of {', '.join(known)}."
+            )
+        if batches is None and value in ("least-squares", "rescale"):
+            raise ValueError(
+                f'{where}: {name}="{value}" needs batches and got None; pass '
+                "calibration batches."
+            )
+        if separate and value is not None:
+            raise ValueError(
+                f'{where}: {name}="{value}" works on whole networks, and separate '
+                "keeps some leaves apart; leave one of the two out."
+            )
+    if finish.repair == "pooled" and (finish.refit or finish.update_fn is not None):
+        other = "refit" if finish.refit else "update_fn"
+        raise ValueError(
+            f'{where}: repair="pooled" and {other} both set running statistics, only '
+            "one of them can; leave one out."
+        )
+
+
+def finished(
+    finish: Finish,
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    merged: PyTree,
+    batches: Iterable[PyTree] | None,
+    shares: Sequence[float],
+    progress: Progress,
+) -> tuple[PyTree, dict[str, str]]:
+    """Finish a merged network.
+
+    Args:
+        finish: what to do.
+        spec: the permutation spec.
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        models: the variables of the parents.
+        assignment: label -> `int32[models, *parent units, units]`.
+        merged: the merged variables.
+        batches: the calibration batches; None for none.
+        shares: the share of each model.
+        progress: called with the stage, how much of it is done, and out of how much.
+
+    Returns:
+        The variables, and for every leaf what was done with it or why nothing was.
+    """
+    changes: dict[str, str] = {}
+    parts = spec, apply_fn, models, assignment
+    if finish.refit and batches is not None:
+        seen = counted(batches, "refitting", progress)
+        merged, changes = refit_layers(*parts, merged, seen, finish.ridge, shares)
+    if finish.repair == "rescale" and batches is not None:
+        seen = counted(batches, "repairing", progress)
+        merged, repaired = repair_layers(*parts, merged, seen, shares)
+        changes = _both(changes, repaired)
+    elif finish.repair == "pooled":
+        merged = pool_batch_stats(spec, models, assignment, merged, shares)
+    elif finish.update_fn is not None and batches is not None:
+        seen = counted(batches, "resetting statistics", progress)
+        merged = reset_batch_stats(finish.update_fn, merged, seen)
+    return merged, changes
+
+
+def _both(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str]:
+    """Put together what was done with each leaf, one after the other."""
+    told = dict(first)
+    for path, done in then.items():
+        before = told.get(path, done)
+        told[path] = done if before == done else f"{before}; {done}"
+    return told
