@@ -19,7 +19,7 @@ def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
     Along an axis that is fixed anyway (a stack) the others may differ by position.
     """
-    return _joined(terms, eqn.params["dimension"], ins)
+    return _joined(terms, int(eqn.params["dimension"]), ins)
 
 
 def stack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:

@@ -159,7 +159,8 @@ def _gather(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     forget(terms, tags[0], "gather")
     whole = {i for i, size in enumerate(sizes) if size == terms.size(operand[i])}
     whole = whole if eqn.params["mode"] in _CLAMPED else set()
-    picked = _picked(terms, eqn, operand, tags[1], numbers.start_index_map, whole)
+    along = tuple(map(int, numbers.start_index_map))
+    picked = _picked(terms, eqn, operand, tags[1], along, whole)
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.start_indices_batching_dims, strict=True):
         terms.unify(operand[i], indices[j])
@@ -181,7 +182,8 @@ def _scatter(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     operand, indices, updates = ins
     for tag in (tags[0], tags[2]):
         forget(terms, tag, eqn.primitive.name)
-    picked = _picked(terms, eqn, operand, tags[1], numbers.scatter_dims_to_operand_dims)
+    along = tuple(map(int, numbers.scatter_dims_to_operand_dims))
+    picked = _picked(terms, eqn, operand, tags[1], along)
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
         terms.unify(operand[i], indices[j])

@@ -124,12 +124,12 @@ def transpose(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 def squeeze(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Drop axes of size 1."""
-    return [drop(ins[0], eqn.params["dimensions"])]
+    return [drop(ins[0], tuple(map(int, eqn.params["dimensions"])))]
 
 
 def reduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """A sum, maximum, ... over an axis does not depend on its order: drop it."""
-    return [drop(ins[0], eqn.params["axes"])]
+    return [drop(ins[0], tuple(map(int, eqn.params["axes"])))]
 
 
 def collective(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
