@@ -1,6 +1,7 @@
 """Similarity of the units of a label: Pearson correlation of activations or weights."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -14,6 +15,9 @@ from jmudsc.blocks import Block, blocks, placed, places_of, units_last
 from jmudsc.moments import merge_moments, Moments, moments_of
 from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
 from jmudsc.spec import PermutationSpec, Site
+
+Stays = tuple[bool, ...]  # for each parent of a label whether it stays in place
+Orders = dict[Stays, Move]
 
 # One name for all labels: with their own, each would be compiled anew.
 _ANY = "units"
@@ -124,32 +128,49 @@ def _site_units(
     found = [
         read(
             model[site.path],
-            [_own_order(spec, moves, assignment, name, still, i) for name in names],
+            [_by_order(spec, moves, assignment, name, still, i) for name in names],
         )
         for i, model in enumerate(models)
     ]
     return [{_ANY: units} for units in found if units is not None]
 
 
-def _own_order(
+def _by_order(
     spec: PermutationSpec,
     moves: Mapping[str, list[Move]],
     assignment: Mapping[str, np.ndarray],
     name: str,
     still: Sequence[str],
     model: int,
-) -> Move:
-    """Index a move by its parents' own units where those parents stay in place."""
-    move = moves[name][model]
+) -> Orders:
+    """Index a move by its parents' own units, for those of them that stay in place.
+
+    A label that stays on one axis may be brought to the merged order on another.
+    """
     parents = spec.labels[name].parents
-    if not set(parents) & set(still):
+    options = [(False, True) if parent in still else (False,) for parent in parents]
+    return {
+        stays: _in_order(spec, moves[name][model], assignment, name, stays, model)
+        for stays in itertools.product(*options)
+    }
+
+
+def _in_order(
+    spec: PermutationSpec,
+    move: Move,
+    assignment: Mapping[str, np.ndarray],
+    name: str,
+    stays: Stays,
+    model: int,
+) -> Move:
+    if not any(stays):
         return move
+    parents = spec.labels[name].parents
     grid = np.indices([spec.labels[parent].size for parent in parents], sparse=True)
     merged: list[np.ndarray] = []
-    for parent, own in zip(parents, grid, strict=True):
+    for parent, own, is_own in zip(parents, grid, stays, strict=True):
         outer = [merged[parents.index(p)] for p in spec.labels[parent].parents]
-        row = assignment[parent][model]
-        merged.append(row[(*outer, own)] if parent in still else own)
+        merged.append(assignment[parent][model][(*outer, own)] if is_own else own)
     place = tuple(merged)
     return Move(
         np.asarray(move.index)[place],
@@ -162,7 +183,7 @@ def _own_order(
 )
 def _read_units(
     leaf: jax.Array,
-    moves: list[Move],
+    moves: list[Orders],
     axes: tuple[Axis, ...],
     parents: Parents,
     summed: tuple[bool, ...],
@@ -175,7 +196,7 @@ def _read_units(
         for other, others_lead, name in placed(block, dict(parents)):
             if other not in (axis, *lead):
                 flag = summed[block.origins[other]]
-                move = moves[int(name)]
+                move = moves[int(name)][tuple(a in lead for a in others_lead)]
                 values = move_units(values, other, others_lead, move, flag)
         return units_last(values, axis, lead)
 

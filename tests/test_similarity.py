@@ -1,10 +1,20 @@
 import dense
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from jmudsc import align, Fixed, PermutationSpec, permute, random_permutations, Units
+from jmudsc import (
+    align,
+    Fixed,
+    infer_spec,
+    PermutationSpec,
+    permute,
+    random_permutations,
+    Units,
+)
+from jmudsc.permute import identity
 from jmudsc.similarity import correlation, weight_similarity
 from jmudsc.spec import labels_of, Site
 
@@ -219,3 +229,28 @@ def test_every_site_of_a_label_counts():
             after = weight_similarity(spec, [noisy], assignment, label)
             changed = bool((before != after).any())
             assert changed == (site.path not in spec.statistics), Site(*site)
+
+
+def test_both_sides_of_a_square_kernel_with_groups_are_in_the_right_order():
+    """The groups of the side that is read stay; those of the other side are moved."""
+
+    def apply_fn(v, x):
+        h = (x @ v["in"]).reshape(-1, 3, 4)
+        h = h / jnp.sqrt(1 + (h**2).mean(axis=-1, keepdims=True))
+        h = h.reshape(-1, 12)
+        return (h + jnp.tanh(h @ v["square"])) @ v["out"]
+
+    draw = np.random.default_rng(3)
+    shapes = {"in": (5, 12), "square": (12, 12), "out": (12, 2)}
+    leaves = {n: draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    spec = infer_spec(apply_fn, leaves, np.ones((7, 5), np.float32))
+    group, channel = sorted(spec.labels, key=lambda n: len(spec.labels[n].parents))
+    assert spec.labels[channel].parents == (group,)
+    perms = random_permutations(spec, jax.random.key(2))
+    models = [leaves, permute(spec, leaves, perms)]
+    rows = {n: np.stack([identity(spec)[n], perm]) for n, perm in perms.items()}
+    similarity = weight_similarity(spec, models, rows, channel)
+    units = np.arange(12).reshape(3, 4)
+    where = perms[group][:, None], perms[channel][perms[group]]
+    paired = similarity[units[where].reshape(-1), 12 + np.arange(12)]
+    np.testing.assert_allclose(paired, 1, atol=1e-5)
