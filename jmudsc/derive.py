@@ -143,7 +143,9 @@ def _fixed_parents(seen: Walk) -> dict[int, str]:
         atom
         for axis in (*loops, *leaves)
         for atom in terms.leaves(axis)
-        if terms.reason(atom) is not None and atom not in split
+        if terms.reason(atom) is not None
+        and atom not in split
+        and terms.is_in_place(atom)
     )
     return {atom: f"S_{number}" for number, atom in enumerate(dict.fromkeys(met))}
 

@@ -63,6 +63,8 @@ class Value:
         tag: what its entries are positions of, if they are.
         number: values with the same number are equal; negative if it has none yet.
         picks: per axis, in the order of which picked units it is.
+        apart: the axes on which no unit goes with another of the same axis, if it is
+            no value of the program (see `meetings`).
     """
 
     axes: list[int]
@@ -70,6 +72,7 @@ class Value:
     tag: Tag | Columns | None = None
     number: int = -1
     picks: Picks = ()
+    apart: frozenset[int] = frozenset()
 
     def picks_on(self, axis: int) -> frozenset[Pick]:
         """The picks of one axis."""
