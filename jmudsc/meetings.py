@@ -57,7 +57,7 @@ def meetings(
     if name in _CUTTING:
         values = ins[:1] if name in ("slice", "split") else outs
         return [_cut(terms, value, (*ins, *outs)) for value in values]
-    return _moved(terms, ins, outs, since)
+    return _moved(terms, eqn, ins, outs, since)
 
 
 def _cut(terms: Terms, value: Value, others: Sequence[Value]) -> Value:
@@ -122,7 +122,7 @@ def _written_to(eqn: Any, ins: Sequence[Value], out: Value) -> Value:
 
 
 def _moved(
-    terms: Terms, ins: Sequence[Value], outs: Sequence[Value], since: int
+    terms: Terms, eqn: Any, ins: Sequence[Value], outs: Sequence[Value], since: int
 ) -> list[Value]:
     """Where an axis comes out as another one, both."""
     before = {axis for value in ins for axis in value.axes}
@@ -134,9 +134,15 @@ def _moved(
     def is_new(axis: int) -> bool:
         return terms.size(axis) > 1 and not terms.is_made_of(axis, before, since)
 
-    return [
-        Value([*out.axes, *filter(is_lost, value.axes)])
-        for out in outs
-        if any(map(is_new, out.axes))
-        for value in ins
-    ]
+    found = []
+    for out in outs:
+        if any(map(is_new, out.axes)):
+            for number, value in enumerate(ins):
+                where, axes = dict(picks.axis_map(eqn, number)), list(out.axes)
+                for axis, term in enumerate(value.axes):
+                    if is_lost(term):
+                        where[axis] = len(axes)
+                        axes.append(term)
+                known = picks.carried([value], [where], len(axes))
+                found.append(Value(axes, picks=known))
+    return found

@@ -13,7 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jmudsc.numbering import Numbers
-from jmudsc.rules import elementwise, product_axes, reduce, RULES
+from jmudsc.rules import (
+    contraction,
+    cumulative,
+    elementwise,
+    product_axes,
+    reduce,
+    RULES,
+)
 from jmudsc.trace import Place, shape_of
 from jmudsc.values import Pick, Picks, Value
 
@@ -136,14 +143,22 @@ def axis_map(eqn: Any, number: int) -> AxisMap:
     if rule is elementwise:
         return {axis: axis for axis in range(len(shape))}
     if rule is reduce:
-        return _without(shape, params["axes"])
+        return _without(shape, tuple(map(int, params["axes"])))
+    if rule is cumulative:
+        return _beside(shape, params["axis"])
     match name:
+        case "sort":
+            return _beside(shape, params["dimension"])
+        case "top_k":
+            return _beside(shape, params.get("axis", len(shape) - 1))
         case "squeeze":
-            return _without(shape, params["dimensions"])
+            return _without(shape, tuple(map(int, params["dimensions"])))
         case "broadcast_in_dim":
-            return dict(enumerate(params["broadcast_dimensions"]))
+            return dict(enumerate(map(int, params["broadcast_dimensions"])))
         case "transpose":
-            return {axis: new for new, axis in enumerate(params["permutation"])}
+            return {
+                axis: new for new, axis in enumerate(map(int, params["permutation"]))
+            }
         case "reshape":
             return _same_runs(shape, shape_of(eqn.outvars[0]))
         case "dynamic_slice" if number == 0:
@@ -151,7 +166,7 @@ def axis_map(eqn: Any, number: int) -> AxisMap:
             return {axis: axis for axis, (whole, size) in pairs if whole == size}
         case "gather" if number == 0:
             return _gathered_whole(eqn)
-        case "dot_general" | "ragged_dot_general" if number < 2:
+        case "dot_general" | "ragged_dot_general" if contraction(eqn) and number < 2:
             return _in_product(eqn, number)
         case "conv_general_dilated":
             numbers = params["dimension_numbers"]
@@ -182,6 +197,10 @@ def index_axes(eqn: Any) -> tuple[int | None, ...]:
 def _without(shape: tuple[int, ...], gone: Sequence[int]) -> AxisMap:
     kept = [axis for axis in range(len(shape)) if axis not in gone]
     return {axis: new for new, axis in enumerate(kept)}
+
+
+def _beside(shape: tuple[int, ...], along: int) -> AxisMap:
+    return {axis: axis for axis in range(len(shape)) if axis != along}
 
 
 def _same_runs(before: tuple[int, ...], after: tuple[int, ...]) -> AxisMap:

@@ -175,12 +175,12 @@ class _Walker:
         if rules.contraction(eqn) is not None:
             self.result.contractions.append(self.contraction(eqn, ins))
         outs, tags = positions.apply_rule(terms, eqn, axes, [v.tag for v in ins])
-        is_data = any(value.is_data for value in ins)
+        is_data, is_picked = any(value.is_data for value in ins), _picks(eqn, ins)
         numbered = numbers.outputs(eqn, [value.number for value in ins])
         after = picks.after(eqn, ins, numbers, self.result.places)
         self.tie_picked(after)
         made = [
-            Value(axes, is_data, tag, number, after)
+            Value(axes, is_data, tag, number, after, is_picked)
             for axes, tag, number in zip(outs, tags, numbered, strict=True)
         ]
         for value in meetings(
@@ -215,12 +215,15 @@ class _Walker:
         terms.pin(length, "is scanned over")
         is_data = any(value.is_data for value in ins)
         carry = [Value(v.axes, is_data) for v in ins[consts : consts + carried]]
-        steps = [Value(value.axes[1:], value.is_data) for value in scanned]
+        steps = [Value(v.axes[1:], v.is_data, is_picked=v.is_picked) for v in scanned]
         outs = self.inside(
             eqn.params["jaxpr"], [*ins[:consts], *carry, *steps], eqn, length
         )
         _tie(terms, carry, outs[:carried])
-        stacked = [Value([length, *v.axes], v.is_data) for v in outs[carried:]]
+        stacked = [
+            Value([length, *v.axes], v.is_data, is_picked=v.is_picked)
+            for v in outs[carried:]
+        ]
         return [*carry, *stacked]
 
     def while_(self, eqn: Any, ins: list[Value]) -> list[Value]:
@@ -267,7 +270,19 @@ class _Walker:
     def plain(self, value: Value, where: str) -> Value:
         """Drop what is known of a value that goes where that is not followed."""
         positions.forget(self.result.terms, value.tag, where)
-        return Value(value.axes, value.is_data, number=value.number)
+        return Value(
+            value.axes, value.is_data, number=value.number, is_picked=value.is_picked
+        )
+
+
+def _picks(eqn: Any, ins: Sequence[Value]) -> bool:
+    """Whether an equation picks from leaves, or changes what is picked from them."""
+    by_index = eqn.primitive.name in ("dynamic_slice", "gather")
+    return (
+        any(value.is_data for value in ins)
+        and rules.contraction(eqn) is None
+        and max(value.nearness for value in (ins[:1] if by_index else ins)) < 2
+    )
 
 
 def _constant(terms: Terms, value: Any) -> Value:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jmudsc import infer_spec, permute, random_permutations
+from jmudsc import collect, infer_spec, permute, random_permutations
+from jmudsc.taps import find_taps
+from jmudsc.trace import trace
 
 einsum = jnp.einsum
 
@@ -154,3 +156,44 @@ def test_outputs_stay_as_they_are_under_what_is_derived(fn):
         perms = random_permutations(spec, jax.random.key(seed))
         actual = apply(permute(spec, leaves, perms), inputs)
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def chosen_experts(v, x):
+    """Experts with two hidden layers; their kernels are gathered for every input."""
+    best = jnp.argmax(x @ v["router"], axis=1)
+    y = jnp.tanh(einsum("bd,bdf->bf", x, v["up"][best]))
+    y = jnp.tanh(einsum("bf,bfg->bg", y, v["middle"][best]))
+    return einsum("bg,bgo->bo", y, v["down"][best])
+
+
+def layers_by_counter(v, x):
+    """Layers whose kernels are taken by the counter of a loop."""
+
+    def layer(i, x):
+        return x + jnp.tanh(x @ v["up"][i]) @ v["down"][i]
+
+    return lax.fori_loop(0, 3, layer, x)
+
+
+EXPERTS = {"router": (3, 4), "up": (4, 3, 5), "middle": (4, 5, 6), "down": (4, 6, 2)}
+PICKED = {
+    chosen_experts: (EXPERTS, "router:0 up:1 middle:1 down:1"),
+    layers_by_counter: ({"up": (3, 3, 5), "down": (3, 5, 3)}, "up:1 down:1"),
+}
+
+
+@pytest.mark.parametrize("fn", PICKED, ids=lambda fn: fn.__name__)
+def test_kernels_picked_by_an_index_are_kernels_and_no_activations(fn):
+    shapes, consumed = PICKED[fn]
+    generator = np.random.default_rng(0)
+    leaves = {name: generator.normal(size=shape) for name, shape in shapes.items()}
+    x = generator.normal(size=(7, 3))
+    spec = infer_spec(fn, leaves, x)
+    assert {f"{s.path}:{s.axis}" for s in spec.consumed} == set(consumed.split())
+    taps = find_taps(trace(fn, leaves, x), spec)
+    for name, label in spec.labels.items():
+        if label.parents:
+            (tap,) = taps[name]
+            assert tap.place.var.aval.shape == (7, label.size)
+    moments = collect(spec, fn, [leaves], [x])
+    assert moments.keys() == {n for n in taps if taps[n]}
