@@ -78,13 +78,9 @@ def placed(
         `(axis, axes of the parents, label)` for every `Units` axis. Where a parent is
         there more than once, the one on the same axis of the array counts.
     """
-    names = [atom.label if isinstance(atom, Units) else None for atom in block.atoms]
+    names = _names(block)
     found = [
-        (
-            axis,
-            tuple(_axis_of(p, axis, names, block) for p in parents.get(name, ())),
-            name,
-        )
+        (axis, _lead(name, axis, names, block, parents), name)
         for axis, name in enumerate(names)
         if name is not None
     ]
@@ -108,10 +104,14 @@ def places_of(
         `(axis, axes of the parents)` for every place; none if something nested in the
         label is there too.
     """
-    found = placed(block, parents)
-    if any(label in parents.get(name, ()) for _, _, name in found):
+    names = _names(block)
+    if any(label in parents.get(name, ()) for name in names if name is not None):
         return []
-    return [(axis, lead) for axis, lead, name in found if name == label]
+    return [
+        (axis, _lead(label, axis, names, block, parents))
+        for axis, name in enumerate(names)
+        if name == label
+    ]
 
 
 def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
@@ -127,6 +127,20 @@ def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
     """
     moved = jnp.moveaxis(block, (*lead, axis), range(-len(lead) - 1, 0))
     return moved.reshape(-1, *moved.shape[block.ndim - len(lead) - 1 :])
+
+
+def _names(block: Block) -> list[str | None]:
+    return [atom.label if isinstance(atom, Units) else None for atom in block.atoms]
+
+
+def _lead(
+    name: str,
+    axis: int,
+    names: Sequence[str | None],
+    block: Block,
+    parents: Mapping[str, Sequence[str]],
+) -> tuple[int, ...]:
+    return tuple(_axis_of(p, axis, names, block) for p in parents.get(name, ()))
 
 
 def _axis_of(parent: str, axis: int, names: Sequence[str | None], block: Block) -> int:

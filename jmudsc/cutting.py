@@ -116,6 +116,8 @@ def _part(terms: Terms, axes: Axes, along: int, start: int, size: int) -> Axes:
     axis, whole = axes[along], terms.size(axes[along])
     if size == whole:
         return axes
+    if size == 0:
+        return [*axes[:along], terms.leaf(0), *axes[along + 1 :]]
     if size != 1 and not _is_told_apart(terms, axis):
         part = _cut(terms, axis, (start, size, whole - start - size))[1]
         return [*axes[:along], part, *axes[along + 1 :]]

@@ -165,7 +165,9 @@ def _fixed_parents(seen: Walk) -> dict[int, str]:
         atom
         for axis in (*loops, *leaves)
         for atom in terms.leaves(axis)
-        if terms.reason(atom) is not None and atom not in split
+        if terms.reason(atom) is not None
+        and atom not in split
+        and terms.is_in_place(atom)
     )
     return {atom: f"S_{number}" for number, atom in enumerate(dict.fromkeys(met))}
 
@@ -189,7 +191,8 @@ def _fixed(
 def _consumed(seen: Walk) -> frozenset[Site]:
     """The leaf axes that are summed over against activations or another leaf's output.
 
-    In a product of two values made of leaves alone, the left one is the input.
+    The operand that is nearer to the batch is the input; in a product of two values
+    made of leaves alone, the left one.
     """
     site_of = {
         term: Site(path, number)
@@ -198,9 +201,9 @@ def _consumed(seen: Walk) -> frozenset[Site]:
     }
     sites = set()
     for contraction in seen.contractions:
-        weights = [not found.value.is_data for found in contraction.operands]
-        operand = 1 if weights[1] else 0
-        if weights[operand]:
+        left, right = (found.value.nearness for found in contraction.operands)
+        operand = 0 if left < right else 1
+        if left != right or not right:
             for axis in contraction.summed[operand]:
                 sources = seen.terms.sources(axis, site_of.keys())
                 sites |= {site_of[source] for source in sources}

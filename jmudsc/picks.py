@@ -10,15 +10,22 @@ label is nested in another only if it goes with it in every value.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, SupportsIndex
 
 from jmudsc.numbering import Numbers
-from jmudsc.rules import contraction, elementwise, product_axes, reduce, RULES
+from jmudsc.rules import (
+    contraction,
+    cumulative,
+    elementwise,
+    product_axes,
+    reduce,
+    RULES,
+)
 from jmudsc.trace import Place, shape_of
 from jmudsc.values import Pick, Picks, Value
 
 AxisMap = Mapping[int, int]  # axis of an operand -> axis of the output
+PickSet = frozenset[Pick]
 
 
 def after(
@@ -35,63 +42,53 @@ def after(
     Returns:
         The picks of its only output; empty if there are none.
     """
-    source, made = _made(eqn, ins, numbers, places)
-    if not made and not any(value.picks for value in ins):
+    source, new = made(eqn, ins, numbers, places)
+    if not new and not any(value.picks for value in ins):
         return ()
-    out = [frozenset()] * len(shape_of(eqn.outvars[0]))
-    for number, value in enumerate(ins):
+    maps = [axis_map(eqn, number) for number in range(len(ins))]
+    return carried(ins, maps, len(shape_of(eqn.outvars[0])), source, new)
+
+
+def carried(
+    ins: Sequence[Value],
+    maps: Sequence[AxisMap],
+    rank: int,
+    source: int = 0,
+    made: PickSet = frozenset(),
+) -> Picks:
+    """Return the picks of a value that is put together from others.
+
+    Args:
+        ins: the others.
+        maps: for each of them, which of its axes is which axis of the value.
+        rank: number of axes of the value.
+        source: the one that is picked from.
+        made: what is picked, for each of its axes.
+
+    Returns:
+        The picks; empty if there are none.
+    """
+    out = [frozenset()] * rank
+    for number, (value, where) in enumerate(zip(ins, maps, strict=True)):
         new = made if number == source else frozenset()
-        where = axis_map(eqn, number) if value.picks or new else {}
         for axis, place in where.items():
-            out[place] |= moved(value.picks_on(axis), where) | new
+            out[place] |= _moved(value.picks_on(axis), where) | new
     return tuple(out) if any(out) else ()
 
 
-def met(
+def made(
     eqn: Any, ins: Sequence[Value], numbers: Numbers, places: Mapping[int, Place]
-) -> list[tuple[frozenset[Pick], frozenset[Pick]]]:
-    """Return the picks of each pair of axes that a contraction sums over.
+) -> tuple[int, PickSet]:
+    """Return what an equation picks by an index, one position of an axis at a time.
 
     Args:
-        eqn: a contraction.
+        eqn: a jaxpr equation.
         ins: its operands.
         numbers: the numbers of values.
         places: where values can be read, by number.
 
     Returns:
-        Per pair the picks of both, along axes of the output. One along an axis that is
-        summed over itself gets an index that equals no other.
-    """
-    source, made = _made(eqn, ins, numbers, places)
-    sides = [
-        [
-            _seen_after(eqn, number, ins[number].picks_on(axis), numbers)
-            | (made if number == source else frozenset())
-            for axis in axes
-        ]
-        for number, axes in enumerate(contraction(eqn) or ())
-    ]
-    return list(zip(*sides, strict=True))
-
-
-def _seen_after(
-    eqn: Any, number: int, picks: frozenset[Pick], numbers: Numbers
-) -> frozenset[Pick]:
-    where = axis_map(eqn, number)
-    return frozenset().union(
-        *(
-            moved(frozenset([pick]), where) or {replace(pick, index=numbers.new())}
-            for pick in picks
-        )
-    )
-
-
-def _made(
-    eqn: Any, ins: Sequence[Value], numbers: Numbers, places: Mapping[int, Place]
-) -> tuple[int, frozenset[Pick]]:
-    """Return what an equation picks by an index, and from which operand.
-
-    Only picks of one position at a time are followed.
+        Which operand it picks from, and the picks.
     """
     sizes = eqn.params.get("slice_sizes", ())
     match eqn.primitive.name:
@@ -115,7 +112,7 @@ def _made(
     )
 
 
-def moved(picks: frozenset[Pick], where: AxisMap) -> frozenset[Pick]:
+def _moved(picks: PickSet, where: AxisMap) -> PickSet:
     """Renumber the axes of picks; one that loses an axis is forgotten."""
     return frozenset(
         Pick(
@@ -146,14 +143,22 @@ def axis_map(eqn: Any, number: int) -> AxisMap:
     if rule is elementwise:
         return {axis: axis for axis in range(len(shape))}
     if rule is reduce:
-        return _without(shape, params["axes"])
+        return _without(shape, tuple(map(int, params["axes"])))
+    if rule is cumulative:
+        return _beside(shape, params["axis"])
     match name:
+        case "sort":
+            return _beside(shape, params["dimension"])
+        case "top_k":
+            return _beside(shape, params.get("axis", len(shape) - 1))
         case "squeeze":
-            return _without(shape, params["dimensions"])
+            return _without(shape, tuple(map(int, params["dimensions"])))
         case "broadcast_in_dim":
-            return dict(enumerate(params["broadcast_dimensions"]))
+            return dict(enumerate(map(int, params["broadcast_dimensions"])))
         case "transpose":
-            return {axis: new for new, axis in enumerate(params["permutation"])}
+            return {
+                axis: new for new, axis in enumerate(map(int, params["permutation"]))
+            }
         case "reshape":
             return _same_runs(shape, shape_of(eqn.outvars[0]))
         case "dynamic_slice" if number == 0:
@@ -161,7 +166,7 @@ def axis_map(eqn: Any, number: int) -> AxisMap:
             return {axis: axis for axis, (whole, size) in pairs if whole == size}
         case "gather" if number == 0:
             return _gathered_whole(eqn)
-        case "dot_general" | "ragged_dot_general" if number < 2:
+        case "dot_general" | "ragged_dot_general" if contraction(eqn) and number < 2:
             return _in_product(eqn, number)
         case "conv_general_dilated":
             numbers = params["dimension_numbers"]
@@ -192,6 +197,10 @@ def index_axes(eqn: Any) -> tuple[int | None, ...]:
 def _without(shape: tuple[int, ...], gone: Sequence[SupportsIndex]) -> AxisMap:
     kept = [axis for axis in range(len(shape)) if axis not in gone]
     return {axis: new for new, axis in enumerate(kept)}
+
+
+def _beside(shape: tuple[int, ...], along: int) -> AxisMap:
+    return {axis: axis for axis in range(len(shape)) if axis != along}
 
 
 def _same_runs(before: tuple[int, ...], after: tuple[int, ...]) -> AxisMap:

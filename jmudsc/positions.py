@@ -7,9 +7,10 @@ units, and the axis may be permuted. Any other use fixes the axis.
 """
 
 from collections.abc import Callable, Sequence, Set
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax.extend.core as jex
+import jax.numpy as jnp
 from jax.lax import GatherScatterMode
 
 from jmudsc import rules
@@ -81,12 +82,14 @@ def _argreduce(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     if len(axes) != 1:
         return _plain(terms, eqn, ins, tags)
     out = [axis for i, axis in enumerate(ins[0]) if i not in axes]
+    _pin_if_equal(terms, eqn, ins[0][axes[0]])
     return [out], [Tag(ins[0][axes[0]])]
 
 
 def _top_k(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     forget(terms, tags[0], "top_k")
     along = eqn.params.get("axis", len(ins[0]) - 1)
+    _pin_if_equal(terms, eqn, ins[0][along])
     out = list(ins[0])
     out[along] = terms.fixed(eqn.outvars[0].aval.shape[along], IN_ORDER)
     return [out, out], [None, Tag(ins[0][along])]
@@ -100,14 +103,26 @@ def _sort(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
         tie(terms, size, [axes[i] for axes in ins])
         for i, size in enumerate(eqn.outvars[0].aval.shape)
     ]
+    if keys < len(ins):
+        _pin_if_equal(terms, eqn, same[along])
     out = list(same)
     out[along] = terms.fixed(terms.size(same[along]), IN_ORDER)
     return [out] * len(ins), [None] * keys + list(tags[keys:])
 
 
+def _pin_if_equal(terms: Terms, eqn: Any, along: int) -> None:
+    """Of equal entries the first leads, and numbers other than floats often are."""
+    if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
+        terms.pin(along, BY_POSITION.format(f"{eqn.primitive.name} among equal ones"))
+
+
+def _are_positions(tag: Tag | None) -> TypeGuard[Tag]:
+    return tag is not None and not tag.shifted and not tag.never
+
+
 def _compare(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     first, second = tags
-    if first is None or second is None or first.shifted or second.shifted:
+    if not _are_positions(first) or not _are_positions(second):
         return _plain(terms, eqn, ins, tags)
     if terms.size(first.term) != terms.size(second.term):
         return _plain(terms, eqn, ins, tags)
@@ -119,7 +134,7 @@ def _less(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     """A position is never less than 0."""
     first, second = tags[0], eqn.invars[1]
     is_zero = isinstance(second, jex.Literal) and second.val == 0
-    if first is None or first.shifted or not is_zero:
+    if not _are_positions(first) or not is_zero:
         return _plain(terms, eqn, ins, tags)
     return rules.apply_rule(terms, eqn, ins), [Tag(first.term, never=True)]
 
@@ -145,6 +160,12 @@ def _select(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     return _plain(terms, eqn, ins, tags)
 
 
+def _convert(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
+    if eqn.outvars[0].aval.dtype.kind == "b":
+        return _plain(terms, eqn, ins, tags)
+    return rules.apply_rule(terms, eqn, ins), [tags[0]]
+
+
 def _concatenate(terms: Terms, eqn: Any, ins: list[Axes], tags: Single) -> Outcome:
     """Columns put side by side along the last axis stay what they are."""
     along = eqn.params["dimension"]
@@ -159,8 +180,8 @@ def _gather(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     forget(terms, tags[0], "gather")
     whole = {i for i, size in enumerate(sizes) if size == terms.size(operand[i])}
     whole = whole if eqn.params["mode"] in _CLAMPED else set()
-    axes = list(map(int, numbers.start_index_map))
-    picked = _picked(terms, eqn, operand, tags[1], axes, whole)
+    along = tuple(map(int, numbers.start_index_map))
+    picked = _picked(terms, eqn, operand, tags[1], along, whole)
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.start_indices_batching_dims, strict=True):
         terms.unify(operand[i], indices[j])
@@ -182,8 +203,8 @@ def _scatter(terms: Terms, eqn: Any, ins: list[Axes], tags: Tags) -> Outcome:
     operand, indices, updates = ins
     for tag in (tags[0], tags[2]):
         forget(terms, tag, eqn.primitive.name)
-    axes = list(map(int, numbers.scatter_dims_to_operand_dims))
-    picked = _picked(terms, eqn, operand, tags[1], axes)
+    along = tuple(map(int, numbers.scatter_dims_to_operand_dims))
+    picked = _picked(terms, eqn, operand, tags[1], along)
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
         terms.unify(operand[i], indices[j])
@@ -226,7 +247,7 @@ def _picked(
         term = operand[axis]
         if axis in whole:
             forget(terms, column, name)
-        elif column and not column.shifted and _are_alike(terms, column.term, term):
+        elif _are_positions(column) and _are_alike(terms, column.term, term):
             terms.unify(column.term, term)
         else:
             forget(terms, column, name)
@@ -260,12 +281,13 @@ _MAKERS: dict[str, Callable[..., Outcome]] = {
 _USERS: dict[str, Callable[..., Outcome]] = {
     "add": _add,
     "concatenate": _concatenate,
+    "convert_element_type": _convert,
     "eq": _compare,
     "lt": _less,
     "ne": _compare,
     "select_n": _select,
 }
 _CARRIERS = set(
-    "broadcast_in_dim convert_element_type copy optimization_barrier reshape slice "
+    "broadcast_in_dim copy optimization_barrier reshape slice "
     "split squeeze stop_gradient transpose".split()
 )

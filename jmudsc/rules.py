@@ -53,6 +53,8 @@ def contraction(eqn: Any) -> list[tuple[int, ...]] | None:
         None for any other primitive.
     """
     match eqn.primitive.name:
+        case "ragged_dot_general" if not _is_plain_ragged(eqn):
+            return None
         case "dot_general" | "ragged_dot_general":
             return list(map(tuple, product_axes(eqn)[0]))
         case "conv_general_dilated":
@@ -124,12 +126,12 @@ def transpose(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 def squeeze(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Drop axes of size 1."""
-    return [drop(ins[0], eqn.params["dimensions"])]
+    return [drop(ins[0], tuple(map(int, eqn.params["dimensions"])))]
 
 
 def reduce(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """A sum, maximum, ... over an axis does not depend on its order: drop it."""
-    return [drop(ins[0], eqn.params["axes"])]
+    return [drop(ins[0], tuple(map(int, eqn.params["axes"])))]
 
 
 def collective(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
@@ -156,13 +158,17 @@ def dot_general(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
 
 def ragged_dot_general(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     """Runs of rows meet one kernel each, in order: the kernels are fixed."""
-    numbers = eqn.params["ragged_dot_dimension_numbers"]
-    if numbers.dot_dimension_numbers != (((1,), (1,)), ((), ())):
+    if not _is_plain_ragged(eqn):
         return unknown(terms, eqn, ins)
     (rows, lhs_in), (kernels, rhs_in, out), sizes = ins[:3]
     terms.unify(lhs_in, rhs_in)
     pin_all(terms, (rows, kernels, *sizes), BY_POSITION.format("ragged_dot_general"))
     return [[rows, out]]
+
+
+def _is_plain_ragged(eqn: Any) -> bool:
+    """Whether runs of the rows of a matrix meet a matrix each."""
+    return product_axes(eqn) == (((1,), (1,)), ((), ()))
 
 
 def conv_general_dilated(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:

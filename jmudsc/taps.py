@@ -107,7 +107,12 @@ def _in_order(seen: Walk) -> Iterator[list[tuple[Found, Sequence[int]]]]:
         yield [(found, found.value.axes)]
     for contraction in seen.contractions:
         summed = tuple(itertools.chain(*contraction.summed))
-        yield [(operand, summed) for operand in contraction.operands]
+        nearest = max(found.value.nearness for found in contraction.operands)
+        yield [
+            (found, summed)
+            for found in contraction.operands
+            if found.value.nearness == nearest
+        ]
 
 
 def _is_clear(spec: PermutationSpec, name: str, tap: Tap) -> bool:

@@ -31,7 +31,7 @@ class Terms:
         self._split: dict[int, int] = {}  # family -> the axis it runs over
         self._origin: dict[int, tuple[int, ...]] = {}
         self._postponed: list[tuple[int, int]] = []
-
+        self._clashed: set[int] = set()
         self._of_one: set[int] = set()
 
     def leaf(self, size: int, origin: Iterable[int] = (), of_one: bool = False) -> int:
@@ -179,14 +179,27 @@ class Terms:
             return [tuple(itertools.chain(*block)) for block in blocks]
         return [(root,) if self._size[root] > 1 else ()]
 
-    def is_made_of(self, term: int, terms: Iterable[int]) -> bool:
-        """Whether a term is one of some terms, or takes over positions of one."""
-        wanted, ahead, done = set(terms), [term], set()
+    def __len__(self) -> int:
+        """Number of terms there are."""
+        return len(self._size)
+
+    def is_made_of(self, term: int, terms: Set[int], since: int) -> bool:
+        """Whether a term is one of some terms, or takes over positions of one.
+
+        Args:
+            term: the term.
+            terms: what it may be made of.
+            since: how many terms there were before it was made.
+
+        Returns:
+            Whether it was made of them.
+        """
+        ahead, done = [term], set()
         while ahead:
             made = ahead.pop()
-            if made in wanted:
+            if made in terms:
                 return True
-            if made not in done:
+            if made >= since and made not in done:
                 done.add(made)
                 ahead += self._origin_of(made)
         return False
@@ -215,6 +228,14 @@ class Terms:
         for leaf in self.leaves(term):
             if self._reason[leaf] is None:
                 self._reason[leaf] = reason
+
+    def is_in_place(self, term: int) -> bool:
+        """Whether a fixed leaf has the same positions wherever it is.
+
+        Structures that do not nest are fixed, but not made equal: a position of one may
+        be aligned with another position of the other.
+        """
+        return self.root(term) not in map(self.root, self._clashed)
 
     def unify(self, a: int, b: int) -> None:
         """Make two terms of one size equal."""
@@ -389,3 +410,4 @@ class Terms:
     def _clash(self, *terms: int) -> None:
         for term in terms:
             self.pin(term, _NO_NESTING)
+            self._clashed.update(self.leaves(term))

@@ -63,6 +63,10 @@ class Value:
         tag: what its entries are positions of, if they are.
         number: values with the same number are equal; negative if it has none yet.
         picks: per axis, in the order of which picked units it is.
+        is_picked: whether it depends on the batch only by which entries of leaves it
+            has: kernels of chosen experts, embeddings of tokens.
+        apart: the axes on which no unit goes with another of the same axis, if it is
+            no value of the program (see `meetings`).
     """
 
     axes: list[int]
@@ -70,6 +74,13 @@ class Value:
     tag: Tag | Columns | None = None
     number: int = -1
     picks: Picks = ()
+    is_picked: bool = False
+    apart: frozenset[int] = frozenset()
+
+    @property
+    def nearness(self) -> int:
+        """How near it is to the batch: made of leaves, picked from leaves, or data."""
+        return 2 * self.is_data - self.is_picked
 
     def picks_on(self, axis: int) -> frozenset[Pick]:
         """The picks of one axis."""

@@ -14,6 +14,7 @@ import jax.extend.core as jex
 import numpy as np
 
 from jmudsc import picks, positions, rules
+from jmudsc.meetings import meetings
 from jmudsc.numbering import Numbers
 from jmudsc.terms import Terms
 from jmudsc.trace import open_jaxpr, Place, Program, scan_operands, shape_of
@@ -39,18 +40,9 @@ class Found:
         own = axis - len(self.around)
         return self.value.picks_on(own) if own >= 0 else frozenset()
 
-
-@dataclass(frozen=True)
-class Step:
-    """What one primitive equation made of its operands.
-
-    Attributes:
-        ins: per operand one term per axis.
-        outs: the outputs.
-    """
-
-    ins: list[list[int]]
-    outs: list[Value]
+    def is_apart(self, axis: int) -> bool:
+        """Whether units do not go with others of that axis, numbered likewise."""
+        return axis - len(self.around) in self.value.apart
 
 
 @dataclass(frozen=True)
@@ -61,13 +53,11 @@ class Contraction:
         eqn: a `dot_general` or `conv_general_dilated`.
         operands: its two operands.
         summed: per operand the axes summed over.
-        picks: for each pair of axes summed over, the picks of both (see `picks.met`).
     """
 
     eqn: Any
     operands: tuple[Found, Found]
     summed: tuple[list[int], list[int]]
-    picks: list[tuple[frozenset[Pick], frozenset[Pick]]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ class Walk:
         leaf_axes: leaf path -> one term per axis.
         found: every value, in program order.
         contractions: every contraction, in program order.
-        steps: every primitive equation, in program order.
+        met: the axes that equations bring together, as if on values (see `meetings`).
         data: the variables that depend on the batch.
         numbers: what tells which values are equal.
         places: where values can be read, by number.
@@ -90,7 +80,7 @@ class Walk:
     leaf_axes: Mapping[str, list[int]]
     found: list[Found] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    met: list[Found] = field(default_factory=list)
     data: set[Any] = field(default_factory=set)
     numbers: Numbers = field(default_factory=Numbers)
     places: dict[int, Place] = field(default_factory=dict)
@@ -181,20 +171,23 @@ class _Walker:
         return Found(value, place, self.around)
 
     def primitive(self, eqn: Any, ins: list[Value]) -> list[Value]:
-        terms = self.result.terms
-        axes = [value.axes for value in ins]
+        terms, numbers = self.result.terms, self.result.numbers
+        axes, since = [value.axes for value in ins], len(terms)
         if rules.contraction(eqn) is not None:
             self.result.contractions.append(self.contraction(eqn, ins))
         outs, tags = positions.apply_rule(terms, eqn, axes, [v.tag for v in ins])
-        is_data = any(value.is_data for value in ins)
-        numbers = self.result.numbers.outputs(eqn, [value.number for value in ins])
-        after = picks.after(eqn, ins, self.result.numbers, self.result.places)
+        is_data, is_picked = any(value.is_data for value in ins), _picks(eqn, ins)
+        numbered = numbers.outputs(eqn, [value.number for value in ins])
+        after = picks.after(eqn, ins, numbers, self.result.places)
         self.tie_picked(after)
         made = [
-            Value(axes, is_data, tag, number, after)
-            for axes, tag, number in zip(outs, tags, numbers, strict=True)
+            Value(axes, is_data, tag, number, after, is_picked)
+            for axes, tag, number in zip(outs, tags, numbered, strict=True)
         ]
-        self.result.steps.append(Step(axes, made))
+        for value in meetings(
+            terms, eqn, ins, made, since, numbers, self.result.places
+        ):
+            self.result.met.append(Found(value, None, self.around))
         return made
 
     def tie_picked(self, found: Picks) -> None:
@@ -210,8 +203,7 @@ class _Walker:
         (lhs, rhs), (left, right) = ins[:2], rules.contraction(eqn) or ((), ())
         operands = self.found(eqn.invars[0], lhs), self.found(eqn.invars[1], rhs)
         over = [lhs.axes[i] for i in left], [rhs.axes[i] for i in right]
-        met = picks.met(eqn, ins, self.result.numbers, self.result.places)
-        return Contraction(eqn, operands, over, met)
+        return Contraction(eqn, operands, over)
 
     def scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
         terms = self.result.terms
@@ -224,12 +216,15 @@ class _Walker:
         terms.pin(length, "is scanned over")
         is_data = any(value.is_data for value in ins)
         carry = [Value(v.axes, is_data) for v in ins[consts : consts + carried]]
-        steps = [Value(value.axes[1:], value.is_data) for value in scanned]
+        steps = [Value(v.axes[1:], v.is_data, is_picked=v.is_picked) for v in scanned]
         outs = self.inside(
             eqn.params["jaxpr"], [*ins[:consts], *carry, *steps], eqn, length
         )
         _tie(terms, carry, outs[:carried])
-        stacked = [Value([length, *v.axes], v.is_data) for v in outs[carried:]]
+        stacked = [
+            Value([length, *v.axes], v.is_data, is_picked=v.is_picked)
+            for v in outs[carried:]
+        ]
         return [*carry, *stacked]
 
     def while_(self, eqn: Any, ins: list[Value]) -> list[Value]:
@@ -276,7 +271,19 @@ class _Walker:
     def plain(self, value: Value, where: str) -> Value:
         """Drop what is known of a value that goes where that is not followed."""
         positions.forget(self.result.terms, value.tag, where)
-        return Value(value.axes, value.is_data, number=value.number)
+        return Value(
+            value.axes, value.is_data, number=value.number, is_picked=value.is_picked
+        )
+
+
+def _picks(eqn: Any, ins: Sequence[Value]) -> bool:
+    """Whether an equation picks from leaves, or changes what is picked from them."""
+    by_index = eqn.primitive.name in ("dynamic_slice", "gather")
+    return (
+        any(value.is_data for value in ins)
+        and rules.contraction(eqn) is None
+        and max(value.nearness for value in (ins[:1] if by_index else ins)) < 2
+    )
 
 
 def _constant(terms: Terms, value: Any) -> Value:
@@ -320,10 +327,15 @@ def _merge_stray_members(result: Walk) -> None:
 
 def _stray_families(result: Walk) -> Iterator[int]:
     terms = result.terms
-    for found in result.found:
+    for found in (*result.found, *result.met):
         axes = (*found.value.axes, *found.around)
         if any(map(terms.families, axes)):
             for block in itertools.product(*map(terms.blocks, axes)):
                 here = Counter(itertools.chain(*block))
                 families = (f for leaf in here for f in terms.families(leaf))
-                yield from (f for f in families if here[terms.split(f)] != 1)
+                yield from (
+                    f
+                    for f in families
+                    if here[terms.split(f)] != 1
+                    or not terms.is_in_place(terms.split(f))
+                )

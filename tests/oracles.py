@@ -18,7 +18,8 @@ def permuted(
 ) -> np.ndarray:
     """Permute the units of an array, `new[unit] = old[perm[unit]]`, by definition.
 
-    The row of a nested label is that of the parents' old units.
+    The row of a nested label is that of the parents' old units; a parent on the same
+    axis is the one it goes with.
     """
     parents = parents or {}
     new = np.empty_like(array)
@@ -27,6 +28,7 @@ def permuted(
         read = [_read(a, i, splits) for a, i in zip(axes, place, strict=True)]
         units = [pair for pairs in read for pair in pairs]
         names = [name for name, _ in units]
+        origin = [axis for axis, pairs in enumerate(read) for _ in pairs]
         old: list[Any] = [None] * len(units)
         depth = [len(parents.get(name, ())) for name in names]
         for number in sorted(range(len(units)), key=depth.__getitem__):
@@ -34,12 +36,21 @@ def permuted(
             if perms.get(label) is None:
                 old[number] = unit
             else:
-                outer = [old[names.index(p)] for p in parents.get(label, ())]
+                outer = [
+                    old[_parent(p, number, names, origin)]
+                    for p in parents.get(label, ())
+                ]
                 old[number] = perms[label][(*outer, unit)]
         rest = iter(old)
         pairs = zip(axes, place, strict=True)
         new[place] = array[tuple(_write(a, i, splits, rest) for a, i in pairs)]
     return new
+
+
+def _parent(name: str, unit: int, names: Sequence[str], origin: Sequence[int]) -> int:
+    found = [other for other, known in enumerate(names) if known == name]
+    beside = [other for other in found if origin[other] == origin[unit]]
+    return (beside or found)[0]
 
 
 def positions(axis: Any, perms: Mapping[str, np.ndarray]) -> np.ndarray:
