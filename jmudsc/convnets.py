@@ -174,7 +174,14 @@ class _ConvNorm(nn.Module):
             return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
         if self.norm == "group":
             return nn.GroupNorm(self.groups)(x)
-        return nn.LayerNorm()(x) if self.norm == "layer" else jnp.asarray(x)
+        if self.norm == "layer":
+            return nn.LayerNorm()(x)
+        if self.norm is None:
+            return jnp.asarray(x)
+        raise ValueError(
+            f'norm is "{self.norm}", needed is one of {", ".join(NORMS)} or None; '
+            "change the model."
+        )
 
 
 def _convolve(

@@ -223,5 +223,14 @@ def test_patches_that_do_not_divide_the_image_are_an_error(key):
         init(ViT(outputs=5, patch=3, width=12, depth=1, heads=3), key, SHAPE)
 
 
+def test_a_norm_that_is_not_there_is_an_error(key):
+    message = (
+        'norm is "batchnorm", needed is one of batch, group, layer or None; change the '
+        "model."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        init(VGG(5, ((4,),), "batchnorm"), key, SHAPE)
+
+
 def test_every_network_has_a_name():
     assert {type(model) for model, _ in LABELS.values()} == set(NETWORKS.values())
