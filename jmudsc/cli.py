@@ -66,12 +66,36 @@ def spec(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
     print(found)
 
 
+def experiment(
+    config: Annotated[Path, tyro.conf.Positional],
+    seeds: tuple[int, ...] = (0,),
+    out: Path | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Train networks apart as a config says, merge them every way, and score them all.
+
+    Prints a table of accuracies. Started again, it goes on where it was stopped.
+
+    Args:
+        config: YAML file; configs/ has some.
+        seeds: everything is done anew for every seed.
+        out: directory of networks, scores and the report; runs/NAME if not given.
+        data_dir: where TFDS keeps its datasets, if not in its own place.
+    """
+    from jmudsc.experiment import run_experiment
+
+    with _progress() as progress:
+        path, text = run_experiment(config, seeds, out, data_dir, progress)
+    print(text)
+    print(f"Wrote {path}")
+
+
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(format="%(message)s")
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "merge": merge, "spec": spec},
+            {"demo": demo, "experiment": experiment, "merge": merge, "spec": spec},
             prog="jmudsc",
             description="Merge networks trained apart, with no training.",
         )

@@ -1,10 +1,13 @@
 """Data sets of the shipped experiments, as plain arrays."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int32
+
+from jmudsc.stored import open_source, read_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,47 @@ def digits() -> tuple[Split, Split]:
     images = (images - mean) / deviation
     labels = labels.astype(np.int32)
     return Split(images[~test], labels[~test]), Split(images[test], labels[test])
+
+
+def load_splits(
+    name: str,
+    train: str = "train",
+    test: str = "test",
+    data_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Split, Split]:
+    """Load the training and the test images of a dataset into memory.
+
+    Every channel is standardised by its mean and deviation over the training images.
+
+    Args:
+        name: `digits`, which needs nothing on disk, or of an image dataset in TFDS:
+            `mnist`, `fashion_mnist`, `cifar10`, `cifar100`.
+        train: the training split; TFDS understands `train[:10000]` too.
+        test: the test split.
+        data_dir: where TFDS keeps its datasets; None for its own place.
+
+    Returns:
+        The training and the test images.
+
+    Raises:
+        FileNotFoundError: if the dataset is not prepared, with the command that
+            prepares it.
+        ValueError: if there is no such dataset or split, or images differ in size.
+    """
+    if name == "digits":
+        return _digits_splits(train, test)
+    sources = [open_source(name, split, data_dir) for split in (train, test)]
+    if None in (shape := sources[0].dataset_info.features["image"].shape):
+        raise ValueError(
+            f"{name}: its images have the shape {shape}, one size is needed to hold "
+            "them in memory; read it with stored.stream."
+        )
+    (images, labels), (test_images, test_labels) = map(read_images, sources)
+    shift, scale = _standard(images)
+    return (
+        Split((images - shift) * scale, labels),
+        Split((test_images - shift) * scale, test_labels),
+    )
 
 
 def only(split: Split, classes: Sequence[int]) -> Split:
@@ -88,3 +132,29 @@ def _occurrence(labels: np.ndarray) -> np.ndarray:
         same = labels == label
         before[same] = np.arange(same.sum())
     return before
+
+
+def _digits_splits(train: str, test: str) -> tuple[Split, Split]:
+    if (train, test) != ("train", "test"):
+        raise ValueError(
+            f'digits: the splits are "{train}" and "{test}", there are "train" and '
+            '"test" only; name them, or take another dataset.'
+        )
+    return digits()
+
+
+def _standard(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of every channel and one over its deviation, exactly.
+
+    Pixels are bytes: counts of the 256 values say all, and take no memory.
+    """
+    values = np.arange(256.0)
+    means, scales = [], []
+    for channel in range(images.shape[-1]):
+        share = np.bincount(images[..., channel].ravel(), minlength=256)
+        share = share / share.sum()
+        mean = share @ values
+        means.append(mean)
+        deviation = np.sqrt(share @ (values - mean) ** 2)
+        scales.append(1 / deviation if deviation else 1)
+    return np.array(means, np.float32), np.array(scales, np.float32)

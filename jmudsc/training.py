@@ -10,17 +10,22 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from jmudsc.augment import AUGMENTS
 from jmudsc.datasets import Split
 from jmudsc.models import MLP, ResNet20
+from jmudsc.paths import did_you_mean
 from jmudsc.progress import Progress
+from jmudsc.resume import keep_state, last_state
 
 LOGIT_SCALE = 5.0
 
@@ -39,6 +44,7 @@ class TrainConfig:
         momentum: heavy-ball momentum.
         weight_decay: times each parameter, added to its gradient.
         logit_scale: multiplies the cosines of embeddings and class vectors.
+        augment: how images are changed at random: `none`, `crop`, `flip`, `crop-flip`.
     """
 
     epochs: int
@@ -48,6 +54,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     logit_scale: float = LOGIT_SCALE
+    augment: str = "none"
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ def train(
     *,
     key: PRNGKeyArray,
     config: TrainConfig,
+    folder: Path | None = None,
+    every: int = 1,
     progress: Progress | None = None,
 ) -> PyTree:
     """Train a network to tell the classes of one task apart.
@@ -112,8 +121,12 @@ def train(
         split: images of the classes of the task, and no others.
         vectors: a unit vector for every class of every task.
         classes: the classes of the task.
-        key: decides the order of the images.
+        key: decides the order of the images and their augmentation.
         config: the recipe.
+        folder: where to keep the state of the training; if it holds one, training goes
+            on from there and gives the same bits as if never stopped. Not kept, if
+            None.
+        every: after how many epochs to keep it.
         progress: called after every epoch with the stage, epochs done, and all epochs.
 
     Returns:
@@ -121,24 +134,30 @@ def train(
 
     Raises:
         ValueError: if the split has images of other classes, or too few for one batch,
-            a class has no vector, or the config is out of range.
+            a class has no vector, the config is out of range, or the folder holds the
+            state of another training.
     """
     _check(split, len(vectors), classes, config)
     own = np.unique(classes)
     targets = np.searchsorted(own, split.labels).astype(np.int32)
     steps = len(split) // config.batch_size
     momentum = _optimizer(config, steps).init(variables["params"])
-    for epoch in range(config.epochs):
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), len(split))
+    done, state = 0, (variables, momentum)
+    what = _decided_by(model, config, own, key, split)
+    if folder is not None:
+        done, state = last_state(folder, state, what)
+    for epoch in range(done, config.epochs):
+        epoch_key = jax.random.fold_in(key, epoch)
+        order = jax.random.permutation(epoch_key, len(split))
         chosen = np.asarray(order)[: steps * config.batch_size].reshape(steps, -1)
         total = 0.0
-        for batch in chosen:
-            variables, momentum, loss = _step(
+        for number, batch in enumerate(chosen):
+            *state, loss = _step(
                 model,
                 config,
                 steps,
-                variables,
-                momentum,
+                *state,
+                jax.random.fold_in(epoch_key, number),
                 split.images[batch],
                 targets[batch],
                 vectors[own],
@@ -147,7 +166,21 @@ def train(
         if progress is not None:
             mean = float(total) / steps
             progress(f"training (loss {mean:.4f})", epoch + 1, config.epochs)
-    return variables
+        if folder is not None and (epoch + 1) % every == 0:
+            keep_state(folder, epoch + 1, tuple(state), what)
+    return state[0]
+
+
+def _decided_by(
+    model: nn.Module,
+    config: TrainConfig,
+    classes: np.ndarray,
+    key: PRNGKeyArray,
+    split: Split,
+) -> str:
+    """Write down what decides a training, as far as it can be compared quickly."""
+    bits = jax.random.key_data(key).tolist()
+    return f"{model} {config} {classes} {bits} {split.labels.tolist()}"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -157,13 +190,19 @@ def _step(
     steps: int,
     variables: PyTree,
     momentum: PyTree,
+    key: PRNGKeyArray,
     images: Images,
     targets: Int[Array, " batch"],
     vectors: Float[Array, "classes dimension"],
 ) -> tuple[PyTree, PyTree, Float[Array, ""]]:
+    changed = AUGMENTS[config.augment](key, jnp.asarray(images))
+
     def loss_of(params: PyTree) -> tuple[Array, Any]:
         embedding, updated = model.apply(
-            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+            {**variables, "params": params},
+            changed,
+            train=True,
+            mutable=["batch_stats"],
         )
         logits = config.logit_scale * cosines(embedding, vectors)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -211,6 +250,12 @@ def _check(
         raise ValueError(
             f"train: {config.epochs} epochs with warmup {config.warmup}, at least 1 "
             "and a share in [0, 1) are needed; change the config."
+        )
+    if config.augment not in AUGMENTS:
+        hint = did_you_mean(config.augment, AUGMENTS)
+        raise ValueError(
+            f'train: augment is "{config.augment}", needed is one of '
+            f"{', '.join(AUGMENTS)}; change the config{hint}"
         )
     if not 1 <= config.batch_size <= len(split):
         raise ValueError(

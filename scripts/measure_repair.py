@@ -25,7 +25,7 @@ from jmudsc.training import Setup, TrainConfig
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 FINISHES = ("none", "pooled", "repair", "refit", "refit + repair")
 PLAIN = Setup(
-    ResNet20(1, 512, norm=False),
+    ResNet20(1, 512, norm=None),
     TrainConfig(
         epochs=30,
         batch_size=100,

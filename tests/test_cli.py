@@ -246,7 +246,7 @@ def test_help_names_every_command_and_waits_for_nothing_slow():
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "merge", "spec"):
+    for command in ("demo", "experiment", "merge", "spec"):
         assert re.search(rf"\b{command}\b", done.stdout)
     assert done.stdout.endswith("False False\n")
 

@@ -161,3 +161,65 @@ def train_on(split, classes, key, config=CONFIG):
     vectors = class_vectors(key, 10, 8)
     variables = init(MODEL, key, SHAPE)
     return train(MODEL, variables, split, vectors, classes, key=key, config=config)
+
+
+def stopping_after(epochs):
+    def progress(stage, done, total):
+        if done > epochs:
+            raise InterruptedError
+
+    return progress
+
+
+@pytest.mark.parametrize(("after", "every"), [(1, 1), (7, 3)])
+@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+def test_a_training_that_was_stopped_ends_with_the_same_bits(
+    after, every, augment, key, tmp_path
+):
+    config = replace(CONFIG, augment=augment)
+    whole = trained(key, config=config)
+    kept = {"config": config, "folder": tmp_path / "state", "every": every}
+    with pytest.raises(InterruptedError):
+        trained(key, progress=stopping_after(after), **kept)
+    last = after - after % every
+    assert [p.name for p in (tmp_path / "state").iterdir()] == [f"epoch-{last:05}"]
+    seen = []
+    again = trained(key, progress=lambda *args: seen.append(args[1]), **kept)
+    assert seen == list(range(last + 1, 11))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, whole, again)))
+
+
+def test_a_finished_training_is_not_done_again(key, tmp_path):
+    once = trained(key, folder=tmp_path)
+    again = trained(key, folder=tmp_path, progress=stopping_after(0))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, once, again)))
+
+
+def test_another_training_does_not_go_on_from_the_state_of_this_one(key, tmp_path):
+    trained(key, folder=tmp_path)
+    message = (
+        f"{tmp_path}: holds the state of another training, needed one of the same "
+        "model, config, key and data; remove it or choose another folder."
+    )
+    for other in ({"config": replace(CONFIG, momentum=0.8)}, {"classes": (1, 2)}):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            trained(key, folder=tmp_path, **other)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trained(jax.random.key(4), folder=tmp_path)
+
+
+def test_augmentation_is_part_of_training(key):
+    plain, changed = (
+        trained(key, config=replace(CONFIG, augment=name)) for name in ("none", "flip")
+    )
+    same = jax.tree.map(np.array_equal, plain, changed)
+    assert not any(jax.tree.leaves(same))
+
+
+def test_an_augmentation_that_is_not_there_is_an_error(key):
+    message = (
+        'train: augment is "crops", needed is one of none, crop, flip, crop-flip; '
+        'change the config; did you mean "crop"?'
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trained(key, config=replace(CONFIG, augment="crops"))

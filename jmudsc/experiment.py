@@ -1,0 +1,271 @@
+"""Experiment: train networks apart, merge them by every method, and score them all.
+
+Everything that is finished is on disk: trainings, networks, and the scores of every
+network. A run that was stopped goes on where it was.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+from jaxtyping import PyTree
+
+from jmudsc import models
+from jmudsc.batch_stats import reset_batch_stats
+from jmudsc.check import check_spec
+from jmudsc.checkpoints import load, save_variables
+from jmudsc.combine import combine
+from jmudsc.datasets import load_splits, only
+from jmudsc.derive import infer_spec
+from jmudsc.evaluate import ensemble, evaluate, Scores
+from jmudsc.experiment_config import Experiment, read_experiment
+from jmudsc.experiment_report import (
+    describe,
+    Entry,
+    read_entries,
+    write_entries,
+    write_whole,
+)
+from jmudsc.ground import Ground, lay_ground
+from jmudsc.match import Match, match
+from jmudsc.moments import collect, Moments
+from jmudsc.progress import Progress
+from jmudsc.refit import refit
+from jmudsc.repair import repair
+from jmudsc.spec import PermutationSpec
+from jmudsc.training import train
+
+ALL = "all classes"
+_STATES = 20  # how often, in a training, its state is kept
+
+
+def run_experiment(
+    config: Path,
+    seeds: Sequence[int] = (0,),
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, str]:
+    """Train, merge and score what a config says.
+
+    Args:
+        config: a YAML file.
+        seeds: for each the networks are trained anew, on other tasks if those are
+            drawn.
+        out: directory of the results; if it holds some of this experiment, they are
+            used. `runs/` and the name of the config, if None.
+        data_dir: where TFDS keeps its datasets; None for its own place.
+        progress: called with the stage, how much of it is done, and out of how much.
+
+    Returns:
+        The report's file, and its text in Markdown.
+
+    Raises:
+        FileNotFoundError: if the config or the dataset is not there.
+        ValueError: if something in the config is wrong, or `out` holds the results of
+            another experiment.
+    """
+    experiment = read_experiment(config)
+    out = Path("runs") / config.stem if out is None else out
+    splits = load_splits(
+        experiment.dataset, experiment.train_split, experiment.test_split, data_dir
+    )
+    _claim(out, experiment)
+    runs = []
+    for seed in seeds:
+        ground = lay_ground(experiment, seed, *splits)
+        say = _named(progress, f"seed {seed}: ")
+        runs.append(_score_all(ground, out / f"seed-{seed}", say))
+    text = describe(experiment, seeds, runs)
+    write_whole(out / "report.md", text)
+    return out / "report.md", text
+
+
+def _claim(out: Path, experiment: Experiment) -> None:
+    """Write down whose results a directory holds, or compare."""
+    file = out / "experiment.txt"
+    if not file.exists():
+        write_whole(file, f"{experiment}\n")
+    elif file.read_text() != f"{experiment}\n":
+        raise ValueError(
+            f"{out}: holds the results of another experiment, a new directory is "
+            "needed; choose one with --out, or remove this one."
+        )
+
+
+def _score_all(ground: Ground, folder: Path, say: Progress) -> dict[str, Entry]:
+    """Train, merge and score all networks of a seed that have no score yet."""
+    file, wanted = folder / "scores.json", _names(ground)
+    found = read_entries(file)
+    if all(name in found for name in wanted):
+        return {name: found[name] for name in wanted}
+    for number, name in enumerate(_trained_names(ground)):
+        if name not in found:
+            start = time.perf_counter()
+            variables = _network(ground, number, folder, say)
+            seconds = time.perf_counter() - start
+            found[name] = Entry(_scores(ground, variables), seconds)
+            write_entries(file, found)
+    for name, entry in _merges(ground, folder, found, say):
+        found[name] = entry
+        write_entries(file, found)
+    return {name: found[name] for name in wanted}
+
+
+def _trained_names(ground: Ground) -> list[str]:
+    return [*(f"parent {chr(65 + n)}" for n in range(len(ground.tasks))), ALL]
+
+
+def _names(ground: Ground) -> list[str]:
+    """Name all networks in the order of the report."""
+    *parents, everything = _trained_names(ground)
+    merged = [
+        _row(m, f)
+        for m in ground.experiment.methods
+        for f in ground.experiment.finishes
+    ]
+    return [*parents, everything, "ensemble", *merged]
+
+
+def _row(method: str, finish: str) -> str:
+    return method if finish == "none" else f"{method} + {finish}"
+
+
+def _scores(ground: Ground, variables: PyTree) -> Scores:
+    apply = models.apply_fn(ground.experiment.network)
+    return evaluate(apply, variables, ground.test, ground.vectors, ground.tasks)
+
+
+def _network(ground: Ground, number: int, folder: Path, say: Progress) -> PyTree:
+    """Load a parent, or the network of all classes after them; train it if need be."""
+    name = _trained_names(ground)[number]
+    place = folder / name.replace(" ", "-")
+    if place.exists():
+        return load(place)
+    every = tuple(sorted(c for task in ground.tasks for c in task))
+    classes = (*ground.tasks, every)[number]
+    init_key, train_key = jax.random.split(ground.network_keys[number])
+    experiment, state = ground.experiment, folder / f"training-{place.name}"
+    variables = train(
+        experiment.network,
+        models.init(experiment.network, init_key, ground.training.images.shape[1:]),
+        only(ground.training, classes),
+        ground.vectors,
+        classes,
+        key=train_key,
+        config=experiment.training,
+        folder=state,
+        every=-(-experiment.training.epochs // _STATES),
+        progress=_named(say, f"{name} "),
+    )
+    save_variables(place, variables)
+    shutil.rmtree(state)
+    return variables
+
+
+def _merges(
+    ground: Ground, folder: Path, found: Mapping[str, Entry], say: Progress
+) -> Iterator[tuple[str, Entry]]:
+    """Yield what is not there yet of the ensemble and all merged networks."""
+    count = len(ground.tasks)
+    parents = [_network(ground, number, folder, say) for number in range(count)]
+    experiment = ground.experiment
+    apply = models.apply_fn(experiment.network)
+    if "ensemble" not in found:
+        both = apply, parents, ground.test, ground.vectors, ground.tasks
+        scale = experiment.training.logit_scale
+        yield "ensemble", Entry(ensemble(*both, logit_scale=scale), 0.0)
+    missing = {
+        method: finishes
+        for method in experiment.methods
+        if (
+            finishes := [
+                f for f in ground.experiment.finishes if _row(method, f) not in found
+            ]
+        )
+    }
+    if not missing:
+        return
+    say("collecting activations", 0, 1)
+    first = ground.calibration[0]
+    spec = infer_spec(apply, parents[0], first)
+    check_spec(spec, apply, parents[0], first, key=ground.check_key)
+    moments = collect(spec, apply, parents, ground.calibration)
+    for number, (method, finishes) in enumerate(missing.items()):
+        say("merging", number, len(missing))
+        start = time.perf_counter()
+        alpha, matched = _match(ground, spec, parents, moments, method, say)
+        matching = time.perf_counter() - start
+        for finish in finishes:
+            start = time.perf_counter()
+            merged = _finished(ground, spec, parents, matched, finish)
+            seconds = matching + time.perf_counter() - start
+            yield (
+                _row(method, finish),
+                Entry(_scores(ground, merged), seconds, alpha),
+            )
+
+
+def _match(
+    ground: Ground,
+    spec: PermutationSpec,
+    parents: Sequence[PyTree],
+    moments: Mapping[str, Moments],
+    method: str,
+    say: Progress,
+) -> tuple[float | None, Match]:
+    """Match, by the alpha with the best joint accuracy on training images if it says.
+
+    Of several that are as good the middle one is taken.
+    """
+    if not method.startswith("mudsc-"):
+        key = ground.match_key
+        return None, match(spec, parents, moments, method=method, key=key)
+    apply, alphas = models.apply_fn(ground.experiment.network), ground.experiment.alphas
+    tried, reached = [], []
+    for number, alpha in enumerate(alphas):
+        say(f"{method}, choosing alpha", number, len(alphas))
+        tried.append(
+            match(
+                spec,
+                parents,
+                moments,
+                method=method,
+                alpha=alpha,
+                key=ground.match_key,
+            )
+        )
+        merged = _finished(ground, spec, parents, tried[-1], "none")
+        scored = apply, merged, ground.search, ground.vectors, ground.tasks
+        reached.append(evaluate(*scored).joint)
+    best = [n for n, joint in enumerate(reached) if joint == max(reached)]
+    chosen = best[len(best) // 2]
+    return alphas[chosen], tried[chosen]
+
+
+def _finished(
+    ground: Ground,
+    spec: PermutationSpec,
+    parents: Sequence[PyTree],
+    matched: Match,
+    finish: str,
+) -> PyTree:
+    """Average matched parents, and do what is to be done after that."""
+    model, batches = ground.experiment.network, ground.calibration
+    merged = combine(spec, parents, matched.assignment)
+    parts = spec, models.apply_fn(model), parents, matched.assignment, merged, batches
+    if finish == "refit":
+        return refit(*parts)
+    if finish == "repair":
+        return repair(*parts)
+    if spec.statistics:
+        return reset_batch_stats(models.update_fn(model), merged, batches)
+    return merged
+
+
+def _named(progress: Progress | None, prefix: str) -> Progress:
+    if progress is None:
+        return lambda stage, done, total: None
+    return lambda stage, done, total: progress(f"{prefix}{stage}", done, total)
