@@ -20,7 +20,7 @@ Evaluate = Callable[[Any, Sequence[Any]], list[Any]]
 def _permuted(x: Any, axis_name: Any, perm: Sequence[tuple[int, int]]) -> Any:
     """`ppermute`, also where some devices receive nothing, which then have zeros."""
     size = lax.axis_size(axis_name)
-    sources = dict((to, source) for source, to in perm)
+    sources = {to: source for source, to in perm}
     table = jnp.array([sources.get(device, size) for device in range(size)])
     sent = lax.all_gather(x, axis_name)
     received = table[lax.axis_index(axis_name)]
