@@ -16,8 +16,20 @@ from jax import lax
 
 Evaluate = Callable[[Any, Sequence[Any]], list[Any]]
 
-# Collectives that only exist inside shard_map -> the same for `vmap`.
+
+def _permuted(x: Any, axis_name: Any, perm: Sequence[tuple[int, int]]) -> Any:
+    """`ppermute`, also where some devices receive nothing, which then have zeros."""
+    size = lax.axis_size(axis_name)
+    sources = {to: source for source, to in perm}
+    table = jnp.array([sources.get(device, size) for device in range(size)])
+    sent = lax.all_gather(x, axis_name)
+    received = table[lax.axis_index(axis_name)]
+    return jnp.take(sent, received, axis=0, mode="fill", fill_value=0)
+
+
+# Collectives that only exist inside shard_map, or do more there -> the same for `vmap`.
 COLLECTIVES: dict[str, Callable[..., Any]] = {
+    "ppermute": _permuted,
     "pvary": lambda x, axes: x,
     "psum_invariant": lambda x, axes: lax.psum(x, axes),
     "all_gather_invariant": lambda x, **params: lax.all_gather(

@@ -38,11 +38,28 @@ def parents_of(seen: Walk, names: Names, fixed: Names) -> dict[str, tuple[str, .
         for other in list(inside.get(atom, ())):
             if rank[other] < rank[atom]:
                 inside[other].discard(atom)
+    _drop_ambiguous(inside, names)
     depth = {atom: len(around) for atom, around in inside.items()}
     return {
         name: tuple(known[a] for a in sorted(inside[atom], key=depth.__getitem__))
         for atom, name in names.items()
     }
+
+
+def _drop_ambiguous(inside: Inside, names: Names) -> None:
+    """Units of what is nested itself are told apart only along with its parents."""
+
+    def ambiguous() -> list[tuple[int, int]]:
+        return [
+            (atom, parent)
+            for atom, around in inside.items()
+            for parent in around & names.keys()
+            if not inside[parent] <= around
+        ]
+
+    while found := ambiguous():
+        for atom, parent in found:
+            inside[atom].discard(parent)
 
 
 def _always_together(seen: Walk, known: Names) -> Inside:

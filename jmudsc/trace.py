@@ -197,7 +197,10 @@ def _apply(eqn: jex.JaxprEqn, ins: list[Any]) -> list[Any]:
     if name in _CALLS:
         return evaluate(params[_CALLS[name]], ins)
     if name == "shard_map":
-        return devices.on_whole_arrays(params, ins, evaluate)
+        try:
+            return devices.on_whole_arrays(params, ins, evaluate)
+        except NotImplementedError:  # not every collective has a `vmap`
+            params = eqn.primitive.get_bind_params(params)
     if name in devices.COLLECTIVES:
         return [devices.COLLECTIVES[name](x, **params) for x in ins]
     if name == "while":

@@ -89,6 +89,12 @@ def tiled(v):
     return (einsum("ab,za->zb", y, y) * v["head"]).sum()
 
 
+def repeats_of_places(v, x):
+    """Units seem to go with each of the repeats, but these with places, at two axes."""
+    y = einsum("ab,wb->wa", x, jnp.tile(x, (2, 1)))
+    return einsum("ab,aby->b", y, v["in"])
+
+
 def first_of_equal_units(v, x):
     return v["table"][jnp.argmax(x @ v["in"] > 0, axis=1)]
 
@@ -128,6 +134,7 @@ CASES = {
     best_of_a_place_looked_up_at_another: (LOOKED_UP, (3, 2)),
     best_of_places_compared: (LOOKED_UP, (3, 2)),
     groups_convolved: ({"in": (2, 3, 6), "out": (3, 6, 4), "head": (6, 4)}, (2, 3)),
+    repeats_of_places: ({"in": (8, 4, 3)}, (4, 3)),
     first_of_equal_units: ({"in": (2, 4), "table": (4, 2)}, (5, 2)),
     order_of_equal_units: ({"in": (2, 4)}, (5, 2)),
     whether_the_best_is_the_first: ({"in": (2, 4), "table": (2, 4)}, (9, 2)),
@@ -151,6 +158,9 @@ def test_outputs_stay_as_they_are_under_what_is_derived(fn):
         return fn(variables, *batch)
 
     spec, apply = infer_spec(apply_fn, leaves, inputs), jax.jit(apply_fn)
+    for label in spec.labels.values():
+        for parent in label.parents:
+            assert set(spec.labels[parent].parents) <= set(label.parents)
     expected = np.asarray(apply(leaves, inputs), np.float32)
     for seed in range(5):
         perms = random_permutations(spec, jax.random.key(seed))

@@ -282,3 +282,35 @@ Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings inside app
 (for Equinox: equinox.partition(model, is_array))."""
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         trace(lambda v, x: x, trees["variables"], trees["batch"])
+
+
+COLLECTIVES = {
+    "sum": lambda x: jax.lax.psum(x, "x"),
+    "sum in groups": lambda x: jax.lax.psum(x, "x", axis_index_groups=[[0], [1]]),
+    "gather": lambda x: jax.lax.all_gather(x, "x", axis=1, tiled=True),
+    "ring": lambda x: jax.lax.ppermute(x, "x", [(0, 1), (1, 0)]),
+    "pipeline": lambda x: jax.lax.ppermute(x, "x", [(0, 1)]),
+    "number of a device": lambda x: x * jax.lax.axis_index("x"),
+}
+
+
+@pytest.mark.parametrize("collective", COLLECTIVES.values(), ids=COLLECTIVES)
+def test_a_program_for_devices_is_run_without_them(collective):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec(None, "x")
+
+    def apply_fn(variables, x):
+        part = jax.shard_map(
+            lambda x, kernel: collective(jnp.tanh(x @ kernel)),
+            mesh=mesh,
+            in_specs=(jax.sharding.PartitionSpec(), split),
+            out_specs=split,
+            check_vma=False,
+        )
+        return part(x, variables["in"])
+
+    program = trace(apply_fn, VARIABLES, BATCH)
+    (actual,) = run(
+        program, [*jax.tree.leaves(VARIABLES), BATCH], [Place(*program.outvars)]
+    )
+    np.testing.assert_allclose(actual, apply_fn(VARIABLES, BATCH), rtol=1e-6)
