@@ -107,6 +107,7 @@ def merge(
         The merged variables with spec, assignment, history and what decided the merge.
 
     Raises:
+        TypeError: if `batches` is no iterable or `spec` no spec.
         ValueError: if the models differ or are not finite, the spec is wrong, batches
             are missing, empty or can be read only once, an argument is out of range, or
             separate leaves cannot follow a zip.
@@ -133,6 +134,11 @@ def merge(
     check_same("merge", trunks)
     check_finite("merge", models)
     shares = shares_of("merge", weights, len(models))
+    if spec is not None and not isinstance(spec, PermutationSpec):
+        raise TypeError(
+            f"merge: spec is a {type(spec).__name__}, a PermutationSpec is needed; "
+            "pass it through read_spec(spec, apply_fn, variables, batch)."
+        )
     _check_batches(batches, method, spec)
     finishes = [Finish(fn, refit, ridge, repair) for fn in update_fns]
     for finish in finishes:

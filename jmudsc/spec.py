@@ -47,7 +47,7 @@ class PermutationSpec:
 
     Attributes:
         axes: leaf path -> one axis expression per axis.
-        labels: label -> its record, in the order in which the model makes them.
+        labels: label -> its record, in the order in which the program meets them.
         fixed: site -> why it may not be permuted, for every axis without a label, and
             for those with fixed parts beside the labels ("in part: ...").
         consumed: the sites that a contraction sums over (the incoming axis of a map);

@@ -30,7 +30,8 @@ def main() -> int:
         if fault(program):
             found = smallest(program)
             faults += 1
-            print(f"program ({settings.seed}, {number}): {fault(found)}\n{found}\n")
+            title = f"program ({settings.seed}, {number}): {fault(found)}"
+            print(f"{title}\n{found}\n", flush=True)
     print(f"{settings.programs} programs, {faults} with a fault")
     return faults
 

@@ -485,3 +485,15 @@ def test_refit_and_repair_need_batches(option, value, key):
     options = {option: value, "method": "average", "spec": spec, "key": key}
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, None, **options)
+
+
+@pytest.mark.parametrize("spec", [{"in": ("P_0",)}, "in  P_0"], ids=["dict", "str"])
+def test_a_spec_that_was_not_read_is_refused(spec, key, monkeypatch):
+    leaves = {"in": np.ones((3, 4), np.float32)}
+    message = (
+        f"merge: spec is a {type(spec).__name__}, a PermutationSpec is needed; pass it "
+        "through read_spec(spec, apply_fn, variables, batch)."
+    )
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        merge(lambda v, x: x @ v["in"], [leaves, leaves], [], key=key, spec=spec)
