@@ -119,6 +119,11 @@ def _free(recipe: Recipe, overwrite: bool) -> Path:
         return check_free(output, overwrite)
     folders = [f"{output}/model-{number}" for number in range(len(recipe.models))]
     first, *_ = [check_free(folder, overwrite) for folder in folders]
+    if (first.parent / "_METADATA").exists():
+        raise FileExistsError(
+            f"{first.parent}: is a checkpoint, needed a folder for one checkpoint per "
+            "model, as separate= asks; remove it or choose another output."
+        )
     return first.parent
 
 

@@ -148,6 +148,17 @@ def test_a_recipe_with_separate_leaves_writes_a_checkpoint_for_every_model(
     run(monkeypatch, "merge", path, "--overwrite")
 
 
+def test_separate_networks_are_not_written_into_an_earlier_merge(project, monkeypatch):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE)
+    run(monkeypatch, "merge", path)
+    path.write_text(RECIPE + "separate: [out]\n")
+    assert fails(monkeypatch, "merge", path, "--overwrite") == (
+        f"jmudsc: {project / 'merged'}: is a checkpoint, needed a folder for one "
+        "checkpoint per model, as separate= asks; remove it or choose another output."
+    )
+
+
 def test_a_recipe_may_have_the_balance_chosen(project, monkeypatch, capsys):
     path = project / "recipe.yaml"
     path.write_text(RECIPE + "alpha: search\nscore: cli_model:score\n")
