@@ -11,7 +11,6 @@ calibration: 5000
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from types import UnionType
 from typing import Any
 
 import flax.linen as nn
-import yaml
 
+from jmudsc.balance import ALPHAS
+from jmudsc.keys import is_number, read_keys, read_yaml, Reader, refuse
 from jmudsc.match import METHODS
 from jmudsc.models import NETWORKS
-from jmudsc.paths import did_you_mean, listed
+from jmudsc.paths import did_you_mean
 from jmudsc.training import TrainConfig
 
 FINISHES = ("none", "refit", "repair")
@@ -59,7 +59,7 @@ class Experiment:
     train_split: str = "train"
     test_split: str = "test"
     methods: tuple[str, ...] = METHODS
-    alphas: tuple[float, ...] = tuple(n / 10 for n in range(11))
+    alphas: tuple[float, ...] = ALPHAS
     finishes: tuple[str, ...] = ("none", "refit")
     calibration: int | None = None
     search: int | None = None
@@ -80,14 +80,7 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
             missing or has a wrong value.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: there is no such file, an experiment is needed; see configs/."
-        )
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is not YAML, it must be: {error}") from error
+    content = read_yaml(path, "an experiment is needed; see configs/.")
     return parse_experiment(content, str(path))
 
 
@@ -107,22 +100,9 @@ def parse_experiment(content: Any, where: str = "experiment") -> Experiment:
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise ValueError(f"{where}: is a {kind}, a mapping of keys is needed.")
-    problems, values = [], {}
-    for key, value in content.items():
-        if key not in _READERS:
-            problems.append(f'"{key}" is no key{did_you_mean(str(key), _READERS)}')
-            continue
-        try:
-            values[key] = _READERS[key](value)
-        except ValueError as error:
-            problems.append(f'"{key}" {error}')
     required = ("dataset", "network", "training")
-    problems += [f'"{key}" is missing' for key in required if key not in content]
-    if problems:
-        raise ValueError(
-            f"{where}: {len(problems)} things must be corrected:\n"
-            f"{listed(problems, 30)}"
-        )
+    values, problems = read_keys(content, _READERS, required)
+    refuse(where, problems)
     return Experiment(**values)
 
 
@@ -171,15 +151,10 @@ def _frozen(value: Any) -> Any:
 
 def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
-        return _is_number(value)
+        return is_number(value)
     if isinstance(kind, type | UnionType):
         return isinstance(value, kind) and not isinstance(value, bool)
     return isinstance(value, tuple)
-
-
-def _is_number(value: Any) -> bool:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value)
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -210,7 +185,7 @@ def _some_of(known: tuple[str, ...]) -> Callable[[Any], tuple[str, ...]]:
 
 
 def _alphas(value: Any) -> tuple[float, ...]:
-    good = isinstance(value, list) and value and all(map(_is_number, value))
+    good = isinstance(value, list) and value and all(map(is_number, value))
     if not good or not all(0 <= alpha <= 1 for alpha in value):
         raise ValueError(f"is {value!r}, it must be a list of numbers in [0, 1]")
     return tuple(map(float, value))
@@ -228,7 +203,7 @@ def _images(value: Any) -> int | None:
     return value
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {
+_READERS: dict[str, Reader] = {
     "dataset": _text,
     "network": _network,
     "training": _training,

@@ -22,10 +22,9 @@ the named function returns when called with the other keys.
 import dataclasses
 import importlib
 import inspect
-import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,9 @@ import yaml
 
 from jmudsc.balance import CHOICES
 from jmudsc.finish import REPAIRS
+from jmudsc.keys import is_number, read_keys, read_yaml, Reader, refuse
 from jmudsc.match import METHODS
-from jmudsc.paths import did_you_mean, listed
+from jmudsc.paths import did_you_mean
 from jmudsc.references import REFERENCES
 from jmudsc.refit import REFITS, RIDGE
 
@@ -127,12 +127,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
             missing or has a wrong value.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file, a recipe is needed.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is not YAML, it must be: {error}") from error
+    content = read_yaml(path, "a recipe is needed.")
     return dataclasses.replace(
         parse_recipe(content, str(path)), folder=path.absolute().parent
     )
@@ -156,25 +151,12 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
         raise ValueError(
             f"{where}: is a {kind}, a mapping of keys to values is needed."
         )
-    problems, values = [], {}
-    for key, value in content.items():
-        if key not in _READERS:
-            problems.append(f'"{key}" is no key{did_you_mean(str(key), _READERS)}')
-            continue
-        try:
-            values[key] = _READERS[key](value)
-        except ValueError as error:
-            problems.append(f'"{key}" {error}')
     required = ("models", "apply_fn", "batches", "output")
-    problems += [f'"{key}" is missing' for key in required if key not in content]
+    values, problems = read_keys(content, _READERS, required)
     models, weights = values.get("models"), values.get("weights")
     if models and weights and len(models) != len(weights):
         problems.append(f'"weights" has {len(weights)} values for {len(models)} models')
-    if problems:
-        raise ValueError(
-            f"{where}: {len(problems)} things must be corrected:\n"
-            f"{listed(problems, 30)}"
-        )
+    refuse(where, problems)
     return Recipe(**values)
 
 
@@ -311,20 +293,20 @@ def _one_of(known: Sequence[str], value: Any) -> str:
 def _balance(value: Any) -> float | str:
     if value in CHOICES:
         return value
-    if not _is_number(value) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         choices = " or ".join(CHOICES)
         raise ValueError(f"is {value!r}, it must be a number in [0, 1], or {choices}")
     return float(value)
 
 
 def _above_zero(value: Any) -> float:
-    if not _is_number(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise ValueError(f"is {value!r}, it must be a number above 0")
     return float(value)
 
 
 def _weights(value: Any) -> tuple[float, ...]:
-    good = isinstance(value, list) and all(_is_number(v) and v >= 0 for v in value)
+    good = isinstance(value, list) and all(is_number(v) and v >= 0 for v in value)
     if not good or not any(value):
         raise ValueError(
             f"is {value!r}, it must be a list of numbers >= 0, one per model, not all 0"
@@ -350,12 +332,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value)
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
+_READERS: dict[str, Reader] = {
     "models": _models,
     "apply_fn": _reference,
     "batches": _reference,
