@@ -23,7 +23,7 @@ from jmudsc.evaluate import ensemble, evaluate, Scores
 from jmudsc.match import match, METHODS
 from jmudsc.moments import collect
 from jmudsc.paths import did_you_mean
-from jmudsc.progress import Progress
+from jmudsc.progress import prefixed, Progress
 from jmudsc.recipe import dump_recipe, Recipe, Reference, Source
 from jmudsc.report import mean_and_deviation, report, table
 from jmudsc.result import MergeResult
@@ -146,7 +146,9 @@ def train_pair(network: str, seed: int, progress: Progress | None = None) -> Pai
             task,
             key=train_key,
             config=setup.config,
-            progress=_named(progress, f"{network}: training on {task[0]}-{task[-1]}"),
+            progress=prefixed(
+                progress, f"{network}: training on {task[0]}-{task[-1]} "
+            ),
         )
         parents.append(variables)
     return Pair(parents, vectors, test, check_key, match_key)
@@ -210,12 +212,6 @@ def _recipe(network: str, seed: int, has_statistics: bool) -> str:
             output="merged",
         )
     )
-
-
-def _named(progress: Progress | None, prefix: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda stage, done, total: progress(f"{prefix} {stage}", done, total)
 
 
 def _scores_table(scores: Mapping[str, Sequence[Scores]]) -> str:

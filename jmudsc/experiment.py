@@ -31,7 +31,7 @@ from jmudsc.experiment_report import (
 from jmudsc.ground import Ground, lay_ground
 from jmudsc.match import Match, match
 from jmudsc.moments import collect, Moments
-from jmudsc.progress import Progress
+from jmudsc.progress import prefixed, Progress
 from jmudsc.refit import refit
 from jmudsc.repair import repair
 from jmudsc.spec import PermutationSpec
@@ -76,7 +76,7 @@ def run_experiment(
     runs = []
     for seed in seeds:
         ground = lay_ground(experiment, seed, *splits)
-        say = _named(progress, f"seed {seed}: ")
+        say = prefixed(progress, f"seed {seed}: ")
         runs.append(_score_all(ground, out / f"seed-{seed}", say))
     text = describe(experiment, seeds, runs)
     write_whole(out / "report.md", text)
@@ -158,7 +158,7 @@ def _network(ground: Ground, number: int, folder: Path, say: Progress) -> PyTree
         config=experiment.training,
         folder=state,
         every=-(-experiment.training.epochs // _STATES),
-        progress=_named(say, f"{name} "),
+        progress=prefixed(say, f"{name} "),
     )
     save_variables(place, variables)
     shutil.rmtree(state)
@@ -263,9 +263,3 @@ def _finished(
     if spec.statistics:
         return reset_batch_stats(models.update_fn(model), merged, batches)
     return merged
-
-
-def _named(progress: Progress | None, prefix: str) -> Progress:
-    if progress is None:
-        return lambda stage, done, total: None
-    return lambda stage, done, total: progress(f"{prefix}{stage}", done, total)

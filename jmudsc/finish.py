@@ -38,11 +38,6 @@ class Finish:
     ridge: float = RIDGE
     repair: str | None = None
 
-    @property
-    def sets_statistics(self) -> bool:
-        """Whether running statistics are set to what the merged network makes them."""
-        return bool(self.refit or self.repair or self.update_fn)
-
 
 def check_finish(
     where: str, finish: Finish, batches: Iterable[PyTree] | None, separate: bool

@@ -68,6 +68,7 @@ def lay_ground(
     chosen = [c for task in tasks for c in task]
     training, test = only(training, chosen), only(test, chosen)
     calibration = _some(keys[1], training, experiment.calibration)
+    # `nn.Module` declares no `outputs`, all of NETWORKS have one.
     outputs: int = getattr(experiment.network, "outputs")  # noqa: B009
     return Ground(
         experiment=experiment,

@@ -98,7 +98,7 @@ def made(
         case "gather":
             axes = eqn.params["dimension_numbers"].start_index_map
             columns = numbers.columns(ins[1].number, len(axes))
-            indices, along = list(zip(axes, columns, strict=True)), index_axes(eqn)
+            indices, along = list(zip(axes, columns, strict=True)), _index_axes(eqn)
         case "ragged_dot_general":  # every row meets the kernel of its run
             runs = numbers.runs(ins[2].number)
             return 1, frozenset([Pick(ins[1].axes[0], runs, (0,), None)])
@@ -185,7 +185,7 @@ def _gathered_whole(eqn: Any) -> AxisMap:
     return {axis: new for axis, new in pairs if sizes[axis] == shape[axis]}
 
 
-def index_axes(eqn: Any) -> tuple[int | None, ...]:
+def _index_axes(eqn: Any) -> tuple[int | None, ...]:
     """Return along which axes of the output of a `gather` its index value varies."""
     offset = set(map(int, eqn.params["dimension_numbers"].offset_dims))
     rank = len(shape_of(eqn.outvars[0]))

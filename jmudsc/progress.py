@@ -29,3 +29,18 @@ def counted(
 
 def silent(stage: str, done: int, total: int | None) -> None:
     """Tell nothing."""
+
+
+def prefixed(progress: Progress | None, prefix: str) -> Progress:
+    """Put something before what is being done.
+
+    Args:
+        progress: who is told; None for nobody.
+        prefix: what to put before.
+
+    Returns:
+        A function that tells it.
+    """
+    if progress is None:
+        return silent
+    return lambda stage, done, total: progress(f"{prefix}{stage}", done, total)
