@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from jmudsc.chained import Chained
 from jmudsc.checkpoints import check_free, load, save
 from jmudsc.derive import infer_spec
 from jmudsc.freeze import freeze
@@ -43,6 +44,9 @@ def cook(
     recipe = read_recipe(path)
     output = _free(recipe, overwrite)
     named = _resolved(recipe, ("apply_fn", "batches", "update_fn", "score"))
+    batches, owners = named["batches"], None
+    if recipe.refit and isinstance(batches, Chained):
+        owners = batches.owners()
     models = [_load(recipe, source, progress) for source in recipe.models]
     written = None
     if recipe.spec is not None:
@@ -50,7 +54,7 @@ def cook(
     result = merge(
         named["apply_fn"],
         models,
-        named["batches"],
+        batches,
         method=recipe.method,
         alpha=recipe.alpha,
         key=jax.random.key(recipe.seed),
@@ -63,6 +67,7 @@ def cook(
         update_fn=named.get("update_fn"),
         refit=recipe.refit,
         ridge=recipe.ridge,
+        owners=owners,
         repair=recipe.repair,
         progress=progress,
     )
@@ -106,9 +111,10 @@ def _spec(
         if recipe.spec is None:
             return infer_spec(*traced)
         return read_spec(_text(recipe.folder / recipe.spec), *traced)
+    names = [reference.name for reference in _references(recipe, ("batches",)).values()]
     raise ValueError(
         f'{path}: "batches" has no batches, at least one is needed; correct what '
-        f"{recipe.batches.name} returns."
+        f"{', '.join(names)} returns."
     )
 
 
@@ -148,17 +154,35 @@ def _place(recipe: Recipe, path: str) -> str:
 
 
 def _resolved(recipe: Recipe, keys: tuple[str, ...]) -> Mapping[str, Any]:
-    """Import everything that some keys name, or list all that cannot be."""
+    """Import everything that some keys name, or list all that cannot be.
+
+    Where every model has batches of its own, `batches` are those of all, chained.
+    """
     named, problems = {}, []
-    for key in keys:
-        reference: Reference | None = getattr(recipe, key)
-        if reference is not None:
-            try:
-                named[key] = resolve(reference, recipe.folder)
-            except ValueError as error:
-                problems.append(f'"{key}" {error}')
+    for key, reference in _references(recipe, keys).items():
+        try:
+            named[key] = resolve(reference, recipe.folder)
+        except ValueError as error:
+            problems.append(f'"{key}" {error}')
     if problems:
         raise ValueError(
             f"recipe: {len(problems)} references must be corrected:\n{listed(problems)}"
         )
+    if "batches" in keys and recipe.batches is None:
+        numbers = range(len(recipe.models))
+        tasks = tuple(named.pop(_own_batches(number)) for number in numbers)
+        named["batches"] = Chained(tasks)
     return named
+
+
+def _references(recipe: Recipe, keys: tuple[str, ...]) -> dict[str, Reference]:
+    """Return what some keys of a recipe name; `batches` of every model by itself."""
+    found = {key: getattr(recipe, key) for key in keys}
+    if "batches" in keys:
+        own = enumerate(source.batches for source in recipe.models)
+        found |= {_own_batches(number): reference for number, reference in own}
+    return {key: reference for key, reference in found.items() if reference is not None}
+
+
+def _own_batches(model: int) -> str:
+    return f"batches of model {model}"

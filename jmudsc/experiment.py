@@ -13,6 +13,7 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc import models
+from jmudsc.balance import search_alpha
 from jmudsc.batch_stats import reset_batch_stats
 from jmudsc.check import check_spec
 from jmudsc.checkpoints import load, save_variables
@@ -78,9 +79,16 @@ def run_experiment(
         ground = lay_ground(experiment, seed, *splits)
         say = prefixed(progress, f"seed {seed}: ")
         runs.append(_score_all(ground, out / f"seed-{seed}", say))
-    text = describe(experiment, seeds, runs)
+    text = describe(experiment, _command(config, seeds, data_dir), seeds, runs)
     write_whole(out / "report.md", text)
     return out / "report.md", text
+
+
+def _command(config: Path, seeds: Sequence[int], data_dir: Path | None) -> str:
+    """Write the command that does this again."""
+    numbers = " ".join(map(str, seeds))
+    data = "" if data_dir is None else " --data-dir DIR"
+    return f"jmudsc experiment configs/{config.name} --seeds {numbers}{data}"
 
 
 def _claim(out: Path, experiment: Experiment) -> None:
@@ -120,17 +128,25 @@ def _trained_names(ground: Ground) -> list[str]:
 
 def _names(ground: Ground) -> list[str]:
     """Name all networks in the order of the report."""
-    *parents, everything = _trained_names(ground)
-    merged = [
-        _row(m, f)
-        for m in ground.experiment.methods
-        for f in ground.experiment.finishes
+    finishes = ground.experiment.finishes
+    merged = [_row(*way, finish) for way in _ways(ground) for finish in finishes]
+    return [*_trained_names(ground), "ensemble", *merged]
+
+
+def _ways(ground: Ground) -> list[tuple[str, str]]:
+    """List the methods, each with what models are aligned to."""
+    experiment, many = ground.experiment, len(ground.tasks) > 2
+    return [
+        (method, reference)
+        for method in experiment.methods
+        for reference in experiment.references
+        if reference == experiment.references[0] or (many and "align" in method)
     ]
-    return [*parents, everything, "ensemble", *merged]
 
 
-def _row(method: str, finish: str) -> str:
-    return method if finish == "none" else f"{method} + {finish}"
+def _row(method: str, reference: str, finish: str) -> str:
+    way = method if reference == "first" else f"{method} ({reference})"
+    return way if finish == "none" else f"{way} + {finish}"
 
 
 def _scores(ground: Ground, variables: PyTree) -> Scores:
@@ -178,14 +194,10 @@ def _merges(
         scale = experiment.training.logit_scale
         yield "ensemble", Entry(ensemble(*both, logit_scale=scale), 0.0)
     missing = {
-        method: finishes
-        for method in experiment.methods
-        if (
-            finishes := [
-                f for f in ground.experiment.finishes if _row(method, f) not in found
-            ]
-        )
+        way: [f for f in experiment.finishes if _row(*way, f) not in found]
+        for way in _ways(ground)
     }
+    missing = {way: finishes for way, finishes in missing.items() if finishes}
     if not missing:
         return
     say("collecting activations", 0, 1)
@@ -193,17 +205,17 @@ def _merges(
     spec = infer_spec(apply, parents[0], first)
     check_spec(spec, apply, parents[0], first, key=ground.check_key)
     moments = collect(spec, apply, parents, ground.calibration)
-    for number, (method, finishes) in enumerate(missing.items()):
+    for number, (way, finishes) in enumerate(missing.items()):
         say("merging", number, len(missing))
         start = time.perf_counter()
-        alpha, matched = _match(ground, spec, parents, moments, method, say)
+        alpha, matched = _match(ground, spec, parents, moments, *way, say)
         matching = time.perf_counter() - start
         for finish in finishes:
             start = time.perf_counter()
             merged = _finished(ground, spec, parents, matched, finish)
             seconds = matching + time.perf_counter() - start
             yield (
-                _row(method, finish),
+                _row(*way, finish),
                 Entry(_scores(ground, merged), seconds, alpha),
             )
 
@@ -214,35 +226,31 @@ def _match(
     parents: Sequence[PyTree],
     moments: Mapping[str, Moments],
     method: str,
+    reference: str,
     say: Progress,
 ) -> tuple[float | None, Match]:
-    """Match, by the alpha with the best joint accuracy on training images if it says.
-
-    Of several that are as good the middle one is taken.
-    """
+    """Match, `mudsc-*` by the alpha with the best joint accuracy on training data."""
+    matched_at = lambda alpha: match(
+        spec,
+        parents,
+        moments,
+        method=method,
+        alpha=alpha,
+        reference=reference,
+        key=ground.match_key,
+    )
     if not method.startswith("mudsc-"):
-        key = ground.match_key
-        return None, match(spec, parents, moments, method=method, key=key)
+        return None, matched_at(0.5)  # which says nothing here
     apply, alphas = models.apply_fn(ground.experiment.network), ground.experiment.alphas
-    tried, reached = [], []
-    for number, alpha in enumerate(alphas):
-        say(f"{method}, choosing alpha", number, len(alphas))
-        tried.append(
-            match(
-                spec,
-                parents,
-                moments,
-                method=method,
-                alpha=alpha,
-                key=ground.match_key,
-            )
-        )
-        merged = _finished(ground, spec, parents, tried[-1], "none")
+
+    def joint(matched: Match) -> float:
+        say(f"{method}, choosing alpha", 0, None)
+        merged = _finished(ground, spec, parents, matched, "none")
         scored = apply, merged, ground.search, ground.vectors, ground.tasks
-        reached.append(evaluate(*scored).joint)
-    best = [n for n, joint in enumerate(reached) if joint == max(reached)]
-    chosen = best[len(best) // 2]
-    return alphas[chosen], tried[chosen]
+        return evaluate(*scored).joint
+
+    best = search_alpha(matched_at, joint, alphas)
+    return best.alpha, best.candidate
 
 
 def _finished(
@@ -255,11 +263,13 @@ def _finished(
     """Average matched parents, and do what is to be done after that."""
     model, batches = ground.experiment.network, ground.calibration
     merged = combine(spec, parents, matched.assignment)
-    parts = spec, models.apply_fn(model), parents, matched.assignment, merged, batches
+    parts = spec, models.apply_fn(model), parents, matched.assignment, merged
     if finish == "refit":
-        return refit(*parts)
+        return refit(*parts, batches)
+    if finish == "refit by task":
+        return refit(*parts, ground.by_task, owners=ground.owners)
     if finish == "repair":
-        return repair(*parts)
+        return repair(*parts, batches)
     if spec.statistics:
         return reset_batch_stats(models.update_fn(model), merged, batches)
     return merged

@@ -25,9 +25,10 @@ from jmudsc.keys import is_number, read_keys, read_yaml, Reader, refuse
 from jmudsc.match import METHODS
 from jmudsc.models import NETWORKS
 from jmudsc.paths import did_you_mean
+from jmudsc.references import REFERENCES
 from jmudsc.training import TrainConfig
 
-FINISHES = ("none", "refit", "repair")
+FINISHES = ("none", "repair", "refit", "refit by task")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Experiment:
         dataset: `digits`, or a name of TFDS.
         network: the model of all networks.
         training: how each is trained.
+        title: of the report.
         tasks: the classes of each network, or into how many random parts of one size
             (but for one class) every seed cuts them.
         train_split: of the dataset, `train[:10000]` say.
@@ -45,8 +47,10 @@ class Experiment:
         methods: of `METHODS`.
         alphas: values of the balance, of which `mudsc-*` takes the one with the best
             accuracy on training images.
+        references: for more than two tasks, what `*-align` aligns to.
         finishes: what is done after averaging: `none` (but for the reset of running
-            statistics), `refit`, `repair`.
+            statistics), `repair`, `refit` to the mean of the parents, `refit by task`
+            to the parent whose task an image is from.
         calibration: how many training images, drawn at random, activations and
             statistics are taken from; all, if None.
         search: how many alpha is searched on; all, if None.
@@ -55,12 +59,14 @@ class Experiment:
     dataset: str
     network: nn.Module
     training: TrainConfig
+    title: str = ""
     tasks: int | tuple[tuple[int, ...], ...] = 2
     train_split: str = "train"
     test_split: str = "test"
     methods: tuple[str, ...] = METHODS
     alphas: tuple[float, ...] = ALPHAS
-    finishes: tuple[str, ...] = ("none", "refit")
+    references: tuple[str, ...] = ("first",)
+    finishes: tuple[str, ...] = ("none", "refit", "refit by task")
     calibration: int | None = None
     search: int | None = None
 
@@ -205,6 +211,7 @@ def _images(value: Any) -> int | None:
 
 _READERS: dict[str, Reader] = {
     "dataset": _text,
+    "title": _text,
     "network": _network,
     "training": _training,
     "tasks": _tasks,
@@ -212,6 +219,7 @@ _READERS: dict[str, Reader] = {
     "test_split": _text,
     "methods": _some_of(METHODS),
     "alphas": _alphas,
+    "references": _some_of(REFERENCES),
     "finishes": _some_of(FINISHES),
     "calibration": _images,
     "search": _images,

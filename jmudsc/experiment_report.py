@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import numpy as np
 
+from jmudsc.conclusions import conclusions
 from jmudsc.evaluate import Scores
 from jmudsc.experiment_config import Experiment
 from jmudsc.report import mean_and_deviation, table
@@ -67,12 +70,16 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def describe(
-    experiment: Experiment, seeds: Sequence[int], runs: Sequence[Mapping[str, Entry]]
+    experiment: Experiment,
+    command: str,
+    seeds: Sequence[int],
+    runs: Sequence[Mapping[str, Entry]],
 ) -> str:
     """Write the report.
 
     Args:
         experiment: the config.
+        command: by which it was run.
         seeds: of the runs.
         runs: name of a network -> its entry, for each seed the same names.
 
@@ -84,21 +91,44 @@ def describe(
     header = ["network", "joint", *tasks, "mean of tasks", "alpha", "seconds"]
     rows = [_cells(name, [run[name] for run in runs]) for name in runs[0]]
     total = sum(entry.seconds for run in runs for entry in run.values())
+    scores = [{name: entry.scores for name, entry in run.items()} for run in runs]
     lines = [
-        f"# {experiment.dataset}",
+        f"# {experiment.title or experiment.dataset}",
+        "",
+        "```sh",
+        command,
+        "```",
         "",
         f"Test accuracy; seeds {', '.join(map(str, seeds))}; mean ± deviation (n - 1). "
         "Joint: the right class among all; task: among those of the task. alpha was "
-        f"chosen on training images. {total / 60:.0f} minutes in all.",
+        f"chosen on training images. {total / 60:.0f} minutes in all on {_machine()}.",
         "",
         f"- network: {_module(experiment.network)}",
         f"- training: {experiment.training}",
         f"- splits: {experiment.train_split}, {experiment.test_split}",
         f"- tasks: {_plain(experiment.tasks)}",
+        f"- images for activations: {experiment.calibration or 'all'}, to choose alpha "
+        f"on: {experiment.search or 'all'}",
         "",
         table(header, rows),
+        "",
+        *[f"- {sentence}" for sentence in conclusions(scores)],
     ]
     return "\n".join(lines) + "\n"
+
+
+def _machine() -> str:
+    """Describe what this runs on."""
+    device = jax.devices()[0]
+    kind = (
+        "CPU cores"
+        if device.platform == "cpu"
+        else f"CPU cores and {device.device_kind}"
+    )
+    return (
+        f"{os.cpu_count()} {kind}, jax {jax.__version__}, Python "
+        f"{platform.python_version()}"
+    )
 
 
 def _cells(name: str, entries: Sequence[Entry]) -> list[str]:

@@ -14,7 +14,7 @@ from jmudsc import paths
 from jmudsc.batch_stats import reset_batch_stats, UpdateFn
 from jmudsc.pooled import pool_batch_stats
 from jmudsc.progress import counted, Progress
-from jmudsc.refit import check_ridge, refit_layers, REFITS, RIDGE
+from jmudsc.refit import check_owners, check_ridge, refit_layers, REFITS, RIDGE
 from jmudsc.repair import repair_layers
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
@@ -30,17 +30,24 @@ class Finish:
         update_fn: updates running statistics as training does; given, they are reset.
         refit: `least-squares` or None.
         ridge: strength of the refit's penalty.
+        owners: for each batch the model whose task it is from, for the refit; None if
+            that is not known.
         repair: `rescale`, `pooled` or None.
     """
 
     update_fn: UpdateFn | None = None
     refit: str | None = None
     ridge: float = RIDGE
+    owners: tuple[int, ...] | None = None
     repair: str | None = None
 
 
 def check_finish(
-    where: str, finish: Finish, batches: Iterable[PyTree] | None, separate: bool
+    where: str,
+    finish: Finish,
+    batches: Iterable[PyTree] | None,
+    separate: bool,
+    models: int,
 ) -> None:
     """Check what is to be done after averaging.
 
@@ -49,12 +56,20 @@ def check_finish(
         finish: what to do.
         batches: the calibration batches, if there are any.
         separate: whether some leaves are kept apart.
+        models: number of models.
 
     Raises:
         ValueError: if an option is unknown or out of range, needs batches, or cannot go
             with another.
     """
     check_ridge(where, finish.ridge)
+    if finish.owners is not None:
+        check_owners(where, finish.owners, models)
+        if finish.refit is None:
+            raise ValueError(
+                f"{where}: owners are given and refit is not, they would not be used; "
+                'pass refit="least-squares", or leave owners out.'
+            )
     options = {"refit": (finish.refit, REFITS), "repair": (finish.repair, REPAIRS)}
     for name, (value, known) in options.items():
         if value is not None and value not in known:
@@ -111,7 +126,8 @@ def finished(
     parts = spec, apply_fn, models, assignment
     if finish.refit and batches is not None:
         seen = counted(batches, "refitting", progress)
-        merged, changes = refit_layers(*parts, merged, seen, finish.ridge, shares)
+        options = finish.ridge, shares, finish.owners
+        merged, changes = refit_layers(*parts, merged, seen, *options)
     if finish.repair == "rescale" and batches is not None:
         seen = counted(batches, "repairing", progress)
         merged, repaired = repair_layers(*parts, merged, seen, shares)

@@ -23,7 +23,9 @@ class Ground:
         vectors: the unit vector of every class.
         training: the training images of all tasks.
         test: the test images of all tasks.
-        calibration: batches for activations and statistics.
+        calibration: batches for activations and statistics, tasks mixed.
+        by_task: the same images in batches of one task each.
+        owners: for each of `by_task` the number of its task.
         search: training images to choose alpha on.
         network_keys: a PRNG key for each parent and one for the network that learns all
             classes.
@@ -37,6 +39,8 @@ class Ground:
     training: Split
     test: Split
     calibration: list[np.ndarray]
+    by_task: list[np.ndarray]
+    owners: list[int]
     search: Split
     network_keys: jax.Array
     check_key: jax.Array
@@ -68,6 +72,7 @@ def lay_ground(
     chosen = [c for task in tasks for c in task]
     training, test = only(training, chosen), only(test, chosen)
     calibration = _some(keys[1], training, experiment.calibration)
+    own = [batches(only(calibration, task), _BATCH) for task in tasks]
     # `nn.Module` declares no `outputs`, all of NETWORKS have one.
     outputs: int = getattr(experiment.network, "outputs")  # noqa: B009
     return Ground(
@@ -77,6 +82,8 @@ def lay_ground(
         training=training,
         test=test,
         calibration=batches(calibration, _BATCH),
+        by_task=[batch for task in own for batch in task],
+        owners=[number for number, task in enumerate(own) for _ in task],
         search=_some(keys[3], training, experiment.search),
         network_keys=jax.random.split(keys[4], len(tasks) + 1),
         check_key=keys[5],

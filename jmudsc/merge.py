@@ -54,6 +54,7 @@ def merge(
     update_fn: UpdateFn | Sequence[UpdateFn] | None = None,
     refit: str | None = None,
     ridge: float = RIDGE,
+    owners: Sequence[int] | None = None,
     repair: str | None = None,
     score: Callable[[Any], float] | None = None,
     alphas: Sequence[float] = ALPHAS,
@@ -92,6 +93,9 @@ def merge(
         refit: "least-squares" to fit every map to what the parents do on the batches
             (see `jmudsc.refit`); None for the average.
         ridge: strength of the refit's penalty, above 0.
+        owners: for each batch the number of the model whose task it is from, if that is
+            known: the refit then follows that model on it, and the merged network
+            learns to tell the tasks apart.
         repair: "rescale" to give every unit the mean and deviation of its parents over
             the batches (see `jmudsc.repair`); "pooled" for running statistics of the
             parents together, which needs no batches (see `jmudsc.pool_batch_stats`);
@@ -140,9 +144,10 @@ def merge(
             "pass it through read_spec(spec, apply_fn, variables, batch)."
         )
     _check_batches(batches, method, spec)
-    finishes = [Finish(fn, refit, ridge, repair) for fn in update_fns]
+    owned = None if owners is None else tuple(owners)
+    finishes = [Finish(fn, refit, ridge, owned, repair) for fn in update_fns]
     for finish in finishes:
-        check_finish("merge", finish, batches, bool(separate))
+        check_finish("merge", finish, batches, bool(separate), len(models))
     say = progress or silent
     first = None if batches is None else _first(batches)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
@@ -218,6 +223,8 @@ def merge(
     recipe |= {"separate": separate} if separate else {}
     recipe |= {"reference": reference} if len(models) > 2 else {}
     recipe |= {"refit": refit, "ridge": ridge} if refit else {}
+    if owned:
+        recipe["batches per model"] = [owned.count(n) for n in range(len(models))]
     recipe |= {"repair": repair} if repair else {}
     return MergeResult(
         networks[0],

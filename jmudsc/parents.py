@@ -29,15 +29,56 @@ class Parents:
         leaves: the leaves of each.
         shares: their shares, summing to 1.
         moves: per label one move each.
+        alone: the same, as if there were no other model.
         nesting: label -> the labels it is nested in.
     """
 
     leaves: Sequence[Leaves]
     shares: tuple[float, ...]
     moves: Mapping[str, Sequence[Move]]
+    alone: Mapping[str, Sequence[Move]]
     nesting: Mapping[str, tuple[str, ...]]
 
-    def moved(self, array: jax.Array, axes: Sequence[Axis], model: int) -> jax.Array:
+    def mean(self, values: Sequence[jax.Array], axes: Sequence[Axis]) -> jax.Array:
+        """Average a value of all models in the merged order, by their shares."""
+        moved = [
+            np.float32(share) * self._moved(value, axes, self.moves, model)
+            for model, (share, value) in enumerate(
+                zip(self.shares, values, strict=True)
+            )
+        ]
+        return functools.reduce(jnp.add, moved)
+
+    def target(
+        self, values: Sequence[jax.Array], axes: Sequence[Axis], owner: int | None
+    ) -> jax.Array:
+        """Return what a merged network should make of some samples.
+
+        Args:
+            values: what each model makes of them.
+            axes: of the values.
+            owner: the model whose task the samples are from; None for none.
+
+        Returns:
+            In the merged order the values of the owner, each unit the mean of those of
+            its units that went there; where none did, and without an owner, `mean`.
+        """
+        if owner is None:
+            return self.mean(values, axes)
+        own = self._moved(values[owner], axes, self.alone, owner)
+        ones = jnp.ones_like(values[owner])
+        present = self._moved(ones, axes, self.alone, owner) > 0
+        return (
+            own if present.all() else jnp.where(present, own, self.mean(values, axes))
+        )
+
+    def _moved(
+        self,
+        array: jax.Array,
+        axes: Sequence[Axis],
+        moves: Mapping[str, Sequence[Move]],
+        model: int,
+    ) -> jax.Array:
         """Bring a value of one model to the merged order, units shared averaged."""
         used = dict.fromkeys(name for axis in axes for name in axis.labels())
         names = list(
@@ -46,7 +87,7 @@ class Parents:
         new = {name: str(number) for number, name in enumerate(names)}
         nesting = tuple((new[n], tuple(new[p] for p in self.nesting[n])) for n in names)
         axes = tuple(axis.renamed(new) for axis in axes)
-        return _moved(array, [self.moves[n][model] for n in names], axes, nesting)
+        return _moved(array, [moves[n][model] for n in names], axes, nesting)
 
 
 def parents_of(
@@ -74,11 +115,16 @@ def parents_of(
     check_covers(where, spec, paths.flatten(models[0]))
     shares = shares_of(where, weights, len(models))
     check_assignment(where, spec, assignment, len(models))
+    rows = {name: np.asarray(assignment[name]) for name in spec.labels}
     return Parents(
-        [arrays(model) for model in models],
-        shares,
-        {name: moves_of(np.asarray(assignment[name]), shares) for name in spec.labels},
-        {name: label.parents for name, label in spec.labels.items()},
+        leaves=[arrays(model) for model in models],
+        shares=shares,
+        moves={name: moves_of(row, shares) for name, row in rows.items()},
+        alone={
+            name: [moves_of(r[None], (1.0,))[0] for r in row]
+            for name, row in rows.items()
+        },
+        nesting={name: label.parents for name, label in spec.labels.items()},
     )
 
 

@@ -15,6 +15,9 @@ separate: [params/head/*]               # optional: leaves that each model keeps
 output: merged
 ```
 
+In the place of `batches`, every model may have its own, of its own task: the refit then
+knows which model to follow on them.
+
 A reference is `module:name`, the object itself, or `{factory: module:name, ...}`, what
 the named function returns when called with the other keys.
 """
@@ -41,19 +44,6 @@ from jmudsc.refit import REFITS, RIDGE
 
 
 @dataclass(frozen=True)
-class Source:
-    """One model of a recipe.
-
-    Attributes:
-        path: its checkpoint.
-        subtree: the part of the checkpoint that is the variables; None for all of it.
-    """
-
-    path: str
-    subtree: str | tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
 class Reference:
     """A Python object named in a recipe.
 
@@ -67,13 +57,30 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One model of a recipe.
+
+    Attributes:
+        path: its checkpoint.
+        subtree: the part of the checkpoint that is the variables; None for all of it.
+        batches: calibration batches of its own task, a re-iterable; None where the
+            recipe has batches of all tasks.
+    """
+
+    path: str
+    subtree: str | tuple[str, ...] | None = None
+    batches: Reference | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides one merge.
 
     Attributes:
         models: the parents, two or more.
         apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
-        batches: the calibration batches, a re-iterable.
+        batches: the calibration batches of all tasks, a re-iterable; None where every
+            model has its own.
         output: the directory to write.
         update_fn: `(variables, batch) -> variables`, resets running statistics.
         method: one of `METHODS`.
@@ -94,7 +101,7 @@ class Recipe:
 
     models: tuple[Source, ...]
     apply_fn: Reference
-    batches: Reference
+    batches: Reference | None
     output: str
     update_fn: Reference | None = None
     method: str = "mudsc-zip"
@@ -151,13 +158,15 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
         raise ValueError(
             f"{where}: is a {kind}, a mapping of keys to values is needed."
         )
-    required = ("models", "apply_fn", "batches", "output")
+    required = ("models", "apply_fn", "output")
     values, problems = read_keys(content, _READERS, required)
     models, weights = values.get("models"), values.get("weights")
+    if models and (problem := _batches_problem(models, "batches" in content)):
+        problems.append(problem)
     if models and weights and len(models) != len(weights):
         problems.append(f'"weights" has {len(weights)} values for {len(models)} models')
     refuse(where, problems)
-    return Recipe(**values)
+    return Recipe(**{"batches": None, **values})
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -172,8 +181,9 @@ def dump_recipe(recipe: Recipe) -> str:
     content: dict[str, Any] = {
         "models": [_plain_source(source) for source in recipe.models],
         "apply_fn": _plain_reference(recipe.apply_fn),
-        "batches": _plain_reference(recipe.batches),
     }
+    if recipe.batches is not None:
+        content["batches"] = _plain_reference(recipe.batches)
     if recipe.update_fn is not None:
         content["update_fn"] = _plain_reference(recipe.update_fn)
     content |= {"method": recipe.method, "alpha": recipe.alpha}
@@ -253,7 +263,7 @@ def _models(value: Any) -> tuple[Source, ...]:
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
             problems.append(f"entry {number} has no path")
             continue
-        keys = ("path", "subtree")
+        keys = ("path", "subtree", "batches")
         problems += [
             f'entry {number} has the unknown key "{key}"{did_you_mean(str(key), keys)}'
             for key in entry
@@ -265,10 +275,28 @@ def _models(value: Any) -> tuple[Source, ...]:
         if not isinstance(subtree, str | tuple | None):
             problems.append(f"entry {number} has a subtree that is no name or list")
             continue
-        sources.append(Source(entry["path"], subtree))
+        batches = None
+        if "batches" in entry:
+            try:
+                batches = _reference(entry["batches"])
+            except ValueError as error:
+                problems.append(f"entry {number} has batches: it {error}")
+        sources.append(Source(entry["path"], subtree, batches))
     if problems:
         raise ValueError(": ".join(["must be corrected", "; ".join(problems)]))
     return tuple(sources)
+
+
+def _batches_problem(models: Sequence[Source], shared: bool) -> str | None:
+    """Say what is wrong with where batches are given, if anything is."""
+    without = [str(n) for n, source in enumerate(models) if source.batches is None]
+    if shared and len(without) < len(models):
+        return '"batches" is given and models have batches too, only one can be'
+    if not shared and len(without) == len(models):
+        return '"batches" is missing, here or for each of the models'
+    if not shared and without:
+        return f"the models {', '.join(without)} have no batches, the others do"
+    return None
 
 
 def _reference(value: Any) -> Reference:
@@ -354,13 +382,13 @@ _READERS: dict[str, Reader] = {
 
 
 def _plain_source(source: Source) -> dict[str, Any]:
-    if source.subtree is None:
-        return {"path": source.path}
-    subtree = source.subtree
-    return {
-        "path": source.path,
-        "subtree": list(subtree) if isinstance(subtree, tuple) else subtree,
-    }
+    plain: dict[str, Any] = {"path": source.path}
+    if source.subtree is not None:
+        subtree = source.subtree
+        plain["subtree"] = list(subtree) if isinstance(subtree, tuple) else subtree
+    if source.batches is not None:
+        plain["batches"] = _plain_reference(source.batches)
+    return plain
 
 
 def _plain_reference(reference: Reference) -> Any:

@@ -55,21 +55,27 @@ def refit(
     *,
     ridge: float = RIDGE,
     weights: Sequence[float] | None = None,
+    owners: Sequence[int] | None = None,
 ) -> PyTree:
     """Fit every map of a merged network to what its parents do, without a gradient.
 
     Map by map, in order: with x what goes into it in the merged network as fitted so
-    far, and z the weighted mean of the parents' outputs on the same batch, brought to
-    the merged order, the kernel W and the bias b minimise
+    far, and z what the parents make of the same batch, brought to the merged order, the
+    kernel W and the bias b minimise
 
         E |W x + b - z|^2 + ridge * E |x|^2 / len(x) * |W - W_merged|^2.
 
-    This is RegMean (Jin et al. 2023, arXiv:2212.09849, eq. 2) but for the inputs, which
-    are the merged network's own: what went wrong in one layer is made good by the next
-    (as in PLeaS, Nasery et al. 2025, arXiv:2407.02447). The moments of x and of
-    z - W_merged x - b_merged are summed exactly over all batches in float32, the
-    equations solved in float64 on the host. A merged network that already does what its
-    parents do stays as it is.
+    z is the output of the batch's owner, the parent that was trained on its task; if
+    owners are not given, the weighted mean of all parents, which do not know what to
+    make of each other's data. A merged unit in which the owner has no unit follows the
+    mean always.
+
+    With owners this is RegMean (Jin et al. 2023, arXiv:2212.09849, eq. 2) but for the
+    inputs, which are the merged network's own: what went wrong in one layer is made
+    good by the next (as in PLeaS, Nasery et al. 2025, arXiv:2407.02447). The moments of
+    x and of z - W_merged x - b_merged are summed exactly over all batches in float32,
+    the equations solved in float64 on the host. A merged network that already does what
+    its parents do stays as it is.
 
     Fitted are dense and fused kernels of any number of axes, and convolutions with any
     strides, dilations and groups; the last map too. A running statistic is set to what
@@ -91,6 +97,8 @@ def refit(
         ridge: how much staying near the merged kernel counts, above 0; relative to the
             mean square of what goes into the map.
         weights: the share of each model; None for equal shares.
+        owners: for each batch the number of the model whose task it is from, so that
+            no batch may mix tasks; None if that is not known.
 
     Returns:
         The variables with new kernels, biases and running statistics.
@@ -100,7 +108,7 @@ def refit(
             activation is not finite.
     """
     variables, notes = refit_layers(
-        spec, apply_fn, models, assignment, merged, batches, ridge, weights
+        spec, apply_fn, models, assignment, merged, batches, ridge, weights, owners
     )
     log_skipped(_log, "refit", notes)
     return variables
@@ -115,6 +123,7 @@ def refit_layers(
     batches: Iterable[PyTree],
     ridge: float = RIDGE,
     weights: Sequence[float] | None = None,
+    owners: Sequence[int] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
     """Refit as `refit` does, and say what became of the leaves of every layer.
 
@@ -127,6 +136,7 @@ def refit_layers(
         batches: as for `refit`.
         ridge: as for `refit`.
         weights: as for `refit`.
+        owners: as for `refit`.
 
     Returns:
         The variables, and path of a leaf -> what was done, or why nothing was.
@@ -135,7 +145,9 @@ def refit_layers(
         ValueError: as `refit` does.
     """
     check_ridge("refit", ridge)
-    change: Change = functools.partial(_change, ridge)
+    if owners is not None:
+        check_owners("refit", owners, len(models))
+    change: Change = functools.partial(_change, ridge, owners)
     return change_layers(
         "refit", change, spec, apply_fn, models, assignment, merged, batches, weights
     )
@@ -157,13 +169,46 @@ def check_ridge(where: str, ridge: float) -> None:
         )
 
 
+def check_owners(where: str, owners: Sequence[int], models: int) -> None:
+    """Check the owners of batches.
+
+    Args:
+        where: the caller, named in the error.
+        owners: for each batch the number of a model.
+        models: number of models.
+
+    Raises:
+        ValueError: if one of them is no model, or a model owns no batch.
+    """
+    numbers = list(range(models))
+    if sorted(set(owners)) != numbers:
+        strange = sorted({str(owner) for owner in owners if owner not in numbers})
+        missing = [str(number) for number in numbers if number not in set(owners)]
+        said = [f"{', '.join(strange)} is no model"] if strange else []
+        said += [f"no batch is of model {', '.join(missing)}"] if missing else []
+        raise ValueError(
+            f"{where}: owners: {'; '.join(said)}; needed is for each batch the number "
+            f"of the model whose task it is from, each of 0 to {models - 1} at least "
+            "once."
+        )
+
+
 def _change(
-    ridge: float, seen: Sequence[Seen], leaves: Leaves, parents: Parents
+    ridge: float,
+    owners: Sequence[int] | None,
+    seen: Sequence[Seen],
+    leaves: Leaves,
+    parents: Parents,
 ) -> tuple[Leaves, str]:
     layer = seen[0].layer
     if isinstance(layer, Norm):
         return reset_norm("refit", layer, [each.merged for each in seen], leaves)
-    total = functools.reduce(joined, _regressions(seen, leaves, parents))
+    if owners is not None and len(owners) != len(seen):
+        raise ValueError(
+            f"refit: there are {len(owners)} owners for {len(seen)} batches, needed is "
+            "one for each; count the batches of each task."
+        )
+    total = functools.reduce(joined, _regressions(seen, leaves, parents, owners))
     if not (np.isfinite(total.mean).all() and np.isfinite(total.comoment).all()):
         raise ValueError(
             f"refit: what {layer.kernel.path} makes of the batches is not finite, it "
@@ -226,18 +271,21 @@ def joined(a: Regression, b: Regression) -> Regression:
 
 
 def _regressions(
-    seen: Sequence[Seen], leaves: Leaves, parents: Parents
+    seen: Sequence[Seen],
+    leaves: Leaves,
+    parents: Parents,
+    owners: Sequence[int] | None,
 ) -> Iterable[Regression]:
     """Yield, batch by batch, what goes in and how far from the parents it comes out."""
-    for each in seen:
+    for each, owner in zip(seen, owners or [None] * len(seen), strict=True):
         layer = each.layer
         assert not isinstance(layer, Norm)
-        residual = -outputs(layer, each.merged, leaves)
-        for number, (x, own) in enumerate(
-            zip(each.parents, parents.leaves, strict=True)
-        ):
-            moved = parents.moved(outputs(layer, x, own), layer.makes, number)
-            residual += parents.shares[number] * moved
+        of_parents = [
+            outputs(layer, x, own)
+            for x, own in zip(each.parents, parents.leaves, strict=True)
+        ]
+        target = parents.target(of_parents, layer.makes, owner)
+        residual = target - outputs(layer, each.merged, leaves)
         shape = layer.kernel.index.shape
         count = residual.size // math.prod(residual.shape[a] for a in layer.unit_axes)
         yield Regression(count, *_moments(layer.form, shape, each.merged, residual))

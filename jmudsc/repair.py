@@ -145,15 +145,16 @@ def _change(
         return {}, "left alone: its units may not be permuted"
     mean, deviation = _of_units([(s.layer, s.merged) for s in seen], leaves)
     axes = _axes_of_units(layer)
-    wanted = np.zeros((2, *mean.shape))
-    for number, (own, share) in enumerate(
-        zip(parents.leaves, parents.shares, strict=True)
-    ):
-        for row, values in enumerate(
-            _of_units([(s.layer, s.parents[number]) for s in seen], own)
-        ):
-            moved = parents.moved(jnp.asarray(values, jnp.float32), axes, number)
-            wanted[row] += share * np.asarray(moved, float)
+    own = [
+        _of_units([(s.layer, s.parents[number]) for s in seen], leaves_of_parent)
+        for number, leaves_of_parent in enumerate(parents.leaves)
+    ]
+    wanted = [
+        np.asarray(
+            parents.mean([jnp.asarray(v, jnp.float32) for v in values], axes), float
+        )
+        for values in zip(*own, strict=True)
+    ]
     lives = deviation > _STILL * np.abs(mean)
     scale = np.where(lives, wanted[1] / np.where(lives, deviation, 1), 1)
     shift = np.where(lives, wanted[0] - scale * mean, 0)

@@ -19,7 +19,7 @@ network: {name: mlp, widths: [24], outputs: 16}
 training: {epochs: 3, batch_size: 15, learning_rate: 0.1}
 methods: [average, mudsc-zip]
 alphas: [0.2, 0.8]
-finishes: [none, refit]
+finishes: [none, refit by task]
 calibration: 300
 search: 400
 """
@@ -58,9 +58,9 @@ def test_the_report_has_every_network_with_means_and_deviations(done):
         "all classes",
         "ensemble",
         "average",
-        "average + refit",
+        "average + refit by task",
         "mudsc-zip",
-        "mudsc-zip + refit",
+        "mudsc-zip + refit by task",
     ]
     for cells in rows(text).values():
         assert all(re.fullmatch(r"\d\.\d{3} ± \d\.\d{3}", cell) for cell in cells[:4])
@@ -77,7 +77,7 @@ def test_alpha_is_one_of_those_to_choose_from_and_the_same_for_a_finish(done):
     _, text = done
     for alpha in rows(text)["mudsc-zip"][4].split(", "):
         assert alpha in ("0.2", "0.8")
-    assert rows(text)["mudsc-zip + refit"][4] == rows(text)["mudsc-zip"][4]
+    assert rows(text)["mudsc-zip + refit by task"][4] == rows(text)["mudsc-zip"][4]
     assert rows(text)["average"][4] == "-"
 
 
@@ -120,10 +120,10 @@ def test_one_merge_that_is_missing_is_made_alone(done, config, tmp_path):
     shutil.copytree(out, copy)
     file = copy / "seed-0" / "scores.json"
     entries = json.loads(file.read_text())
-    before = entries.pop("mudsc-zip + refit")
+    before = entries.pop("mudsc-zip + refit by task")
     file.write_text(json.dumps(entries))
     run_experiment(config, (0, 1), copy)
-    after = json.loads(file.read_text())["mudsc-zip + refit"]
+    after = json.loads(file.read_text())["mudsc-zip + refit by task"]
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
 
 

@@ -451,6 +451,8 @@ def test_statistics_that_refit_or_repair_set_are_not_warned_of(option, key, capl
 
 
 REFUSED = {
+    "merge: owners are given and refit is not, they would not be used; pass "
+    'refit="least-squares", or leave owners out.': {"owners": [0, 1]},
     'merge: refit is "least-square"; did you mean "least-squares"?; needed is None or '
     "one of least-squares.": {"refit": "least-square"},
     'merge: repair is "rescaled"; did you mean "rescale"?; needed is None or one of '

@@ -131,6 +131,45 @@ def test_there_must_be_a_weight_for_every_model():
     )
 
 
+OWN = [
+    {"path": "a", "batches": "my_data:low"},
+    {"path": "b", "batches": {"factory": "my_data:high", "size": 9}},
+]
+SHARED = {"path": "c"}
+
+
+def test_every_model_may_have_batches_of_its_own(tmp_path):
+    content = {k: v for k, v in GOOD.items() if k != "batches"} | {"models": OWN}
+    recipe = parse_recipe(content)
+    assert recipe.batches is None
+    assert recipe.models[1].batches == Reference("my_data:high", {"size": 9})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert read_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("models", "shared", "problem"),
+    [
+        (OWN, True, '"batches" is given and models have batches too, only one can be'),
+        ([SHARED] * 2, False, '"batches" is missing, here or for each of the models'),
+        ([*OWN, SHARED], False, "the models 2 have no batches, the others do"),
+        (
+            [{"path": "a", "batches": "low"}, SHARED],
+            True,
+            "\"models\" must be corrected: entry 0 has batches: it is 'low', it must "
+            'be "module:name" or {factory: "module:name", ...}',
+        ),
+    ],
+)
+def test_batches_must_be_in_one_place(models, shared, problem):
+    content = {k: v for k, v in GOOD.items() if shared or k != "batches"}
+    refused(
+        content | {"models": models},
+        f"recipe: 1 things must be corrected:\n  {problem}",
+    )
+
+
 def test_wrong_ways_to_finish_are_refused():
     refused(
         GOOD | {"refit": "lstsq", "ridge": 0, "repair": "poled"},

@@ -95,6 +95,95 @@ def test_a_network_and_itself_permuted_stay_as_they_are(name, key):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-6)
 
 
+def test_a_batch_is_fitted_to_what_its_owner_makes_of_it():
+    spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
+    rows, ridge, owners = shuffled(spec, 2), 0.1, [1, 0, 1]
+    batches = [x[:20], x[20:30], x[30:]]
+    merged = combine(spec, models, rows)
+    parts = spec, MLP.apply_fn, models, rows, merged, batches
+    found = refit(*parts, ridge=ridge, owners=owners)
+    row = rows[tiny.label_at(spec, "b/bias", 0)]
+    wanted = np.concatenate(
+        [
+            preactivations(models[owner], batch)["b"][:, row[owner].argsort()]
+            for owner, batch in zip(owners, batches, strict=True)
+        ]
+    )
+    into = np.maximum(preactivations(found, x)["a"], 0)
+    n, d = into.shape
+    penalty = np.sqrt(n * ridge * into.var(axis=0).mean()) * np.eye(d)
+    left = np.block([[into, np.ones((n, 1))], [penalty, np.zeros((d, 1))]])
+    right = np.concatenate([wanted, penalty @ np.asarray(merged["b/kernel"], float)])
+    expected = np.linalg.lstsq(left, right, rcond=None)[0]
+    np.testing.assert_allclose(found["b/kernel"], expected[:-1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found["b/bias"], expected[-1], rtol=1e-3, atol=1e-5)
+
+
+def test_units_without_one_of_the_owner_follow_the_mean():
+    """With zip a merged unit may have members of one model only.
+
+    A first layer, which is affine in x, fits the mean of what is wanted of it exactly.
+    """
+    spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
+    rows = zipped(spec, 2)
+    row = rows[tiny.label_at(spec, "a/bias", 0)]
+    own = np.full((2, len(x), 8), np.nan)
+    for n, unit in np.ndindex(2, 8):
+        if unit in row[n]:
+            members = preactivations(models[n], x)["a"][:, row[n] == unit]
+            own[n, :, unit] = members.mean(axis=1)
+    assert np.isnan(own).any()
+    mean = wanted_first(models, rows, spec, x, (0.5, 0.5))
+    wanted = np.where(np.isnan(own), mean, own).mean(axis=0)
+    parts = spec, MLP.apply_fn, models, rows, combine(spec, models, rows)
+    found = refit(*parts, [x, x], owners=[0, 1], ridge=1e-7)
+    used = [unit for unit in range(8) if unit in row]
+    first = preactivations(found, x)["a"]
+    np.testing.assert_allclose(first[:, used], wanted[:, used], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["attention", "grouped convolution"])
+def test_with_owners_a_network_and_itself_permuted_stay_too(name, key):
+    net = zoo.NETS[name]()
+    spec = infer_spec(net.apply_fn, net.variables, net.batch)
+    perms = random_permutations(spec, key)
+    rows = {n: np.stack([stay(spec, 1)[n][0], perms[n]]) for n in spec.labels}
+    models = [net.variables, permute(spec, net.variables, perms)]
+    merged = combine(spec, models, rows)
+    parts = spec, net.apply_fn, models, rows, merged, [net.batch] * 2
+    found = refit(*parts, owners=[1, 0])
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(merged), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("owners", "text"),
+    [
+        (
+            [0, 0],
+            "refit: owners: no batch is of model 1; needed is for each batch the "
+            "number of the model whose task it is from, each of 0 to 1 at least once.",
+        ),
+        (
+            [0, 1, 2, -1],
+            "refit: owners: -1, 2 is no model; needed is for each batch the number of "
+            "the model whose task it is from, each of 0 to 1 at least once.",
+        ),
+        (
+            [0, 1, 1],
+            "refit: there are 3 owners for 2 batches, needed is one for each; count "
+            "the batches of each task.",
+        ),
+    ],
+)
+def test_owners_that_do_not_fit_are_refused(owners, text):
+    spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
+    rows = stay(spec, 2)
+    parts = spec, MLP.apply_fn, models, rows, combine(spec, models, rows)
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        refit(*parts, [x[:20], x[20:]], owners=owners)
+
+
 def test_a_model_of_all_the_weight_is_returned():
     spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
     rows = {name: row.copy() for name, row in shuffled(spec, 2).items()}
