@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.permute import permute, random_permutations
+from jmudsc.sharding import placed_like, to_host
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
 from jmudsc.variables import check_covers
@@ -94,18 +95,16 @@ def _noisy(variables: PyTree, key: jax.Array) -> PyTree:
         if _is_floating(leaf):
             noise = draws[start : start + np.size(leaf)].reshape(np.shape(leaf))
             start += np.size(leaf)
-            wide = np.asarray(leaf, np.float32)
+            wide = to_host(leaf).astype(np.float32)
             spread = wide.std() or 1.0
-            moved[path] = jnp.asarray(
-                wide * (1 + 0.1 * noise) + 0.1 * spread * np.abs(noise),
-                jnp.result_type(leaf),
-            )
+            noisy = wide * (1 + 0.1 * noise) + 0.1 * spread * np.abs(noise)
+            moved[path] = placed_like(noisy.astype(jnp.result_type(leaf)), leaf)
     return paths.unflatten(variables, leaves | moved)
 
 
 def _check_outputs(outputs: PyTree, given: bool) -> None:
     for path, leaf in paths.flatten(outputs).items():
-        if given and _is_floating(leaf) and not np.isfinite(np.asarray(leaf)).all():
+        if given and _is_floating(leaf) and not np.isfinite(to_host(leaf)).all():
             raise ValueError(
                 f'check_spec: output "{path}" is not finite, it must be; check the '
                 "variables and the range of the batch."
@@ -116,7 +115,7 @@ def _change(expected: PyTree, actual: PyTree) -> float:
     """Return the largest change of an output, relative to its largest value."""
     changes = [0.0]
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
-        wide = [np.asarray(x, np.float64) for x in (a, b)]
+        wide = [to_host(x).astype(np.float64) for x in (a, b)]
         largest = np.abs(wide[0]).max(initial=0.0)
         change = np.abs(wide[0] - wide[1]).max(initial=0.0)
         changes.append(float(np.nan_to_num(change / (largest or 1.0), nan=np.inf)))

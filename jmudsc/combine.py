@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.axes import Axis
 from jmudsc.moves import anonymous, Move, move_leaf, moves_of, names_in_leaf, Parents
+from jmudsc.sharding import sharding_of
 from jmudsc.spec import PermutationSpec
 from jmudsc.variables import check_covers, check_same
 
@@ -38,9 +41,10 @@ def combine(
             equal shares.
 
     Returns:
-        Variables of the structure, shapes and dtypes of `models[0]`. Leaves that are
-        not floating-point are taken from the first model where the models agree,
-        rounded means where they are integers that differ, else the first model's.
+        Variables of the structure, shapes, dtypes and shardings of `models[0]`. Leaves
+        that are not floating-point are taken from the first model where the models
+        agree, rounded means where they are integers that differ, else the first
+        model's.
 
     Raises:
         ValueError: if the models differ, the spec does not fit them, or an assignment
@@ -78,7 +82,7 @@ def combine_leaf(
         shares: the share of each model, summing to 1.
 
     Returns:
-        An array of the shape and dtype of the first.
+        An array of the shape, dtype and sharding of the first.
     """
     names = names_in_leaf(spec, path)
     axes, parents = anonymous(spec, path, names)
@@ -89,6 +93,7 @@ def combine_leaf(
         axes,
         parents,
         consumed_axes(spec, path),
+        sharding_of(values[0]),
     )
 
 
@@ -164,8 +169,23 @@ def consumed_axes(spec: PermutationSpec, path: str) -> tuple[bool, ...]:
     return tuple((path, axis) in spec.consumed for axis in range(len(spec.axes[path])))
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "parents", "consumed"))
+@functools.partial(jax.jit, static_argnames=("axes", "parents", "consumed", "sharding"))
 def _combine_leaf(
+    leaves: list[jax.Array],
+    moves: list[list[Move]],
+    shares: tuple[ArrayLike, ...],
+    axes: tuple[Axis, ...],
+    parents: Parents,
+    consumed: tuple[bool, ...],
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    merged = _merged(leaves, moves, shares, axes, parents, consumed)
+    return (
+        merged if sharding is None else lax.with_sharding_constraint(merged, sharding)
+    )
+
+
+def _merged(
     leaves: list[jax.Array],
     moves: list[list[Move]],
     shares: tuple[ArrayLike, ...],

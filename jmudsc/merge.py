@@ -30,6 +30,7 @@ from jmudsc.separate import (
     take_apart,
     trunks_of,
 )
+from jmudsc.sharding import Automatic, automatic, is_explicit, placed_like
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
 from jmudsc.trunk import trunk_fn
@@ -134,6 +135,7 @@ def merge(
     separate = [separate] if isinstance(separate, str) else list(separate)
     apply_fns = _per_model("apply_fn", apply_fn, len(models), separate)
     update_fns = _per_model("update_fn", update_fn, len(models), separate)
+    given, models = models, [automatic(model) for model in models]
     trunks = trunks_of("merge", models, separate) if separate else models
     check_same("merge", trunks)
     check_finite("merge", models)
@@ -149,7 +151,10 @@ def merge(
     for finish in finishes:
         check_finish("merge", finish, batches, bool(separate), len(models))
     say = progress or silent
-    first = None if batches is None else _first(batches)
+    first = None
+    if batches is not None:
+        batches = Automatic(batches) if is_explicit(_first(batches)) else batches
+        first = _first(batches)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
     check_key, match_key = jax.random.split(key)
     specs = [spec] * len(models) if spec else []
@@ -208,7 +213,11 @@ def merge(
 
     balances = alphas if isinstance(alpha, str) else (alpha,)
     best = search_alpha(merged_at, scored, balances)
-    found, networks = best.candidate.found, best.candidate.networks
+    found = best.candidate.found
+    networks = [
+        jax.tree.map(placed_like, network, model)
+        for network, model in zip(best.candidate.networks, given, strict=False)
+    ]
     reset = update_fn is not None and batches is not None
     if parts.spec.statistics and not (reset or refit or repair):
         _log.warning(

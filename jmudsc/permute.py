@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -19,6 +21,7 @@ from jmudsc import paths
 from jmudsc.axes import Axis
 from jmudsc.blocks import Block, map_blocks, placed
 from jmudsc.moves import anonymous, names_in_leaf, Parents, take_units
+from jmudsc.sharding import sharding_of
 from jmudsc.spec import PermutationSpec
 from jmudsc.variables import check_covers
 
@@ -76,7 +79,7 @@ def permute(
             is missing stays in place.
 
     Returns:
-        Variables of the same structure, shapes and dtypes.
+        Variables of the same structure, shapes, dtypes and shardings.
 
     Raises:
         ValueError: if the spec does not fit the variables, a label is unknown, or a row
@@ -110,19 +113,25 @@ def permute_leaf(
     axes, parents = anonymous(spec, path, names)
     if not names:
         return leaf
-    return _permute_leaf(leaf, [rows[n] for n in names], axes, parents)
+    rows_here = [rows[name] for name in names]
+    return _permute_leaf(leaf, rows_here, axes, parents, sharding_of(leaf))
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "parents"))
+@functools.partial(jax.jit, static_argnames=("axes", "parents", "sharding"))
 def _permute_leaf(
-    leaf: jax.Array, rows: list[jax.Array], axes: tuple[Axis, ...], parents: Parents
+    leaf: jax.Array,
+    rows: list[jax.Array],
+    axes: tuple[Axis, ...],
+    parents: Parents,
+    sharding: NamedSharding | None,
 ) -> jax.Array:
     def visit(values: jax.Array, block: Block) -> jax.Array:
         for axis, lead, name in reversed(placed(block, dict(parents))):
             values = take_units(values, axis, lead, rows[int(name)])
         return values
 
-    return map_blocks(leaf, axes, visit)
+    moved = map_blocks(leaf, axes, visit)
+    return moved if sharding is None else lax.with_sharding_constraint(moved, sharding)
 
 
 def _check_permutations(spec: PermutationSpec, perms: Mapping[str, Any]) -> None:

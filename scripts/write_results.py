@@ -33,11 +33,11 @@ Networks are trained apart, from different initialisations, on parts of the clas
 one dataset, with a fixed random unit vector per class as target, and merged by every
 method. *All classes* is one network of the same size trained on all of them; the
 *ensemble* runs all parents. `alpha` is the best for each seed on training images, 0 and
-1 among the values. *+ refit* fits every map to the mean of the parents, *+ refit by task*
-to the parent whose task an image is from ([method](method.md#after-averaging)). Where a
-network has BatchNorm, running statistics are reset for every merged network, the average
-included. Seconds are means over seeds, on a machine that did other work too; those of the
-networks that are not merged include training.
+1 among the values. *+ refit* fits every map to the mean of the parents, *+ refit by
+task* to the parent whose task an image is from ([method](method.md#after-averaging)).
+Where a network has BatchNorm, running statistics are reset for every merged network,
+the average included. Seconds are means over seeds, on a machine that did other work
+too; those of the networks that are not merged include training.
 
 Of tasks whose heads are kept apart, see [tasks.md](tasks.md); of the loss between and
 around parents, [landscape.md](landscape.md); of time and memory,

@@ -1,0 +1,99 @@
+"""Sharding: arrays that are spread over devices, of one process or of several.
+
+Everything that is computed under `jit` runs where its operands are. What remains is to
+keep results spread as their operands were, and to bring small results to the host.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jaxtyping import PyTree
+
+
+def automatic(tree: PyTree) -> PyTree:
+    """Return variables or a batch whose shardings are no part of their types.
+
+    On a mesh of explicit axes every operation has to know how its result is spread,
+    which a model written for one device does not say. The arrays stay where they are.
+
+    Args:
+        tree: any pytree.
+
+    Returns:
+        The same leaves; arrays on explicit axes on a mesh of automatic ones.
+    """
+    return jax.tree.map(_automatic, tree)
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """Batches of which each is made `automatic`.
+
+    Attributes:
+        batches: a re-iterable.
+    """
+
+    batches: Iterable[PyTree]
+
+    def __iter__(self) -> Iterator[PyTree]:
+        """Go through the batches."""
+        return map(automatic, self.batches)
+
+
+def sharding_of(leaf: Any) -> NamedSharding | None:
+    """Return how an array is spread over several devices; None if it is not."""
+    sharding = getattr(leaf, "sharding", None)
+    spread = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+    return sharding if spread else None
+
+
+def to_host(array: Any) -> np.ndarray:
+    """Copy an array to the host, wherever its parts are.
+
+    Every process must call this alike.
+
+    Args:
+        array: of any kind.
+
+    Returns:
+        All of it, in every process.
+    """
+    is_here = not isinstance(array, jax.Array) or (
+        array.is_fully_addressable or array.is_fully_replicated
+    )
+    if is_here:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def placed_like(array: Any, leaf: Any) -> Any:
+    """Put an array where a leaf of its shape is."""
+    sharding = sharding_of(leaf)
+    return array if sharding is None else jax.device_put(array, sharding)
+
+
+def is_explicit(tree: PyTree) -> bool:
+    """Whether an array of a tree is on a mesh with explicit axes."""
+    return any(map(_is_explicit, jax.tree.leaves(tree)))
+
+
+def _automatic(leaf: Any) -> Any:
+    sharding = sharding_of(leaf)
+    if sharding is None or not _is_explicit(leaf):
+        return leaf
+    mesh = sharding.mesh
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    unnamed = Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+    return jax.device_put(leaf, NamedSharding(unnamed, sharding.spec))
+
+
+def _is_explicit(leaf: Any) -> bool:
+    sharding = sharding_of(leaf)
+    if sharding is None or not isinstance(leaf, jax.Array):
+        return False
+    return any(kind != AxisType.Auto for kind in sharding.mesh.axis_types)
