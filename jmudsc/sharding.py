@@ -71,6 +71,30 @@ def to_host(array: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def over_processes(parts: PyTree) -> list[PyTree]:
+    """Gather what every process has of one tree of small arrays.
+
+    Every process must call this alike, with arrays of the same shapes.
+
+    Args:
+        parts: arrays that this process holds all of.
+
+    Returns:
+        One tree of arrays on the host for each process, in their order.
+    """
+    stacked = multihost_utils.process_allgather(parts)
+    return [
+        jax.tree.map(lambda x, n=number: np.asarray(x[n]), stacked)
+        for number in range(jax.process_count())
+    ]
+
+
+def is_of_one_process(tree: PyTree) -> bool:
+    """Whether other processes may hold other values of the same arrays."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return jax.process_count() > 1 and all(x.is_fully_addressable for x in arrays)
+
+
 def placed_like(array: Any, leaf: Any) -> Any:
     """Put an array where a leaf of its shape is."""
     sharding = sharding_of(leaf)
