@@ -159,9 +159,11 @@ def _set_up(path: Path, recipe: Recipe, say: Progress) -> _Scene:
         """Bring one network to the order of some rows, and put heads onto its trunk."""
         its = {name: row[[number, number]] for name, row in rows.items()}
         trunk = combine(parts.spec, [trunks[number]] * 2, its)
+        if not recipe.separate:
+            return trunk
         shares = [1 / len(everything)] * len(everything)
         whole = put_together(parts, everything, trunk, rows, shares)
-        return whole[own[number >= len(parents)]] if recipe.separate else whole[0]
+        return whole[own[number >= len(parents)]]
 
     # The average is taken in the order that the parents were given in.
     is_average = recipe.method == "average"
