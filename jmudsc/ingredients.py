@@ -74,7 +74,9 @@ def losses_of(path: Path, recipe: Recipe, wanted_by: str) -> dict[str, Loss]:
             "add losses: {TASK: module:name}, functions (variables) -> float."
         )
     references = {f"losses: {task}": loss for task, loss in recipe.losses.items()}
-    named = dict(zip(recipe.losses, _imported(recipe, references).values(), strict=True))
+    named = dict(
+        zip(recipe.losses, _imported(recipe, references).values(), strict=True)
+    )
     if not recipe.separate:
         return named
     return {

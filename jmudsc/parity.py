@@ -184,7 +184,7 @@ def _splits(dataset: str, data_dir: str | None) -> tuple[Split, Split]:
     return load_splits(dataset, data_dir=data_dir)
 
 
-def _keys(seed: int) -> PRNGKeyArray:
+def _keys(seed: int) -> jax.Array:
     """Return the keys of vectors, calibration images, test images and each parent."""
     return jax.random.split(jax.random.key(seed), 3 + len(TASKS))
 

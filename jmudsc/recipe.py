@@ -326,14 +326,15 @@ def _reference(value: Any) -> Reference:
 
 
 def _losses(value: Any) -> dict[str, Reference]:
+    named = value
     if isinstance(value, list):
-        value = {f"task {chr(65 + n)}": loss for n, loss in enumerate(value)}
-    if not isinstance(value, dict) or not value or not all(map(_is_name, value)):
+        named = {f"task {chr(65 + n)}": loss for n, loss in enumerate(value)}
+    if not isinstance(named, dict) or not named or not all(map(_is_name, named)):
         raise ValueError(
             f"is {value!r}, it must be a mapping of names of tasks to references, or a "
             'list of references; "sum" is no name of a task'
         )
-    return {task: _reference(loss) for task, loss in value.items()}
+    return {task: _reference(loss) for task, loss in named.items()}
 
 
 def _is_name(task: Any) -> bool:
