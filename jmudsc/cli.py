@@ -157,7 +157,9 @@ def _progress() -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    # Markup is imported when it is drawn, by a thread, and TFDS patches imports.
+    text = TextColumn("{task.description}", markup=False)
+    columns = text, BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("starting", total=None)
         stage_now = ""
