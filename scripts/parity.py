@@ -26,7 +26,7 @@ from jmudsc.recipe import dump_recipe, Recipe, Reference, Source
 from jmudsc.report import mean_and_deviation, table
 
 CALIBRATION = 10_000  # training images, for activations and the refit
-DRAWN = 2_000  # test images, for the points of a landscape
+DRAWN = 1_000  # test images, for the points of a landscape
 
 
 def parents(seed: int, folder: Path, data: Mapping[str, Any]) -> list[PyTree]:
