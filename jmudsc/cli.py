@@ -90,12 +90,59 @@ def experiment(
     print(f"Wrote {path}")
 
 
+def evaluate(
+    recipe: Annotated[Path, tyro.conf.Positional], checkpoint: str | None = None
+) -> None:
+    """Measure a merged network and its parents by a recipe's losses and score.
+
+    Args:
+        recipe: YAML file with `losses` or `score`.
+        checkpoint: the merged network, if not the recipe's output.
+    """
+    from jmudsc.scoring import score_recipe
+
+    with _progress() as progress:
+        text = score_recipe(recipe, checkpoint, progress)
+    print(text)
+
+
+def landscape(
+    recipe: Annotated[Path, tyro.conf.Positional],
+    out: Path | None = None,
+    points: int = 21,
+    overwrite: bool = False,
+) -> None:
+    """Draw the losses around and between the networks of a merge, and its barriers.
+
+    Args:
+        recipe: YAML file with `losses`, merged already.
+        out: directory to make; if not given, the recipe's output and `-landscape`.
+        points: of the plane along each axis, and of the line between the parents.
+        overwrite: replace an earlier landscape.
+    """
+    from jmudsc.survey import survey
+
+    with _progress() as progress:
+        path, text = survey(
+            recipe, out=out, points=points, overwrite=overwrite, progress=progress
+        )
+    print(text)
+    print(f"Wrote {path}")
+
+
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(format="%(message)s")
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "experiment": experiment, "merge": merge, "spec": spec},
+            {
+                "demo": demo,
+                "evaluate": evaluate,
+                "experiment": experiment,
+                "landscape": landscape,
+                "merge": merge,
+                "spec": spec,
+            },
             prog="jmudsc",
             description="Merge networks trained apart, with no training.",
         )
@@ -110,7 +157,9 @@ def _progress() -> Iterator[Any]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    # Markup is imported when it is drawn, by a thread, and TFDS patches imports.
+    text = TextColumn("{task.description}", markup=False)
+    columns = text, BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("starting", total=None)
         stage_now = ""

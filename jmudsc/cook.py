@@ -1,22 +1,17 @@
 """Cook: do what a recipe says."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from jmudsc.chained import Chained
-from jmudsc.checkpoints import check_free, load, save
-from jmudsc.derive import infer_spec
+from jmudsc.checkpoints import check_free, save
 from jmudsc.freeze import freeze
-from jmudsc.handwritten import read_spec
+from jmudsc.ingredients import load_model, place, resolved, spec_by
 from jmudsc.merge import merge
-from jmudsc.paths import listed
 from jmudsc.progress import Progress
-from jmudsc.recipe import dump_recipe, read_recipe, Recipe, Reference, resolve, Source
+from jmudsc.recipe import dump_recipe, read_recipe, Recipe
 from jmudsc.report import report
 from jmudsc.spec import PermutationSpec
 
@@ -43,14 +38,14 @@ def cook(
     """
     recipe = read_recipe(path)
     output = _free(recipe, overwrite)
-    named = _resolved(recipe, ("apply_fn", "batches", "update_fn", "score"))
+    named = resolved(recipe, ("apply_fn", "batches", "update_fn", "score"))
     batches, owners = named["batches"], None
     if recipe.refit and isinstance(batches, Chained):
         owners = batches.owners()
-    models = [_load(recipe, source, progress) for source in recipe.models]
+    models = [load_model(recipe, source, progress) for source in recipe.models]
     written = None
     if recipe.spec is not None:
-        written = _spec(path, recipe, named, models[0])
+        written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
     result = merge(
         named["apply_fn"],
         models,
@@ -98,29 +93,15 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
         ValueError: if something in the recipe, the checkpoint or the spec is wrong.
     """
     recipe = read_recipe(path)
-    named = _resolved(recipe, ("apply_fn", "batches"))
-    variables = _load(recipe, recipe.models[0], progress)
-    return freeze(_spec(path, recipe, named, variables), recipe.frozen)
-
-
-def _spec(
-    path: Path, recipe: Recipe, named: Mapping[str, Any], variables: PyTree
-) -> PermutationSpec:
-    for batch in named["batches"]:
-        traced = named["apply_fn"], variables, batch
-        if recipe.spec is None:
-            return infer_spec(*traced)
-        return read_spec(_text(recipe.folder / recipe.spec), *traced)
-    names = [reference.name for reference in _references(recipe, ("batches",)).values()]
-    raise ValueError(
-        f'{path}: "batches" has no batches, at least one is needed; correct what '
-        f"{', '.join(names)} returns."
-    )
+    named = resolved(recipe, ("apply_fn", "batches"))
+    variables = load_model(recipe, recipe.models[0], progress)
+    found = spec_by(path, recipe, named["apply_fn"], named["batches"], variables)
+    return freeze(found, recipe.frozen)
 
 
 def _free(recipe: Recipe, overwrite: bool) -> Path:
     """Return where to write, once all of it is known to be free."""
-    output = _place(recipe, recipe.output)
+    output = place(recipe, recipe.output)
     if not recipe.separate:
         return check_free(output, overwrite)
     folders = [f"{output}/model-{number}" for number in range(len(recipe.models))]
@@ -131,58 +112,3 @@ def _free(recipe: Recipe, overwrite: bool) -> Path:
             "model, as separate= asks; remove it or choose another output."
         )
     return first.parent
-
-
-def _text(file: Path) -> str:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file}: there is no such file, a spec is needed; write one with "
-            "jmudsc spec RECIPE."
-        )
-    return file.read_text()
-
-
-def _load(recipe: Recipe, source: Source, progress: Progress | None) -> PyTree:
-    if progress:
-        progress(f"loading {source.path}", 0, None)
-    return load(_place(recipe, source.path), source.subtree)
-
-
-def _place(recipe: Recipe, path: str) -> str:
-    """Take a path relative to the recipe's folder, unless it is a URL."""
-    return path if "://" in path else str(recipe.folder / path)
-
-
-def _resolved(recipe: Recipe, keys: tuple[str, ...]) -> Mapping[str, Any]:
-    """Import everything that some keys name, or list all that cannot be.
-
-    Where every model has batches of its own, `batches` are those of all, chained.
-    """
-    named, problems = {}, []
-    for key, reference in _references(recipe, keys).items():
-        try:
-            named[key] = resolve(reference, recipe.folder)
-        except ValueError as error:
-            problems.append(f'"{key}" {error}')
-    if problems:
-        raise ValueError(
-            f"recipe: {len(problems)} references must be corrected:\n{listed(problems)}"
-        )
-    if "batches" in keys and recipe.batches is None:
-        numbers = range(len(recipe.models))
-        tasks = tuple(named.pop(_own_batches(number)) for number in numbers)
-        named["batches"] = Chained(tasks)
-    return named
-
-
-def _references(recipe: Recipe, keys: tuple[str, ...]) -> dict[str, Reference]:
-    """Return what some keys of a recipe name; `batches` of every model by itself."""
-    found = {key: getattr(recipe, key) for key in keys}
-    if "batches" in keys:
-        own = enumerate(source.batches for source in recipe.models)
-        found |= {_own_batches(number): reference for number, reference in own}
-    return {key: reference for key, reference in found.items() if reference is not None}
-
-
-def _own_batches(model: int) -> str:
-    return f"batches of model {model}"

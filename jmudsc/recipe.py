@@ -12,6 +12,7 @@ method: mudsc-zip
 alpha: 0.5
 frozen: [params/stem/*]                 # optional: labels and leaves to keep in place
 separate: [params/head/*]               # optional: leaves that each model keeps
+losses: {digits: my_data:digits_loss}   # optional: to evaluate and draw by
 output: merged
 ```
 
@@ -96,6 +97,9 @@ class Recipe:
         spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
         frozen: patterns of labels and leaves whose units stay in place.
         separate: patterns of leaves that every model keeps for itself.
+        losses: task -> `(variables) -> float`, smaller is better; where leaves are
+            separate, one task for each model, in their order, of its own variables.
+            They do not decide the merge.
         folder: what relative paths are relative to: the folder of the recipe.
     """
 
@@ -116,6 +120,7 @@ class Recipe:
     spec: str | None = None
     frozen: tuple[str, ...] = ()
     separate: tuple[str, ...] = ()
+    losses: Mapping[str, Reference] | None = None
     folder: Path = field(default=Path(), compare=False)
 
 
@@ -165,6 +170,12 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
         problems.append(problem)
     if models and weights and len(models) != len(weights):
         problems.append(f'"weights" has {len(weights)} values for {len(models)} models')
+    losses = values.get("losses")
+    if models and losses and values.get("separate") and len(losses) != len(models):
+        problems.append(
+            f'"losses" has {len(losses)} tasks for {len(models)} models, with '
+            '"separate" there must be one for each'
+        )
     refuse(where, problems)
     return Recipe(**{"batches": None, **values})
 
@@ -203,6 +214,9 @@ def dump_recipe(recipe: Recipe) -> str:
         content |= {"refit": recipe.refit, "ridge": recipe.ridge}
     if recipe.repair is not None:
         content["repair"] = recipe.repair
+    if recipe.losses is not None:
+        plain = {task: _plain_reference(x) for task, x in recipe.losses.items()}
+        content["losses"] = plain
     content |= {"seed": recipe.seed, "output": recipe.output}
     return yaml.safe_dump(content, sort_keys=False)
 
@@ -311,6 +325,22 @@ def _reference(value: Any) -> Reference:
     return Reference(name, args)
 
 
+def _losses(value: Any) -> dict[str, Reference]:
+    named = value
+    if isinstance(value, list):
+        named = {f"task {chr(65 + n)}": loss for n, loss in enumerate(value)}
+    if not isinstance(named, dict) or not named or not all(map(_is_name, named)):
+        raise ValueError(
+            f"is {value!r}, it must be a mapping of names of tasks to references, or a "
+            'list of references; "sum" is no name of a task'
+        )
+    return {task: _reference(loss) for task, loss in named.items()}
+
+
+def _is_name(task: Any) -> bool:
+    return isinstance(task, str) and task not in ("", "sum")
+
+
 def _one_of(known: Sequence[str], value: Any) -> str:
     if value not in known:
         hint = did_you_mean(str(value), known)
@@ -377,6 +407,7 @@ _READERS: dict[str, Reader] = {
     "spec": _text,
     "frozen": _patterns,
     "separate": _patterns,
+    "losses": _losses,
     "output": _text,
 }
 

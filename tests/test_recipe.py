@@ -52,6 +52,7 @@ def test_a_recipe_is_read_with_its_defaults():
         {"alpha": "auto", "separate": ["params/head/*"]},
         {"refit": "least-squares", "ridge": 0.1, "repair": "rescale"},
         {"repair": "pooled"},
+        {"losses": {"left": "my_data:loss", "right": {"factory": "m:f", "n": 1}}},
     ],
 )
 def test_a_recipe_written_is_read_back(more, tmp_path):
@@ -167,6 +168,32 @@ def test_batches_must_be_in_one_place(models, shared, problem):
     refused(
         content | {"models": models},
         f"recipe: 1 things must be corrected:\n  {problem}",
+    )
+
+
+def test_listed_losses_are_named_as_tasks():
+    recipe = parse_recipe(GOOD | {"losses": ["my_data:loss", {"factory": "m:f"}]})
+    losses = {"task A": Reference("my_data:loss"), "task B": Reference("m:f", {})}
+    assert recipe.losses == losses
+
+
+@pytest.mark.parametrize(
+    "losses", ["m:f", [], {}, {"sum": "m:f"}, {1: "m:f"}], ids=repr
+)
+def test_losses_of_no_tasks_are_refused(losses):
+    refused(
+        GOOD | {"losses": losses},
+        f'recipe: 1 things must be corrected:\n  "losses" is {losses!r}, it must be a '
+        'mapping of names of tasks to references, or a list of references; "sum" is '
+        "no name of a task",
+    )
+
+
+def test_separate_networks_need_a_loss_for_each():
+    refused(
+        GOOD | {"losses": ["m:f"], "separate": ["head/*"]},
+        'recipe: 1 things must be corrected:\n  "losses" has 1 tasks for 2 models, '
+        'with "separate" there must be one for each',
     )
 
 
