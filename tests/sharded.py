@@ -1,6 +1,6 @@
 """Merges sharded over eight devices, beside those of one device; run as a script.
 
-Prints a JSON object: case -> largest difference of a leaf, and whether leaves stay spread.
+Prints a JSON object: case -> largest difference of a leaf, and if leaves stay spread.
 """
 
 import json
