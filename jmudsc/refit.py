@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -115,6 +115,7 @@ def refit_layers(
     batches: Iterable[PyTree],
     ridge: float = RIDGE,
     weights: Sequence[float] | None = None,
+    within: Container[str] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
     """Refit as `refit` does, and say what became of the leaves of every layer.
 
@@ -127,6 +128,7 @@ def refit_layers(
         batches: as for `refit`.
         ridge: as for `refit`.
         weights: as for `refit`.
+        within: the paths of the leaves that may change; None for all.
 
     Returns:
         The variables, and path of a leaf -> what was done, or why nothing was.
@@ -136,9 +138,8 @@ def refit_layers(
     """
     check_ridge("refit", ridge)
     change: Change = functools.partial(_change, ridge)
-    return change_layers(
-        "refit", change, spec, apply_fn, models, assignment, merged, batches, weights
-    )
+    parts = spec, apply_fn, models, assignment, merged, batches, weights, within
+    return change_layers("refit", change, *parts)
 
 
 def check_ridge(where: str, ridge: float) -> None:
