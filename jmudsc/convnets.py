@@ -16,7 +16,7 @@ NORMS = ("batch", "group", "layer")
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Embedding = Float[Array, "batch outputs"]
-Features = Float[Array, "batch rows columns channels"]
+Features = Float[Array, "batch down across features"]
 
 
 class VGG(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jmudsc.convnets import (
@@ -22,8 +23,8 @@ HEAD = "params/head/*"  # the pattern of what is kept separate
 # By the names that configs use.
 ENCODERS = {"resnet-encoder": ResNetEncoder, "vgg-encoder": VGGEncoder}
 
-Images = Float[Array, "batch height width channels"]
-Features = Float[Array, "batch rows columns channels"]
+Images = Float[Array | np.ndarray, "batch height width channels"]
+Features = Float[Array, "batch down across features"]
 
 
 class TaskNetwork(nn.Module):

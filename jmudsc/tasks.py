@@ -21,7 +21,7 @@ from jmudsc.training import Objective
 NOISE = 0.5  # deviation of what denoising takes away; that of pixels is about 1
 _BATCH = 256
 
-Images = Float[Array, "batch height width channels"]
+Images = Float[Array | np.ndarray, "batch height width channels"]
 Maps = Float[Array, "batch height width maps"]
 Labels = Int[Array, " batch"]
 
