@@ -99,7 +99,6 @@ def score_pairs(
         ValueError: if a task cannot be learned from such images, or a network is no
             better than a constant at its own task.
     """
-    check_tasks("tasks", experiment.tasks, training.images.shape[1:])
     file, tasks = folder / "losses.json", experiment.tasks
     wanted = [
         CONSTANT,
@@ -109,14 +108,16 @@ def score_pairs(
     found = read_losses(file)
     if all(name in found for name in wanted):
         return {name: found[name] for name in wanted}
-    place = _place(experiment, seed, training, test)
+    place = place_of(experiment, seed, training, test)
     found[CONSTANT] = Losses({task: place.constants[task][0] for task in tasks})
     for task in tasks:
         if (name := parent_name(task)) not in found:
             start = time.perf_counter()
-            variables = _network(place, task, folder, say)
+            variables = network_at(place, task, folder, say)
             seconds = round(time.perf_counter() - start, 2)
-            found[name] = Losses({task: _loss(place, task, variables)}, seconds)
+            loss = test_loss(place, task, variables)
+            scaled_performance(place.constants[task][0], loss, loss)  # or it is useless
+            found[name] = Losses({task: loss}, seconds)
             write_losses(file, found)
     for name, entry in _merges(place, folder, found, say):
         found[name] = entry
@@ -124,10 +125,24 @@ def score_pairs(
     return {name: found[name] for name in wanted}
 
 
-def _place(
+def place_of(
     experiment: TaskExperiment, seed: int, training: Split, test: Split
 ) -> Place:
-    """Draw everything random that networks share."""
+    """Draw everything random that the networks of one seed share.
+
+    Args:
+        experiment: the config.
+        seed: decides all of it.
+        training: the training images.
+        test: the test images.
+
+    Returns:
+        The place.
+
+    Raises:
+        ValueError: if a task cannot be learned from such images.
+    """
+    check_tasks("tasks", experiment.tasks, training.images.shape[1:])
     keys = jax.random.split(jax.random.key(seed), 8)
     tasks, classes = experiment.tasks, int(training.labels.max()) + 1
     shape, code = training.images.shape[1:], experiment.code
@@ -163,12 +178,13 @@ def _place(
     )
 
 
-def _loss(place: Place, task: str, variables: PyTree) -> float:
+def test_loss(place: Place, task: str, variables: PyTree) -> float:
+    """Return the mean loss of a network for a task over the test images."""
     apply = models.apply_fn(place.networks[task])
     return mean_loss(apply, variables, TASKS[task], place.test[task])
 
 
-def _network(place: Place, task: str, folder: Path, say: Progress) -> PyTree:
+def network_at(place: Place, task: str, folder: Path, say: Progress) -> PyTree:
     """Load the network of a task; train it if need be."""
     at = folder / task
     if at.exists():
@@ -208,17 +224,17 @@ def _merges(
             if not missing:
                 continue
             say(f"{' + '.join(pair)}: {method}", 0, None)
-            parents = parents or [_network(place, task, folder, say) for task in pair]
+            parents = parents or [network_at(place, task, folder, say) for task in pair]
             start = time.perf_counter()
             alpha = _alpha(place, pair, parents, method)
             choosing = time.perf_counter() - start
             for name, finish in missing.items():
                 start = time.perf_counter()
                 options = {"alpha": alpha, **_FINISHES[finish]}
-                result = _merged(place, pair, parents, method, **options)
+                result = merged_pair(place, pair, parents, method, **options)
                 seconds = round(choosing + time.perf_counter() - start, 2)
                 both = zip(pair, result.networks, strict=True)
-                losses = {task: _loss(place, task, own) for task, own in both}
+                losses = {task: test_loss(place, task, own) for task, own in both}
                 shown = alpha if method.startswith("mudsc-") else None
                 yield name, Losses(losses, seconds, shown)
 
@@ -241,7 +257,7 @@ def _alpha(
         return float(np.mean([scaled_performance(*x, loss) for x, loss in reached]))
 
     options = {"alpha": "search", "alphas": alphas, "score": score}
-    return _merged(place, pair, parents, method, **options).recipe["alpha"]
+    return merged_pair(place, pair, parents, method, **options).recipe["alpha"]
 
 
 def _searched(place: Place, task: str, variables: PyTree) -> float:
@@ -249,14 +265,15 @@ def _searched(place: Place, task: str, variables: PyTree) -> float:
     return mean_loss(apply, variables, TASKS[task], place.search[task])
 
 
-def _merged(
+def merged_pair(
     place: Place, pair: tuple[str, str], parents: list[PyTree], method: str, **options
 ) -> MergeResult:
+    """Merge two networks but for their heads; options are those of `merge`."""
     networks = [place.networks[task] for task in pair]
     return merge(
         [models.apply_fn(network) for network in networks],
         parents,
-        _inputs(place, pair),
+        inputs_of(place, pair),
         method=method,
         key=place.merge_key,
         separate=HEAD,
@@ -265,7 +282,7 @@ def _merged(
     )
 
 
-def _inputs(place: Place, pair: tuple[str, str]) -> list[np.ndarray]:
+def inputs_of(place: Place, pair: tuple[str, str]) -> list[np.ndarray]:
     """Return what both networks are given, once if it is the same for both."""
     first, second = (place.calibration[task].inputs for task in pair)
     same = all(map(np.array_equal, first, second))
