@@ -1,9 +1,10 @@
 """Convolutional networks of the experiments: VGG and two kinds of ResNet.
 
-Each is made of one layer, a convolution with the norm that follows it.
+Each is made of one layer, a convolution with the norm that follows it. Encoders end in
+a map of features, for the heads of several tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ NORMS = ("batch", "group", "layer")
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Embedding = Float[Array, "batch outputs"]
+Features = Float[Array, "batch down across features"]
 
 
 class VGG(nn.Module):
@@ -76,12 +78,56 @@ class ResNet20(nn.Module):
     def __call__(self, images: Images, train: bool = False) -> Embedding:
         """Embed images; in training mode by the statistics of the batch itself."""
         norm = {"norm": self.norm, "groups": self.groups}
-        x = nn.relu(_ConvNorm(16 * self.width, **norm)(images, train))
-        for stage, channels in enumerate((16, 32, 64)):
-            for block in range(3):
-                strides = 2 if stage > 0 and block == 0 else 1
-                x = _Block(channels * self.width, strides, **norm)(x, train)
+        x = _residual_stages(images, train, self.width, (3, 3, 3), norm)
         return nn.Dense(self.outputs)(x.mean(axis=(1, 2)))
+
+
+class ResNetEncoder(nn.Module):
+    """A CIFAR ResNet without its head: images to a map of features.
+
+    Attributes:
+        width: multiplies the 16, 32, 64 ... channels of the stages, each of which but
+            the first halves the image.
+        blocks: of each stage; (3, 3, 3) are those of ResNet-20.
+        norm: as for `ResNet20`.
+        groups: of a group norm.
+    """
+
+    width: int
+    blocks: Sequence[int] = (3, 3, 3)
+    norm: str | None = "batch"
+    groups: int = 8
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Features:
+        """Encode images; in training mode by the statistics of the batch itself."""
+        norm = {"norm": self.norm, "groups": self.groups}
+        return _residual_stages(images, train, self.width, self.blocks, norm)
+
+
+class VGGEncoder(nn.Module):
+    """Stages of 3x3 convolutions, each but the last ended by 2x2 max pooling.
+
+    Attributes:
+        channels: of each convolution, a tuple for each stage.
+        norm: as for `VGG`.
+        groups: of a group norm.
+    """
+
+    channels: Sequence[Sequence[int]]
+    norm: str | None = "batch"
+    groups: int = 8
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Features:
+        """Encode images; in training mode by the statistics of the batch itself."""
+        x = jnp.asarray(images)
+        for stage, widths in enumerate(self.channels):
+            x = nn.max_pool(x, (2, 2), (2, 2)) if stage else x
+            for channels in widths:
+                layer = _ConvNorm(channels, norm=self.norm, groups=self.groups)
+                x = nn.relu(layer(x, train))
+        return x
 
 
 class BottleneckResNet(nn.Module):
@@ -116,6 +162,22 @@ class BottleneckResNet(nn.Module):
                 strides = 2 if stage > 0 and block == 0 else 1
                 x = _Bottleneck(self.width * 2**stage, strides, **norm)(x, train)
         return nn.Dense(self.outputs)(x.mean(axis=(1, 2)))
+
+
+def _residual_stages(
+    images: Images,
+    train: bool,
+    width: int,
+    blocks: Sequence[int],
+    norm: Mapping[str, Any],
+) -> Array:
+    """Apply a convolution and stages of blocks inside the module that calls this."""
+    x = nn.relu(_ConvNorm(16 * width, **norm)(images, train))
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            strides = 2 if stage > 0 and block == 0 else 1
+            x = _Block(16 * 2**stage * width, strides, **norm)(x, train)
+    return x
 
 
 class _Block(nn.Module):

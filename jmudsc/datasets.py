@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
@@ -106,6 +107,23 @@ def only(split: Split, classes: Sequence[int]) -> Split:
         )
     kept = np.isin(split.labels, list(classes))
     return Split(split.images[kept], split.labels[kept])
+
+
+def some(key: jax.Array, split: Split, count: int | None) -> Split:
+    """Draw some of the images; all of them, in order, if there are not more.
+
+    Args:
+        key: decides which.
+        split: to draw from.
+        count: how many; None for all.
+
+    Returns:
+        The images drawn, with their labels.
+    """
+    if count is None or count >= len(split):
+        return split
+    chosen = np.asarray(jax.random.permutation(key, len(split)))[:count]
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def batches(split: Split, size: int) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from jmudsc.batch_stats import reset_batch_stats
 from jmudsc.check import check_spec
 from jmudsc.checkpoints import load, save_variables
 from jmudsc.combine import combine
-from jmudsc.datasets import load_splits, only
+from jmudsc.datasets import load_splits, only, Split
 from jmudsc.derive import infer_spec
 from jmudsc.evaluate import ensemble, evaluate, Scores
 from jmudsc.experiment_config import Experiment, read_experiment
@@ -36,6 +36,9 @@ from jmudsc.progress import prefixed, Progress
 from jmudsc.refit import refit
 from jmudsc.repair import repair
 from jmudsc.spec import PermutationSpec
+from jmudsc.task_config import TaskExperiment
+from jmudsc.task_experiment import score_pairs
+from jmudsc.task_report import describe_tasks
 from jmudsc.training import train
 
 ALL = "all classes"
@@ -74,14 +77,44 @@ def run_experiment(
         experiment.dataset, experiment.train_split, experiment.test_split, data_dir
     )
     _claim(out, experiment)
+    if isinstance(experiment, TaskExperiment):
+        text = _report_tasks(experiment, seeds, splits, out, progress)
+    else:
+        command = _command(config, seeds, data_dir)
+        text = _report_classes(experiment, command, seeds, splits, out, progress)
+    write_whole(out / "report.md", text)
+    return out / "report.md", text
+
+
+def _report_classes(
+    experiment: Experiment,
+    command: str,
+    seeds: Sequence[int],
+    splits: tuple[Split, Split],
+    out: Path,
+    progress: Progress | None,
+) -> str:
     runs = []
     for seed in seeds:
         ground = lay_ground(experiment, seed, *splits)
         say = prefixed(progress, f"seed {seed}: ")
         runs.append(_score_all(ground, out / f"seed-{seed}", say))
-    text = describe(experiment, _command(config, seeds, data_dir), seeds, runs)
-    write_whole(out / "report.md", text)
-    return out / "report.md", text
+    return describe(experiment, command, seeds, runs)
+
+
+def _report_tasks(
+    experiment: TaskExperiment,
+    seeds: Sequence[int],
+    splits: tuple[Split, Split],
+    out: Path,
+    progress: Progress | None,
+) -> str:
+    runs = []
+    for seed in seeds:
+        say = prefixed(progress, f"seed {seed}: ")
+        folder = out / f"seed-{seed}"
+        runs.append(score_pairs(experiment, seed, *splits, folder, say))
+    return describe_tasks(experiment, seeds, runs)
 
 
 def _command(config: Path, seeds: Sequence[int], data_dir: Path | None) -> str:
@@ -91,7 +124,7 @@ def _command(config: Path, seeds: Sequence[int], data_dir: Path | None) -> str:
     return f"jmudsc experiment configs/{config.name} --seeds {numbers}{data}"
 
 
-def _claim(out: Path, experiment: Experiment) -> None:
+def _claim(out: Path, experiment: Experiment | TaskExperiment) -> None:
     """Write down whose results a directory holds, or compare."""
     file = out / "experiment.txt"
     if not file.exists():

@@ -10,25 +10,32 @@ calibration: 5000
 ```
 """
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
 import flax.linen as nn
 
 from jmudsc.balance import ALPHAS
-from jmudsc.keys import is_number, read_keys, read_yaml, Reader, refuse
+from jmudsc.keys import read_keys, read_yaml, Reader, refuse
 from jmudsc.match import METHODS
 from jmudsc.models import NETWORKS
-from jmudsc.paths import did_you_mean
 from jmudsc.references import REFERENCES
+from jmudsc.settings import (
+    alphas,
+    FINISHES,
+    images,
+    is_count,
+    network_from,
+    some_of,
+    text,
+    training,
+)
+from jmudsc.task_config import has_tasks, parse_task_experiment, TaskExperiment
 from jmudsc.training import TrainConfig
 
-FINISHES = ("none", "repair", "refit", "refit by task")
+_FINISHES = (*FINISHES, "refit by task")
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,14 @@ class Experiment:
     search: int | None = None
 
 
-def read_experiment(path: str | os.PathLike[str]) -> Experiment:
+def read_experiment(path: str | os.PathLike[str]) -> Experiment | TaskExperiment:
     """Read an experiment and check all of it.
 
     Args:
         path: a YAML file.
 
     Returns:
-        The experiment.
+        The experiment; one on several tasks if its `tasks` are names.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -87,7 +94,8 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
     """
     path = Path(path)
     content = read_yaml(path, "an experiment is needed; see configs/.")
-    return parse_experiment(content, str(path))
+    parse = parse_task_experiment if has_tasks(content) else parse_experiment
+    return parse(content, str(path))
 
 
 def parse_experiment(content: Any, where: str = "experiment") -> Experiment:
@@ -112,115 +120,30 @@ def parse_experiment(content: Any, where: str = "experiment") -> Experiment:
     return Experiment(**values)
 
 
-def _network(value: Any) -> nn.Module:
-    name = str(value.get("name")) if isinstance(value, dict) else "none"
-    if name not in NETWORKS:
-        hint = did_you_mean(name, NETWORKS)
-        raise ValueError(
-            f"has the name {name}{hint}; it must be one of {', '.join(NETWORKS)}"
-        )
-    return _built(NETWORKS[name], {k: v for k, v in value.items() if k != "name"})
-
-
-def _training(value: Any) -> TrainConfig:
-    if not isinstance(value, dict):
-        raise ValueError(f"is {value!r}, it must be a mapping of keys to values")
-    return _built(TrainConfig, value)
-
-
-def _built(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """Build a dataclass from plain values, or say all that does not fit."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    fields = {n: f for n, f in fields.items() if n not in ("parent", "name")}
-    problems, fitting = [], {n: _frozen(v) for n, v in values.items()}
-    for name, value in fitting.items():
-        if name not in fields:
-            problems.append(f"has no key {name!r}{did_you_mean(str(name), fields)}")
-        elif not _fits(value, fields[name].type):
-            wanted = getattr(fields[name].type, "__name__", fields[name].type)
-            problems.append(f"has {name}: {values[name]!r}, needed is {wanted}")
-    problems += [
-        f"lacks {name}"
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and name not in values
-    ]
-    if problems:
-        raise ValueError("; ".join(problems))
-    floats = {n for n in fitting if fields[n].type is float}
-    return kind(**{n: float(v) if n in floats else v for n, v in fitting.items()})
-
-
-def _frozen(value: Any) -> Any:
-    """Turn lists into tuples, which can be hashed."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if kind is float:
-        return is_number(value)
-    if isinstance(kind, type | UnionType):
-        return isinstance(value, kind) and not isinstance(value, bool)
-    return isinstance(value, tuple)
-
-
-def _is_count(value: Any, least: int) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and value >= least
-
-
 def _tasks(value: Any) -> int | tuple[tuple[int, ...], ...]:
-    if _is_count(value, 2):
+    if is_count(value, 2):
         return value
     lists = isinstance(value, list) and len(value) > 1
     if not lists or not all(isinstance(t, list) and t for t in value):
         raise ValueError(f"is {value!r}, it must be a number or lists, two or more")
     classes = [c for task in value for c in task]
-    if not all(_is_count(c, 0) for c in classes) or len(set(classes)) < len(classes):
+    if not all(is_count(c, 0) for c in classes) or len(set(classes)) < len(classes):
         raise ValueError(f"is {value!r}, it must have each class number once")
     return tuple(map(tuple, value))
 
 
-def _some_of(known: tuple[str, ...]) -> Callable[[Any], tuple[str, ...]]:
-    def read(value: Any) -> tuple[str, ...]:
-        if not isinstance(value, list) or not value or not set(value) <= set(known):
-            choice = ", ".join(known)
-            raise ValueError(f"is {value!r}, it must be a list of some of {choice}")
-        return tuple(value)
-
-    return read
-
-
-def _alphas(value: Any) -> tuple[float, ...]:
-    good = isinstance(value, list) and value and all(map(is_number, value))
-    if not good or not all(0 <= alpha <= 1 for alpha in value):
-        raise ValueError(f"is {value!r}, it must be a list of numbers in [0, 1]")
-    return tuple(map(float, value))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"is {value!r}, it must be a name")
-    return value
-
-
-def _images(value: Any) -> int | None:
-    if value is not None and not _is_count(value, 1):
-        raise ValueError(f"is {value!r}, it must be a number of images")
-    return value
-
-
 _READERS: dict[str, Reader] = {
-    "dataset": _text,
-    "title": _text,
-    "network": _network,
-    "training": _training,
+    "dataset": text,
+    "title": text,
+    "network": network_from(NETWORKS),
+    "training": training,
     "tasks": _tasks,
-    "train_split": _text,
-    "test_split": _text,
-    "methods": _some_of(METHODS),
-    "alphas": _alphas,
-    "references": _some_of(REFERENCES),
-    "finishes": _some_of(FINISHES),
-    "calibration": _images,
-    "search": _images,
+    "train_split": text,
+    "test_split": text,
+    "methods": some_of(METHODS),
+    "alphas": alphas,
+    "references": some_of(REFERENCES),
+    "finishes": some_of(_FINISHES),
+    "calibration": images,
+    "search": images,
 }

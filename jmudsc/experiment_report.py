@@ -103,7 +103,7 @@ def describe(
         "Joint: the right class among all; task: among those of the task. alpha was "
         f"chosen on training images. {total / 60:.0f} minutes in all on {_machine()}.",
         "",
-        f"- network: {_module(experiment.network)}",
+        f"- network: {module_text(experiment.network)}",
         f"- training: {experiment.training}",
         f"- splits: {experiment.train_split}, {experiment.test_split}",
         f"- tasks: {_plain(experiment.tasks)}",
@@ -144,7 +144,7 @@ def _cells(name: str, entries: Sequence[Entry]) -> list[str]:
     return [name, *map(mean_and_deviation, columns), alpha, seconds]
 
 
-def _module(network: nn.Module) -> str:
+def module_text(network: nn.Module) -> str:
     """Write a module as it is written in code, on one line."""
     fields = [f.name for f in dataclasses.fields(network)]
     shown = [n for n in fields if n not in ("parent", "name")]

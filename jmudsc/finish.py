@@ -4,7 +4,7 @@ Its maps may be fitted to what the parents do, its units rescaled to theirs, its
 statistics reset or pooled.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +43,7 @@ class Finish:
 
 
 def check_finish(
-    where: str,
-    finish: Finish,
-    batches: Iterable[PyTree] | None,
-    separate: bool,
-    models: int,
+    where: str, finish: Finish, batches: Iterable[PyTree] | None, models: int
 ) -> None:
     """Check what is to be done after averaging.
 
@@ -55,7 +51,6 @@ def check_finish(
         where: the caller, named in the error.
         finish: what to do.
         batches: the calibration batches, if there are any.
-        separate: whether some leaves are kept apart.
         models: number of models.
 
     Raises:
@@ -82,11 +77,6 @@ def check_finish(
                 f'{where}: {name}="{value}" needs batches and got None; pass '
                 "calibration batches."
             )
-        if separate and value is not None:
-            raise ValueError(
-                f'{where}: {name}="{value}" works on whole networks, and separate '
-                "keeps some leaves apart; leave one of the two out."
-            )
     if finish.repair == "pooled" and (finish.refit or finish.update_fn is not None):
         other = "refit" if finish.refit else "update_fn"
         raise ValueError(
@@ -105,6 +95,7 @@ def finished(
     batches: Iterable[PyTree] | None,
     shares: Sequence[float],
     progress: Progress,
+    within: Container[str] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
     """Finish a merged network.
 
@@ -118,6 +109,7 @@ def finished(
         batches: the calibration batches; None for none.
         shares: the share of each model.
         progress: called with the stage, how much of it is done, and out of how much.
+        within: the paths of the leaves that a refit or repair may change; None for all.
 
     Returns:
         The variables, and for every leaf what was done with it or why nothing was.
@@ -126,11 +118,11 @@ def finished(
     parts = spec, apply_fn, models, assignment
     if finish.refit and batches is not None:
         seen = counted(batches, "refitting", progress)
-        options = finish.ridge, shares, finish.owners
+        options = finish.ridge, shares, finish.owners, within
         merged, changes = refit_layers(*parts, merged, seen, *options)
     if finish.repair == "rescale" and batches is not None:
         seen = counted(batches, "repairing", progress)
-        merged, repaired = repair_layers(*parts, merged, seen, shares)
+        merged, repaired = repair_layers(*parts, merged, seen, shares, within)
         changes = _both(changes, repaired)
     elif finish.repair == "pooled":
         merged = pool_batch_stats(spec, models, assignment, merged, shares)

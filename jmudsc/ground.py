@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jmudsc.datasets import batches, only, Split
+from jmudsc.datasets import batches, only, some, Split
 from jmudsc.experiment_config import Experiment
 from jmudsc.training import class_vectors
 
@@ -71,7 +71,7 @@ def lay_ground(
         tasks = draw_tasks(keys[0], classes, tasks)
     chosen = [c for task in tasks for c in task]
     training, test = only(training, chosen), only(test, chosen)
-    calibration = _some(keys[1], training, experiment.calibration)
+    calibration = some(keys[1], training, experiment.calibration)
     own = [batches(only(calibration, task), _BATCH) for task in tasks]
     # `nn.Module` declares no `outputs`, all of NETWORKS have one.
     outputs: int = getattr(experiment.network, "outputs")  # noqa: B009
@@ -84,7 +84,7 @@ def lay_ground(
         calibration=batches(calibration, _BATCH),
         by_task=[batch for task in own for batch in task],
         owners=[number for number, task in enumerate(own) for _ in task],
-        search=_some(keys[3], training, experiment.search),
+        search=some(keys[3], training, experiment.search),
         network_keys=jax.random.split(keys[4], len(tasks) + 1),
         check_key=keys[5],
         match_key=keys[6],
@@ -115,11 +115,3 @@ def draw_tasks(
     order = jax.random.permutation(key, np.asarray(classes))
     parts = np.array_split(np.asarray(order), count)
     return tuple(tuple(sorted(part.tolist())) for part in parts)
-
-
-def _some(key: jax.Array, split: Split, count: int | None) -> Split:
-    """Draw some of the images; all of them, in order, if there are not more."""
-    if count is None or count >= len(split):
-        return split
-    chosen = np.asarray(jax.random.permutation(key, len(split)))[:count]
-    return Split(split.images[chosen], split.labels[chosen])

@@ -8,7 +8,7 @@ computed twice, nothing is compiled that layers of one shape do not share.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ def change_layers(
     merged: PyTree,
     batches: Iterable[PyTree],
     weights: Sequence[float] | None,
+    within: Container[str] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
     """Give every layer of a merged network new leaves, in program order.
 
@@ -73,6 +74,8 @@ def change_layers(
         batches: what `apply_fn` takes, one by one; read once. What is alive in between
             two layers is held for all of them.
         weights: the share of each model.
+        within: the paths of the leaves that may change: layers that have others stay as
+            they are. None for all.
 
     Returns:
         The changed variables, and for every kernel, bias and running statistic of a
@@ -88,12 +91,14 @@ def change_layers(
     leaves = arrays(merged)
     runs = _runs(where, spec, apply_fn, merged, [*parents.leaves, leaves], batches)
     first = runs[0].layers
-    notes = dict(first.skipped)
+    notes = {p: n for p, n in first.skipped.items() if within is None or p in within}
     for number, layer in enumerate(first.steps):
         seen = []
         for run in runs:
             *olds, new = [next(network) for network in run.networks]
             seen.append(Seen(run.layers.steps[number], new, olds))
+        if within is not None and any(p not in within for p in paths_of(layer)):
+            continue
         changed, done = change(seen, leaves, parents)
         leaves.update(changed)  # which the networks on their way read from
         notes |= dict.fromkeys(paths_of(layer), done)

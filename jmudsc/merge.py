@@ -17,6 +17,7 @@ from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
 from jmudsc.finish import check_finish, Finish, finished
 from jmudsc.freeze import freeze
+from jmudsc.heads import finished_apart
 from jmudsc.match import check_method, Match, match, uses_activations
 from jmudsc.moments import collect
 from jmudsc.progress import counted, Progress, silent
@@ -26,7 +27,6 @@ from jmudsc.result import MergeResult
 from jmudsc.separate import (
     check_carried,
     check_read,
-    put_together,
     take_apart,
     trunks_of,
 )
@@ -92,7 +92,8 @@ def merge(
             statistics; given, they are reset over `batches`. Not needed with `refit`
             or `repair`, which set them too. One or one per model, as `apply_fn`.
         refit: "least-squares" to fit every map to what the parents do on the batches
-            (see `jmudsc.refit`); None for the average.
+            (see `jmudsc.refit`); None for the average. With `separate` the maps of the
+            trunk to all parents, those of each head to its own parent.
         ridge: strength of the refit's penalty, above 0.
         owners: for each batch the number of the model whose task it is from, if that is
             known: the refit then follows that model on it, and the merged network
@@ -100,7 +101,7 @@ def merge(
         repair: "rescale" to give every unit the mean and deviation of its parents over
             the batches (see `jmudsc.repair`); "pooled" for running statistics of the
             parents together, which needs no batches (see `jmudsc.pool_batch_stats`);
-            None for neither.
+            None for neither. Heads as with `refit`.
         score: with `alpha="search"`, larger for better merged variables; with
             `separate` it is given the variables of all networks.
         alphas: the balances that `search` and `auto` try.
@@ -149,7 +150,7 @@ def merge(
     owned = None if owners is None else tuple(owners)
     finishes = [Finish(fn, refit, ridge, owned, repair) for fn in update_fns]
     for finish in finishes:
-        check_finish("merge", finish, batches, bool(separate), len(models))
+        check_finish("merge", finish, batches, len(models))
     say = progress or silent
     first = None
     if batches is not None:
@@ -193,14 +194,12 @@ def merge(
         )
         say("combining", 0, 1)
         merged = combine(parts.spec, trunks, found.assignment, shares)
-        networks = [merged]
+        after = found.assignment, merged, batches, shares, say
         if separate:
-            networks = put_together(parts, models, merged, found.assignment, shares)
-        common = parts.spec, apply_fns[0], trunks, found.assignment
-        ended = [
-            finished(finish, *common, network, batches, shares, say)
-            for finish, network in zip(finishes, networks, strict=False)
-        ]
+            ended = finished_apart(finishes, parts, apply_fns, models, trunks, *after)
+        else:
+            whole = parts.spec, apply_fns[0], models
+            ended = [finished(finishes[0], *whole, *after)]
         return Candidate(found, [n for n, _ in ended], ended[0][1])
 
     if alpha == "auto":

@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -124,6 +124,7 @@ def refit_layers(
     ridge: float = RIDGE,
     weights: Sequence[float] | None = None,
     owners: Sequence[int] | None = None,
+    within: Container[str] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
     """Refit as `refit` does, and say what became of the leaves of every layer.
 
@@ -137,6 +138,7 @@ def refit_layers(
         ridge: as for `refit`.
         weights: as for `refit`.
         owners: as for `refit`.
+        within: the paths of the leaves that may change; None for all.
 
     Returns:
         The variables, and path of a leaf -> what was done, or why nothing was.
@@ -148,9 +150,8 @@ def refit_layers(
     if owners is not None:
         check_owners("refit", owners, len(models))
     change: Change = functools.partial(_change, ridge, owners)
-    return change_layers(
-        "refit", change, spec, apply_fn, models, assignment, merged, batches, weights
-    )
+    parts = spec, apply_fn, models, assignment, merged, batches, weights, within
+    return change_layers("refit", change, *parts)
 
 
 def check_ridge(where: str, ridge: float) -> None:

@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,6 +83,7 @@ def repair_layers(
     merged: PyTree,
     batches: Iterable[PyTree],
     weights: Sequence[float] | None = None,
+    within: Container[str] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
     """Repair as `repair` does, and say what became of the leaves of every layer.
 
@@ -94,6 +95,7 @@ def repair_layers(
         merged: as for `repair`.
         batches: as for `repair`.
         weights: as for `repair`.
+        within: the paths of the leaves that may change; None for all.
 
     Returns:
         The variables, and path of a leaf -> what was done, or why nothing was.
@@ -101,9 +103,8 @@ def repair_layers(
     Raises:
         ValueError: as `repair` does.
     """
-    return change_layers(
-        "repair", _change, spec, apply_fn, models, assignment, merged, batches, weights
-    )
+    parts = spec, apply_fn, models, assignment, merged, batches, weights, within
+    return change_layers("repair", _change, *parts)
 
 
 def reset_norm(

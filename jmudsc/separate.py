@@ -134,6 +134,7 @@ def restrict(spec: PermutationSpec, leaves: Mapping[str, Any]) -> PermutationSpe
         fixed={site: why for site, why in spec.fixed.items() if site.path in leaves},
         consumed=frozenset(site for site in spec.consumed if site.path in leaves),
         statistics=spec.statistics.intersection(leaves),
+        variances={m: v for m, v in spec.variances.items() if {m, v} <= leaves.keys()},
     )
 
 

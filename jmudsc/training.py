@@ -8,7 +8,7 @@ al. 2024, arXiv:2305.03053, section 5.1).
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,22 @@ class TrainConfig:
     weight_decay: float = 5e-4
     logit_scale: float = LOGIT_SCALE
     augment: str = "none"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a network is trained for.
+
+    Objectives whose functions are the same functions share compilations.
+
+    Attributes:
+        examples: `(key, images, labels) -> (inputs, targets)`: what of labelled images
+            the network is given and what it is to say.
+        loss: `(outputs, targets, constants) -> losses`, one for each example.
+    """
+
+    examples: Callable[[PRNGKeyArray, Array, Array], tuple[Array, Array]]
+    loss: Callable[[Array, Array, Any], Float[Array, " batch"]]
 
 
 @dataclass(frozen=True)
@@ -137,13 +153,71 @@ def train(
             a class has no vector, the config is out of range, or the folder holds the
             state of another training.
     """
-    _check(split, len(vectors), classes, config)
+    _check(split, len(vectors), classes)
     own = np.unique(classes)
     targets = np.searchsorted(own, split.labels).astype(np.int32)
+    return descend(
+        model,
+        variables,
+        split,
+        _near_vectors(config.logit_scale),
+        key=key,
+        config=config,
+        targets=targets,
+        constants=vectors[own],
+        what=str(own),
+        folder=folder,
+        every=every,
+        progress=progress,
+    )
+
+
+def descend(
+    model: nn.Module,
+    variables: PyTree,
+    split: Split,
+    objective: Objective,
+    *,
+    key: PRNGKeyArray,
+    config: TrainConfig,
+    targets: Int[np.ndarray, " examples"] | None = None,
+    constants: PyTree = None,
+    what: str,
+    folder: Path | None = None,
+    every: int = 1,
+    progress: Progress | None = None,
+) -> PyTree:
+    """Minimise the mean loss of an objective by stochastic gradient descent.
+
+    Args:
+        model: a linen module called as `model(inputs, train)`.
+        variables: where training starts.
+        split: labelled images.
+        objective: what of them the network is given, and what it is to say. Images are
+            augmented before, as the config says.
+        key: decides the order of the images, their augmentation, and what is random in
+            the objective.
+        config: the recipe; `logit_scale` is left to the objective.
+        targets: labels to use in the place of those of the split.
+        constants: what else the loss needs, arrays.
+        what: names the objective, so that another training is not taken for this one.
+        folder: as for `train`, and so are the others.
+        every: as for `train`.
+        progress: as for `train`.
+
+    Returns:
+        The trained variables.
+
+    Raises:
+        ValueError: if the images are too few for one batch, the config is out of range,
+            or the folder holds the state of another training.
+    """
+    _check_config(split, config)
+    labels = split.labels if targets is None else targets
     steps = len(split) // config.batch_size
     momentum = _optimizer(config, steps).init(variables["params"])
     done, state = 0, (variables, momentum)
-    what = _decided_by(model, config, own, key, split)
+    what = _decided_by(model, config, what, key, split)
     if folder is not None:
         done, state = last_state(folder, state, what)
     for epoch in range(done, config.epochs):
@@ -155,12 +229,13 @@ def train(
             *state, loss = _step(
                 model,
                 config,
+                objective,
                 steps,
                 *state,
                 jax.random.fold_in(epoch_key, number),
                 split.images[batch],
-                targets[batch],
-                vectors[own],
+                labels[batch],
+                constants,
             )
             total += loss
         if progress is not None:
@@ -171,42 +246,57 @@ def train(
     return state[0]
 
 
+@functools.cache
+def _near_vectors(logit_scale: float) -> Objective:
+    """Return the cross-entropy of the scaled cosines to the vectors of classes."""
+
+    def loss(
+        embedding: Float[Array, "batch dimension"],
+        targets: Int[Array, " batch"],
+        vectors: Float[Array, "classes dimension"],
+    ) -> Float[Array, " batch"]:
+        logits = logit_scale * cosines(embedding, vectors)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+    return Objective(lambda key, images, labels: (images, labels), loss)
+
+
 def _decided_by(
     model: nn.Module,
     config: TrainConfig,
-    classes: np.ndarray,
+    objective: str,
     key: PRNGKeyArray,
     split: Split,
 ) -> str:
     """Write down what decides a training, as far as it can be compared quickly."""
     bits = jax.random.key_data(key).tolist()
-    return f"{model} {config} {classes} {bits} {split.labels.tolist()}"
+    return f"{model} {config} {objective} {bits} {split.labels.tolist()}"
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _step(
     model: nn.Module,
     config: TrainConfig,
+    objective: Objective,
     steps: int,
     variables: PyTree,
     momentum: PyTree,
     key: PRNGKeyArray,
     images: Images,
-    targets: Int[Array, " batch"],
-    vectors: Float[Array, "classes dimension"],
+    labels: Int[Array, " batch"],
+    constants: PyTree,
 ) -> tuple[PyTree, PyTree, Float[Array, ""]]:
     changed = AUGMENTS[config.augment](key, jnp.asarray(images))
+    inputs, targets = objective.examples(jax.random.fold_in(key, 0), changed, labels)
 
     def loss_of(params: PyTree) -> tuple[Array, Any]:
-        embedding, updated = model.apply(
+        outputs, updated = model.apply(
             {**variables, "params": params},
-            changed,
+            inputs,
             train=True,
             mutable=["batch_stats"],
         )
-        logits = config.logit_scale * cosines(embedding, vectors)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return losses.mean(), updated
+        return objective.loss(outputs, targets, constants).mean(), updated
 
     params = variables["params"]
     (loss, updated), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -231,9 +321,7 @@ def _unit(vectors: Float[Array, "n dimension"]) -> Float[Array, "n dimension"]:
     return vectors * jax.lax.rsqrt(squares + 1e-12)  # finite for a vector of zeros
 
 
-def _check(
-    split: Split, vectors: int, classes: Sequence[int], config: TrainConfig
-) -> None:
+def _check(split: Split, vectors: int, classes: Sequence[int]) -> None:
     strays = sorted(set(split.labels.tolist()) - set(classes))
     if strays:
         raise ValueError(
@@ -246,6 +334,9 @@ def _check(
             f"train: of {len(classes)} classes {absent} have no vector, there must be "
             f"one for each; choose one or more from 0..{vectors - 1}."
         )
+
+
+def _check_config(split: Split, config: TrainConfig) -> None:
     if config.epochs < 1 or not 0 <= config.warmup < 1:
         raise ValueError(
             f"train: {config.epochs} epochs with warmup {config.warmup}, at least 1 "

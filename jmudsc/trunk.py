@@ -1,5 +1,6 @@
 """Trunk: the part of a program that needs no separate leaf."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,7 +25,19 @@ def trunk_fn(apply_fn: ApplyFn, variables: PyTree, trunk: Iterable[str]) -> Appl
         that the rest of the model reads of the trunk, and returns the sum of each such
         value: whatever order their units are in, the sum is the same.
     """
-    paths = frozenset(trunk)
+    leaves, structure = jax.tree.flatten(variables)
+    kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return _trunk_fn(apply_fn, structure, kinds, frozenset(trunk))
+
+
+@functools.lru_cache(maxsize=64)
+def _trunk_fn(
+    apply_fn: ApplyFn, structure: Any, kinds: tuple[Any, ...], paths: frozenset[str]
+) -> ApplyFn:
+    """Return one function for all models of a kind, so that it is compiled once."""
+    variables = jax.tree.unflatten(
+        structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds]
+    )
 
     def apply(leaves: Mapping[str, jax.Array], batch: PyTree) -> list[jax.Array]:
         program = _cut(trace(apply_fn, variables, batch), paths)

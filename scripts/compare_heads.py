@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
     experiment = read_experiment(given.config)
+    if not isinstance(experiment, Experiment):
+        raise SystemExit(f"{given.config}: parts of classes are needed, not tasks.")
     splits = load_splits(
         experiment.dataset,
         experiment.train_split,

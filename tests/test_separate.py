@@ -102,6 +102,65 @@ def test_permuted_copies_with_heads_of_their_own_compute_what_they_did(name, sep
         assert_computes(NETS[name], network, models[0])
 
 
+FINISHES = [
+    {"refit": "least-squares"},
+    {"repair": "rescale"},
+]
+
+
+@pytest.mark.parametrize("finish", FINISHES, ids=["refit", "repair"])
+@pytest.mark.parametrize(("name", "separate"), [CUTS[1], STREAMS[1]], ids=str)
+def test_permuted_copies_are_finished_to_what_they_did(name, separate, finish):
+    """Also where a head makes units of the trunk, which is in the merged order."""
+    models = copies(name)
+    options = {"method": "activation-align", "separate": separate, **finish}
+    result = merged(name, models, **options)
+    for network in result.networks:
+        assert_computes(NETS[name], network, models[0], 1e-4)
+    assert set(result.changes) == {
+        path for path in models[0] if not path.startswith("norm/")
+    }
+
+
+@pytest.mark.parametrize("method", ["average", "mudsc-zip"])
+def test_heads_are_fitted_to_their_own_parent(method):
+    """The refit solves the head's own least squares on what the merged trunk makes."""
+    net, separate = tiny.MLP, ["c/*"]
+    models = [tiny.variables(net, seed) for seed in range(2)]
+    options = {"method": method, "separate": separate, "ridge": 1e-6}
+    plain = merged("mlp", models, **options).networks
+    result = merged("mlp", models, refit="least-squares", **options)
+    for network, model, before in zip(result.networks, models, plain, strict=True):
+        x = np.concatenate(batches_of(net))
+        hidden = x
+        for layer in "ab":
+            kernel, bias = (
+                np.asarray(network[f"{layer}/{n}"]) for n in ("kernel", "bias")
+            )
+            hidden = np.maximum(hidden @ kernel + bias, 0)
+        ones = np.ones((len(x), 1))
+        wanted = net.apply_fn(model, x)
+        best = np.linalg.lstsq(np.hstack([hidden, ones]), wanted)[0]
+        np.testing.assert_allclose(network["c/kernel"], best[:-1], atol=1e-3)
+        np.testing.assert_allclose(network["c/bias"], best[-1], atol=1e-3)
+        gap, before_gap = (
+            np.square(net.apply_fn(v, x) - wanted).mean() for v in (network, before)
+        )
+        assert gap < before_gap
+    for path in ("a/kernel", "b/bias"):
+        np.testing.assert_array_equal(*(v[path] for v in result.networks))
+
+
+def test_pooled_statistics_are_those_of_the_trunk():
+    models = [tiny.variables(tiny.CNN, seed) for seed in range(2)]
+    options = {"method": "average", "separate": ["c/*"], "repair": "pooled"}
+    networks = merged("cnn", models, **options).networks
+    whole = merged("cnn", models, method="average", repair="pooled").variables
+    for network in networks:
+        for path in ("norm/mean", "norm/var"):
+            np.testing.assert_allclose(network[path], whole[path], rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["mudsc-align", "mudsc-zip"])
 def test_other_heads_on_a_shared_trunk_compute_what_they_did(method):
     """The heads have nothing in common, only the trunks are permuted copies."""

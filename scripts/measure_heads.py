@@ -1,0 +1,114 @@
+"""What does the refit of merged networks with separate heads add, and where?
+
+Merges all pairs of an experiment on tasks, whose networks are trained first if they are
+not there, and fits nothing, the trunk, the heads, or both; prints scaled performance.
+
+    python scripts/measure_heads.py configs/digits-tasks.yaml --seeds 0 1 2
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc import infer_spec, models, paths
+from jmudsc.datasets import load_splits
+from jmudsc.experiment_config import read_experiment
+from jmudsc.permute import identity
+from jmudsc.progress import silent
+from jmudsc.refit import refit_layers
+from jmudsc.report import mean_and_deviation, table
+from jmudsc.scaled import scaled_performance
+from jmudsc.task_config import TaskExperiment
+from jmudsc.task_experiment import (
+    inputs_of,
+    merged_pair,
+    network_at,
+    Place,
+    place_of,
+    test_loss,
+)
+from jmudsc.task_report import pairs_of
+
+METHODS = ("average", "mudsc-align", "mudsc-zip")
+FITTED = ("nothing", "heads", "trunk", "trunk and heads")
+
+
+def finished(
+    place: Place, pair: tuple[str, str], parents: list[PyTree], method: str
+) -> Iterator[tuple[str, list[PyTree]]]:
+    """Yield the networks of a pair, fitted in every way."""
+    plain = merged_pair(place, pair, parents, method).networks
+    both = merged_pair(place, pair, parents, method, refit="least-squares").networks
+    yield "nothing", list(plain)
+    batches = inputs_of(place, pair)
+    heads = []
+    for task, parent, network in zip(pair, parents, plain, strict=True):
+        apply = models.apply_fn(place.networks[task])
+        spec = infer_spec(apply, parent, batches[0])
+        stay = {name: row[None] for name, row in identity(spec).items()}
+        own = {path for path in paths.flatten(network) if "/head/" in path}
+        parts = spec, apply, [parent], stay, network, batches
+        heads.append(refit_layers(*parts, within=own)[0])
+    yield "heads", heads
+    trunks = []
+    for old, new in zip(plain, both, strict=True):
+        leaves = paths.flatten(new)
+        kept = {path: x for path, x in paths.flatten(old).items() if "/head/" in path}
+        trunks.append(paths.unflatten(new, leaves | kept))
+    yield "trunk", trunks
+    yield "trunk and heads", list(both)
+
+
+def reached(place: Place, folder: Path) -> dict[tuple[str, str], float]:
+    """Return the mean scaled performance over pairs by method and what is fitted."""
+    tasks = place.experiment.tasks
+    parents = {task: network_at(place, task, folder, silent) for task in tasks}
+    limits = {
+        task: (place.constants[task][0], test_loss(place, task, parents[task]))
+        for task in tasks
+    }
+    found: dict[tuple[str, str], list[float]] = {}
+    for pair in pairs_of(tasks):
+        own = [parents[task] for task in pair]
+        for method in METHODS:
+            for fitted, networks in finished(place, pair, own, method):
+                for task, network in zip(pair, networks, strict=True):
+                    loss = test_loss(place, task, network)
+                    scaled = scaled_performance(*limits[task], loss)
+                    found.setdefault((method, fitted), []).append(scaled)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def main() -> None:
+    """Run the measurement."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, help="of the experiment")
+    parser.add_argument("--data-dir", type=Path)
+    args = parser.parse_args()
+    experiment = read_experiment(args.config)
+    if not isinstance(experiment, TaskExperiment):
+        raise SystemExit(f"{args.config}: its tasks must be names of tasks")
+    out = args.out or Path("runs") / args.config.stem
+    names = experiment.dataset, experiment.train_split, experiment.test_split
+    splits = load_splits(*names, args.data_dir)
+    runs = []
+    for seed in args.seeds:
+        place = place_of(experiment, seed, *splits)
+        runs.append(reached(place, out / f"seed-{seed}"))
+    rows = [
+        [
+            method,
+            *(mean_and_deviation([run[method, fit] for run in runs]) for fit in FITTED),
+        ]
+        for method in METHODS
+    ]
+    print(table(["fitted", *FITTED], rows))
+
+
+if __name__ == "__main__":
+    main()
