@@ -5,7 +5,7 @@ the leaf's other labels go. As long as those stay, between sweeps and between ba
 it need not be computed again.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from jmudsc.moments import Moments
@@ -13,7 +13,7 @@ from jmudsc.moments import Moments
 BUDGET = 2**30
 
 
-@dataclass(frozen=True)
+@dataclass
 class Memory:
     """Moments, each with what it was computed from.
 
@@ -24,10 +24,12 @@ class Memory:
     Attributes:
         budget: bytes that may be kept; what does not fit is computed anew.
         kept: place -> state -> the moments there in that state.
+        size: bytes that are kept.
     """
 
     budget: int = BUDGET
     kept: dict[Hashable, dict[Hashable, Moments]] = field(default_factory=dict)
+    size: int = 0
 
     def recall(
         self, place: Hashable, state: Hashable, compute: Callable[[], Moments]
@@ -45,20 +47,19 @@ class Memory:
         versions = self.kept.setdefault(place, {})
         if state in versions:
             return versions[state]
-        for old in list(versions)[1:]:
-            del versions[old]
+        self._forget(versions, list(versions)[1:])
         moments = compute()
         if self.size + _bytes(moments) > self.budget:
-            versions.clear()
+            self._forget(versions, list(versions))
         if self.size + _bytes(moments) <= self.budget:
             versions[state] = moments
+            self.size += _bytes(moments)
         return moments
 
-    @property
-    def size(self) -> int:
-        """Bytes that are kept."""
-        every = (m for versions in self.kept.values() for m in versions.values())
-        return sum(map(_bytes, every))
+    def _forget(
+        self, versions: dict[Hashable, Moments], states: Sequence[Hashable]
+    ) -> None:
+        self.size -= sum(_bytes(versions.pop(state)) for state in states)
 
 
 def _bytes(moments: Moments) -> int:
