@@ -58,7 +58,13 @@ DECODERS = {
 }
 VITS = {"s": (384, 6), "b": (768, 12)}
 WORDS, TOKENS = 8192, 128
-STAGES = ("deriving", "checking", "statistics", "matching", "combining")
+STAGES: tuple[str, ...] = (
+    "deriving",
+    "checking",
+    "statistics",
+    "matching",
+    "combining",
+)
 
 
 class Case(NamedTuple):
