@@ -20,7 +20,12 @@ from jmudsc.combine import combine as combine
 from jmudsc.derive import infer_spec as infer_spec
 from jmudsc.freeze import freeze as freeze
 from jmudsc.handwritten import override as override, read_spec as read_spec
-from jmudsc.match import Match as Match, match as match, METHODS as METHODS
+from jmudsc.match import (
+    Match as Match,
+    match as match,
+    matcher as matcher,
+    METHODS as METHODS,
+)
 from jmudsc.merge import merge as merge
 from jmudsc.moments import collect as collect, Moments as Moments
 from jmudsc.permute import (

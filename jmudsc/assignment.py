@@ -114,15 +114,12 @@ def _greedy(
     # Row k's partners start after k, or after its whole model once that is spent.
     ends = (into // units + 1) * units
     starts = into + 1 if budget[0] > 0 else ends.copy()
-    # Infinite where a row has not been scanned.
-    best, partner = np.full(total, np.inf, s.dtype), np.zeros(total, int)
+    best, partner = _all_best(s, starts)
     for _ in range(total - units):
         i = int(best.argmax())
         j = int(partner[i])
         while j < starts[i] or gone[j] or s[i, j] != best[i]:
-            later = s[i, starts[i] :] + gone[starts[i] :]
-            best[i] = later.max(initial=-np.inf)
-            partner[i] = starts[i] + later.argmax() if later.size else total
+            best[i], partner[i] = _first_best(s[i], gone, int(starts[i]))
             i = int(best.argmax())
             j = int(partner[i])
         into[j], gone[j], best[j] = i, -np.inf, -np.inf
@@ -134,12 +131,37 @@ def _greedy(
         budget[model] -= int(j < ends[i])
         if budget[model] == 0:
             starts[own], joined[own] = ends[i], -np.inf
-        best[i], partner[i] = joined.max(), 0
+        best[i], partner[i] = _first_best(joined, gone, int(starts[i]))
         partner[:i][joined[:i] >= best[:i]] = 0  # 0 is no row's partner: scan again
         np.maximum(best[:i], joined[:i], out=best[:i])
     for unit in range(total):
         into[unit] = into[into[unit]]
     return into
+
+
+def _all_best(
+    s: np.ndarray, starts: np.ndarray, tile: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every row what `_first_best` does, several rows at once."""
+    best, partner = np.empty(len(s), s.dtype), np.empty(len(s), int)
+    columns = np.arange(len(s))
+    for first in range(0, len(s), tile):
+        rows = slice(first, first + tile)
+        later = np.where(columns >= starts[rows, None], s[rows], -np.inf)
+        partner[rows] = later.argmax(axis=1)
+        best[rows] = later.max(axis=1)
+    return best, partner
+
+
+def _first_best(
+    row: np.ndarray, gone: np.ndarray, start: int
+) -> tuple[np.floating, int]:
+    """Return the largest similarity from a unit on, and the first unit that has it."""
+    later = row[start:] + gone[start:]
+    if not later.size:
+        return row.dtype.type(-np.inf), len(row)
+    place = int(later.argmax())
+    return later[place], start + place
 
 
 def _padded(matrix: np.ndarray) -> np.ndarray:

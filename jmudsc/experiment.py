@@ -30,7 +30,7 @@ from jmudsc.experiment_report import (
     write_whole,
 )
 from jmudsc.ground import Ground, lay_ground
-from jmudsc.match import Match, match
+from jmudsc.match import Match, matcher
 from jmudsc.moments import collect, Moments
 from jmudsc.progress import prefixed, Progress
 from jmudsc.refit import refit
@@ -263,12 +263,11 @@ def _match(
     say: Progress,
 ) -> tuple[float | None, Match]:
     """Match, `mudsc-*` by the alpha with the best joint accuracy on training data."""
-    matched_at = lambda alpha: match(
+    matched_at = matcher(
         spec,
         parents,
         moments,
         method=method,
-        alpha=alpha,
         reference=reference,
         key=ground.match_key,
     )

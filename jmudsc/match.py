@@ -1,7 +1,7 @@
 """Match: decide which units of the models become one, by one of seven methods."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -11,11 +11,13 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.groups import families, match_family
+from jmudsc.memory import BUDGET, Memory
 from jmudsc.moments import Moments
 from jmudsc.permute import identity
 from jmudsc.progress import Progress
 from jmudsc.references import check_reference
 from jmudsc.similarity import activation_similarity, weight_similarity
+from jmudsc.slices import others_on
 from jmudsc.spec import PermutationSpec
 from jmudsc.variables import check_covers, check_same
 
@@ -91,6 +93,7 @@ def match(
     reference: str = "first",
     patience: int = 5,
     max_sweeps: int = 100,
+    budget: int = BUDGET,
     progress: Progress | None = None,
 ) -> Match:
     """Match the units of models by weights, by activations, or by both.
@@ -115,6 +118,8 @@ def match(
             models are aligned to, `first`, `mean` or `universe`; see `align_to`.
         patience: sweeps without improvement after which to stop.
         max_sweeps: sweeps after which to stop in any case.
+        budget: bytes that may be spent on remembering what weights say of units (see
+            `Memory`); they save time and make no other difference.
         progress: called with the objective after every sweep.
 
     Returns:
@@ -125,6 +130,65 @@ def match(
             moments are missing or of other models, or the models do not fit the spec.
     """
     check_method("match", method, alpha)
+    at = matcher(
+        spec,
+        models,
+        moments,
+        method=method,
+        key=key,
+        a=a,
+        b=b,
+        reference=reference,
+        patience=patience,
+        max_sweeps=max_sweeps,
+        budget=budget,
+        progress=progress,
+    )
+    return at(alpha)
+
+
+def matcher(
+    spec: PermutationSpec,
+    models: Sequence[PyTree],
+    moments: Mapping[str, Moments] | None = None,
+    *,
+    method: str = "mudsc-zip",
+    key: jax.Array,
+    a: float = 0.5,
+    b: float = 1.0,
+    reference: str = "first",
+    patience: int = 5,
+    max_sweeps: int = 100,
+    budget: int = BUDGET,
+    progress: Progress | None = None,
+) -> Callable[[float], Match]:
+    """Prepare to match the same models by several balances.
+
+    What does not depend on alpha is computed once: the similarity of activations, the
+    matching by it that all searches start from, and the similarities of weights as long
+    as the assignments that they depend on are the same.
+
+    Args:
+        spec: as for `match`, like all that follow.
+        models: likewise.
+        moments: likewise.
+        method: likewise.
+        key: likewise.
+        a: likewise.
+        b: likewise.
+        reference: likewise.
+        patience: likewise.
+        max_sweeps: likewise.
+        budget: likewise.
+        progress: likewise.
+
+    Returns:
+        A function from alpha to what `match` returns for it, bit for bit.
+
+    Raises:
+        ValueError: as `match`.
+    """
+    check_method("match", method, 0.5)
     check_reference("match", reference)
     if uses_activations(method) and moments is None:
         raise ValueError(
@@ -140,29 +204,34 @@ def match(
         for name, row in identity(spec).items()
     }
     if method == "average":
-        return Match(start)
-    share = {"weight": 1.0, "activation": 0.0, "mudsc": alpha}[method.split("-")[0]]
+        return lambda alpha: Match(start)
     search = _Search(
         spec=spec,
         leaves=leaves,
         activation={n: activation_similarity(m) for n, m in (moments or {}).items()}
         if uses_activations(method)
         else {},
-        alpha=share,
+        alpha=0.0,
+        memory=Memory(budget),
         zipped=method.endswith("-zip"),
         a=a,
         b=b,
         reference=reference,
     )
     if uses_activations(method):
-        first = replace(search, alpha=0.0)
         # Labels without activations last: their weights meet the others' order.
         known = search.activation.keys()
         for family in sorted(families(spec), key=known.isdisjoint):
-            start |= first.matched(family, start)[0]
+            start |= search.matched(family, start)[0]
     if method.startswith("activation-"):
-        return Match(start)
-    return _descend(search, start, key, patience, max_sweeps, progress)
+        return lambda alpha: Match(start)
+
+    def at(alpha: float) -> Match:
+        check_method("match", method, alpha)
+        blended = replace(search, alpha=alpha if method.startswith("mudsc-") else 1.0)
+        return _descend(blended, start, key, patience, max_sweeps, progress)
+
+    return at
 
 
 def _check_moments(
@@ -191,6 +260,7 @@ class _Search:
     leaves: Sequence[Mapping[str, ArrayLike]]
     activation: Mapping[str, np.ndarray]
     alpha: float
+    memory: Memory
     zipped: bool
     a: float
     b: float
@@ -213,6 +283,17 @@ class _Search:
         )
         return found, similarity
 
+    def step(
+        self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], list[float]]:
+        """Match one family; return its new assignment and the objective per label."""
+        found, similarity = self.matched(family, assignment)
+        now = {**assignment, **found}
+        return found, [
+            mean_similarity(self.spec, name, matrix, now)
+            for name, matrix in similarity.items()
+        ]
+
     def similarity(
         self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
@@ -228,7 +309,14 @@ class _Search:
             activation = self.activation.get(name)
             weight = None
             if self.alpha > 0 or activation is None:
-                weight = weight_similarity(self.spec, self.leaves, assignment, name)
+                weight = weight_similarity(
+                    self.spec,
+                    self.leaves,
+                    assignment,
+                    name,
+                    within=self.zipped,
+                    memory=self.memory,
+                )
             if weight is not None and activation is not None:
                 alpha = np.float32(self.alpha)
                 blends[name] = alpha * weight + (1 - alpha) * activation
@@ -271,17 +359,18 @@ def _descend(
     current, best = dict(start), dict(start)
     labels = search.spec.labels
     groups = [f for f in families(search.spec) if not all(labels[n].fixed for n in f)]
+    needed = [_needed(search.spec, family) for family in groups]
+    latest: dict[int, tuple[list[bytes], dict[str, np.ndarray], list[float]]] = {}
     history: list[float] = []
     for sweep in range(max_sweeps if groups else 0):
         order = jax.random.permutation(jax.random.fold_in(key, sweep), len(groups))
         before, reached = dict(current), []
-        for number in np.asarray(order):
-            found, similarity = search.matched(groups[number], current)
-            current |= found
-            reached += [
-                mean_similarity(search.spec, name, matrix, current)
-                for name, matrix in similarity.items()
-            ]
+        for number in map(int, np.asarray(order)):
+            state = [current[name].tobytes() for name in needed[number]]
+            if number not in latest or latest[number][0] != state:
+                latest[number] = state, *search.step(groups[number], current)
+            current |= latest[number][1]
+            reached += latest[number][2]
         history.append(float(np.mean(reached)))
         if progress:
             progress(f"matching ({history[-1]:.4f})", sweep + 1, max_sweeps)
@@ -294,6 +383,15 @@ def _descend(
         if peak != sweep:
             current = dict(best)
     return Match(best, tuple(history), converged=not groups)
+
+
+def _needed(spec: PermutationSpec, family: Sequence[str]) -> list[str]:
+    """Return the labels whose assignment decides how a family is matched."""
+    found = set(spec.labels[family[0]].parents)
+    for name in family:
+        for site in spec.labels[name].sites:
+            found.update(others_on(spec, name, site) or ())
+    return [name for name in spec.labels if name in found]
 
 
 def mean_similarity(

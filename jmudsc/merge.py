@@ -18,7 +18,7 @@ from jmudsc.derive import infer_spec
 from jmudsc.finish import check_finish, Finish, finished
 from jmudsc.freeze import freeze
 from jmudsc.heads import finished_apart
-from jmudsc.match import check_method, Match, match, uses_activations
+from jmudsc.match import check_method, Match, matcher, uses_activations
 from jmudsc.moments import collect
 from jmudsc.progress import counted, Progress, silent
 from jmudsc.references import check_reference
@@ -32,6 +32,7 @@ from jmudsc.separate import (
 )
 from jmudsc.sharding import Automatic, automatic, is_explicit, placed_like
 from jmudsc.spec import PermutationSpec
+from jmudsc.timing import timed
 from jmudsc.trace import ApplyFn
 from jmudsc.trunk import trunk_fn
 from jmudsc.variables import check_finite, check_same
@@ -158,48 +159,61 @@ def merge(
         first = _first(batches)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
     check_key, match_key = jax.random.split(key)
+    seconds: dict[str, float] = {}
     specs = [spec] * len(models) if spec else []
     if not specs:
         say("deriving the spec", 0, 1)
         traced = list(zip(apply_fns, models, strict=True))[: None if separate else 1]
-        specs = [infer_spec(apply, model, first) for apply, model in traced]
+        with timed(seconds, "deriving"):
+            specs = [infer_spec(apply, model, first) for apply, model in traced]
     specs = specs if separate else specs[:1]
     specs = [freeze(specs[0], frozen), *specs[1:]] if frozen else specs
     parts = take_apart("merge", specs, models, trunks)
     check_carried("merge", parts, method.endswith("-zip"))
     if check and first is not None:
         say("checking the spec", 0, 1)
-        for own, apply, model in zip(specs, apply_fns, models, strict=False):
-            check_spec(own, apply, model, first, key=check_key)
+        with timed(seconds, "checking"):
+            for own, apply, model in zip(specs, apply_fns, models, strict=False):
+                check_spec(own, apply, model, first, key=check_key)
     moments = None
     if batches is not None and uses_activations(method):
         seen = counted(batches, "collecting activations", say)
         read = apply_fns[0]
         if separate:
             read = trunk_fn(read, models[0], paths.flatten(trunks[0]))
-        moments = collect(parts.spec, read, trunks, seen)
+        with timed(seconds, "statistics"):
+            moments = collect(parts.spec, read, trunks, seen)
+            jax.block_until_ready([m.comoment for m in moments.values()])
         check_read("merge", parts, moments)
-
-    def merged_at(balance: float) -> Candidate:
-        say("matching", 0, None)
-        found = match(
+    with timed(seconds, "matching"):
+        match_at = matcher(
             parts.spec,
             trunks,
             moments,
             method=method,
-            alpha=balance,
             reference=reference,
             key=match_key,
             progress=say,
         )
+
+    def merged_at(balance: float) -> Candidate:
+        say("matching", 0, None)
+        with timed(seconds, "matching"):
+            found = match_at(balance)
         say("combining", 0, 1)
-        merged = combine(parts.spec, trunks, found.assignment, shares)
+        with timed(seconds, "combining"):
+            merged = combine(parts.spec, trunks, found.assignment, shares)
+            jax.block_until_ready(merged)
         after = found.assignment, merged, batches, shares, say
-        if separate:
-            ended = finished_apart(finishes, parts, apply_fns, models, trunks, *after)
-        else:
-            whole = parts.spec, apply_fns[0], models
-            ended = [finished(finishes[0], *whole, *after)]
+        with timed(seconds, "finishing"):
+            if separate:
+                ended = finished_apart(
+                    finishes, parts, apply_fns, models, trunks, *after
+                )
+            else:
+                whole = parts.spec, apply_fns[0], models
+                ended = [finished(finishes[0], *whole, *after)]
+            jax.block_until_ready([network for network, _ in ended])
         return Candidate(found, [n for n, _ in ended], ended[0][1])
 
     if alpha == "auto":
@@ -242,6 +256,7 @@ def merge(
         recipe,
         best.candidate.changes,
         tuple(networks) if separate else (),
+        seconds,
     )
 
 

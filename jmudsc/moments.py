@@ -1,5 +1,6 @@
 """Moments: exact streamed means and co-moments of the units of every label."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ from jmudsc.taps import find_taps, read_tap, Tap
 from jmudsc.trace import ApplyFn, Place, run, trace
 from jmudsc.variables import check_covers
 
-Stacked = Mapping[str, Float[Array, "samples stacked"]]
+Stacked = Mapping[str, Float[Array, "samples units"]]
+# Per label the mean of each unit, and how far every sample is from it.
+Centred = Mapping[str, tuple[Float[Array, " units"], Float[Array, "samples units"]]]
 Parts = tuple[Float[Array, " stacked"], Float[Array, "stacked stacked"]]
 
 
@@ -66,7 +69,7 @@ def collect(
     """
     for model in models:
         check_covers("collect", spec, paths.flatten(model))
-    readers: dict[Any, Callable[[list, list], Stacked]] = {}
+    readers: dict[Any, Callable[[list, list], Centred]] = {}
     total: dict[str, Moments] = {}
     for number, batch in enumerate(batches):
         kind = batch_kind(batch)
@@ -74,7 +77,7 @@ def collect(
             readers[kind] = _reader(spec, apply_fn, models[0], batch)
         data = jax.tree.leaves(batch)
         units = [readers[kind](jax.tree.leaves(model), data) for model in models]
-        seen = moments_of(units)
+        seen = moments_of_centred(units)
         _check_finite(seen, number, len(models))
         total = merge_moments(total, seen) if total else seen
     if not readers:
@@ -94,9 +97,40 @@ def moments_of(units: Sequence[Stacked]) -> dict[str, Moments]:
     Returns:
         Per label the moments of the stacked units.
     """
-    counts = {name: int(x.shape[0]) for name, x in units[0].items()}
-    parts = _parts(list(units))
+    return moments_of_centred([_centred(dict(model)) for model in units])
+
+
+def moments_of_centred(
+    units: Sequence[Centred], within: bool = True
+) -> dict[str, Moments]:
+    """Compute the moments of the units of all models from deviations.
+
+    Args:
+        units: for every model, per label what `centred` returns.
+        within: whether to compare units of one model with each other; if not, those
+            co-moments are 0, but for the diagonal.
+
+    Returns:
+        Per label the moments of the stacked units.
+    """
+    counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
+    parts = _parts([dict(model) for model in units], within)
     return {name: Moments(counts[name], *parts[name]) for name in counts}
+
+
+def centred(
+    samples: Float[Array, "samples units"],
+) -> tuple[Float[Array, " units"], Float[Array, "samples units"]]:
+    """Take the mean from samples; use under `jit`.
+
+    Args:
+        samples: of the units of one model.
+
+    Returns:
+        The mean of each unit, and the samples without it.
+    """
+    mean = samples.mean(axis=0)
+    return mean, samples - mean[None]
 
 
 def merge_moments(
@@ -129,8 +163,8 @@ def merge_moments(
 
 def _reader(
     spec: PermutationSpec, apply_fn: ApplyFn, model: PyTree, batch: PyTree
-) -> Callable[[list, list], Stacked]:
-    """Compile a function that returns the units of every label for one batch shape."""
+) -> Callable[[list, list], Centred]:
+    """Compile a function that reads the units of every label for one batch shape."""
     program = trace(apply_fn, model, batch)
     taps = {name: where for name, where in find_taps(program, spec).items() if where}
     parents = {name: label.parents for name, label in spec.labels.items()}
@@ -145,7 +179,7 @@ def _reader(
         return read_tap(tap, value, indices)
 
     @jax.jit
-    def units_of(leaves: list, data: list) -> dict[str, jax.Array]:
+    def units_of(leaves: list, data: list) -> dict[str, tuple[jax.Array, jax.Array]]:
         values = dict(zip(wanted, run(program, [*leaves, *data], wanted), strict=True))
         units = {}
         for name, where in taps.items():
@@ -157,7 +191,7 @@ def _reader(
             ]
             if runs:
                 samples = real_samples(jnp.concatenate(runs))
-                units[name] = samples.reshape(len(samples), -1)
+                units[name] = centred(samples.reshape(len(samples), -1))
         return units
 
     return units_of
@@ -184,15 +218,37 @@ def real_samples(samples: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _parts(units: list[dict[str, jax.Array]]) -> dict[str, Parts]:
+def _centred(units: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    return {name: centred(x.astype(jnp.float32)) for name, x in units.items()}
+
+
+@functools.partial(jax.jit, static_argnames="within")
+def _parts(
+    units: list[dict[str, tuple[jax.Array, jax.Array]]], within: bool
+) -> dict[str, Parts]:
     parts = {}
     for name in units[0]:
-        x = jnp.concatenate(
-            [model[name].astype(jnp.float32) for model in units], axis=1
-        )
-        mean = x.mean(axis=0)
-        parts[name] = mean, _gram(x - mean[None])
+        means, deviations = zip(*(model[name] for model in units), strict=True)
+        parts[name] = jnp.concatenate(means), _comoment(deviations, within)
     return parts
+
+
+def _comoment(
+    deviations: Sequence[Float[Array, "samples units"]], within: bool
+) -> Float[Array, "stacked stacked"]:
+    """Multiply block by block: no copy of the samples, and no block twice."""
+    rows: list[list[jax.Array]] = []
+    for i, x in enumerate(deviations):
+        row = [rows[j][i].T for j in range(i)]
+        row += [_product(x, x) if within else jnp.diag((x * x).sum(axis=0))]
+        rows.append(row + [_product(x, y) for y in deviations[i + 1 :]])
+    return jnp.block(rows)
+
+
+def _product(
+    x: Float[Array, "samples units"], y: Float[Array, "samples others"]
+) -> Float[Array, "units others"]:
+    return jnp.matmul(x.T, y, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.jit
@@ -206,10 +262,6 @@ def _merged(
         comoment = comoment_a + comoment_b + weight * jnp.outer(step, step)
         merged[name] = mean_a + share * step, comoment
     return merged
-
-
-def _gram(x: Float[Array, "samples units"]) -> Float[Array, "units units"]:
-    return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
 
 
 def batch_kind(batch: PyTree) -> Any:

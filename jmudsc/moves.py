@@ -114,10 +114,14 @@ def move_leaf(
 
 
 def names_in_leaf(spec: PermutationSpec, path: str) -> list[str]:
-    """Return the labels on a leaf, and their parents, in the order of the spec."""
-    here = {name for axis in spec.axes[path] for name in axis.labels()}
-    here |= {parent for name in here for parent in spec.labels[name].parents}
-    return [name for name in spec.labels if name in here]
+    """Return the labels on a leaf and their parents, in the order they are met.
+
+    Parents come before what is nested in them. The order does not depend on what labels
+    are called, so that leaves of the same form can share one compiled function.
+    """
+    here = [name for axis in spec.axes[path] for name in axis.labels()]
+    met = [met for name in here for met in (*spec.labels[name].parents, name)]
+    return list(dict.fromkeys(met))
 
 
 def anonymous(
@@ -159,9 +163,11 @@ def take_units(
     Returns:
         A block of the same shape.
     """
+    # No index is out of bounds, and code for those that are takes long to compile.
     if not lead:
-        return jnp.take(block, jnp.asarray(index), axis=axis)
-    return jnp.take_along_axis(block, _aligned(block, axis, lead, index), axis=axis)
+        return jnp.take(block, jnp.asarray(index), axis=axis, mode="clip")
+    index = _aligned(block, axis, lead, index)
+    return jnp.take_along_axis(block, index, axis=axis, mode="clip")
 
 
 def sum_units(

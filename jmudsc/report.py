@@ -66,6 +66,9 @@ def report(result: MergeResult) -> str:
             f"- sweeps: {len(result.history)}, the best was sweep {best + 1} with mean "
             f"similarity {result.history[best]:.4f}"
         ]
+    if result.seconds:
+        seconds = {stage: round(taken, 2) for stage, taken in result.seconds.items()}
+        lines += [f"- seconds: {_plain(seconds)}"]
     lines += ["", *_labels(result)]
     if result.changes:
         lines += ["", *_changes(result)]

@@ -28,6 +28,10 @@ class MergeResult:
         networks: where some leaves are separate, per model its variables: the leaves
             that were merged, and its own others carried into the merged coordinates,
             for its own `apply_fn`; empty otherwise.
+        seconds: stage -> seconds of wall time, compilation included: deriving and
+            checking the spec, statistics, matching and combining (over all balances
+            tried), finishing. They are in the report, not in the provenance: the same
+            merge takes another time.
     """
 
     variables: PyTree
@@ -37,3 +41,4 @@ class MergeResult:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[PyTree, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)

@@ -112,7 +112,7 @@ def _automatic(leaf: Any) -> Any:
         return leaf
     mesh = sharding.mesh
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
-    unnamed = Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+    unnamed = Mesh(np.asarray(mesh.devices), mesh.axis_names, axis_types=kinds)
     return jax.device_put(leaf, NamedSharding(unnamed, sharding.spec))
 
 

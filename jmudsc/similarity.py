@@ -1,7 +1,5 @@
 """Similarity of the units of a label: Pearson correlation of activations or weights."""
 
-import functools
-import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -10,14 +8,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jmudsc.axes import Axis
-from jmudsc.blocks import Block, blocks, placed, places_of, units_last
-from jmudsc.moments import merge_moments, Moments, moments_of, real_samples
-from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
+from jmudsc.memory import Memory
+from jmudsc.moments import merge_moments, Moments, moments_of_centred
+from jmudsc.slices import others_on, unit_slices
 from jmudsc.spec import PermutationSpec, Site
-
-Stays = tuple[bool, ...]  # for each parent of a label whether it stays in place
-Orders = dict[Stays, Move]
 
 # One name for all labels: with their own, each would be compiled anew.
 _ANY = "units"
@@ -28,18 +22,22 @@ _CONSTANT = 16 * np.finfo(np.float32).eps
 
 @jax.jit
 def correlation(
-    mean: Float[Array, " units"], variance: Float[Array, "units units"]
+    mean: Float[Array, " units"],
+    comoment: Float[Array, "units units"],
+    count: ArrayLike = 1,
 ) -> Float[Array, "units units"]:
-    """Turn a covariance matrix into Pearson correlations.
+    """Turn a covariance matrix, or co-moments, into Pearson correlations.
 
     Args:
         mean: mean of each unit, only used to tell rounding errors from variation.
-        variance: covariance of the units.
+        comoment: covariance of the units, times `count`.
+        count: number of samples.
 
     Returns:
         Values in [-1, 1], exactly symmetric. A unit that never changes has correlation
         0 with every unit, itself included.
     """
+    variance = comoment / jnp.asarray(count, comoment.dtype)
     deviation = jnp.sqrt(jnp.diagonal(variance))
     varies = deviation > _CONSTANT * jnp.abs(mean)
     inverse = jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0)
@@ -59,8 +57,8 @@ def activation_similarity(moments: Moments) -> Float[np.ndarray, "stacked stacke
     Returns:
         Values in [-1, 1]; a unit that never changes has 0 with every unit.
     """
-    covariance = moments.comoment / moments.count
-    return np.asarray(correlation(moments.mean, covariance))
+    found = correlation(moments.mean, moments.comoment, np.float32(moments.count))
+    return np.asarray(found)
 
 
 def weight_similarity(
@@ -68,6 +66,9 @@ def weight_similarity(
     models: Sequence[Mapping[str, ArrayLike]],
     assignment: Mapping[str, np.ndarray],
     label: str,
+    *,
+    within: bool = True,
+    memory: Memory | None = None,
 ) -> Float[np.ndarray, "stacked stacked"] | None:
     """Correlate the weight vectors of the stacked units of all models.
 
@@ -84,130 +85,30 @@ def weight_similarity(
         models: per model, leaf path -> array.
         assignment: the current one, label -> `int32[models, *parent units, units]`.
         label: the label to compare.
+        within: whether to compare units of one model with each other too; if not, they
+            have similarity 0. A one-to-one matching does not look at them.
+        memory: what is known from earlier calls with these models; the result is the
+            same without it.
 
     Returns:
         Values in [-1, 1]; None if the label is only on running statistics.
     """
+    memory = Memory(budget=0) if memory is None else memory
     total: dict[str, Moments] = {}
     for site in spec.labels[label].sites:
         if site.path in spec.statistics:
             continue
-        units = _site_units(spec, models, assignment, label, site)
-        if units:
-            seen = moments_of(units)
-            total = merge_moments(total, seen) if total else seen
+        others = others_on(spec, label, site)
+        if others is None:
+            continue
+        state = tuple(assignment[name].tobytes() for name in others)
+
+        def compute(site: Site = site) -> Moments:
+            slices = unit_slices(spec, models, assignment, label, site)
+            return moments_of_centred([{_ANY: x} for x in slices], within)[_ANY]
+
+        seen = {_ANY: memory.recall((label, site, within), state, compute)}
+        total = merge_moments(total, seen) if total else seen
     if not total:
         return None
     return activation_similarity(total[_ANY])
-
-
-def _site_units(
-    spec: PermutationSpec,
-    models: Sequence[Mapping[str, ArrayLike]],
-    assignment: Mapping[str, np.ndarray],
-    label: str,
-    site: Site,
-) -> list[dict[str, jax.Array]]:
-    """Read the slices of the units of a label at one site, in every model.
-
-    There are none where something nested in the label is on the leaf too.
-    """
-    names = names_in_leaf(spec, site.path)
-    axes, parents = anonymous(spec, site.path, names)
-    shares = (1 / len(models),) * len(models)
-    moves = {name: moves_of(assignment[name], shares) for name in names}
-    still = spec.labels[label].parents
-    read = functools.partial(
-        _read_units,
-        axes=axes,
-        parents=parents,
-        summed=tuple((site.path, n) not in spec.consumed for n in range(len(axes))),
-        label=str(names.index(label)),
-        number=site.axis,
-    )
-    found = [
-        read(
-            model[site.path],
-            [_by_order(spec, moves, assignment, name, still, i) for name in names],
-        )
-        for i, model in enumerate(models)
-    ]
-    return [{_ANY: units} for units in found if units is not None]
-
-
-def _by_order(
-    spec: PermutationSpec,
-    moves: Mapping[str, list[Move]],
-    assignment: Mapping[str, np.ndarray],
-    name: str,
-    still: Sequence[str],
-    model: int,
-) -> Orders:
-    """Index a move by its parents' own units, for those of them that stay in place.
-
-    A label that stays on one axis may be brought to the merged order on another.
-    """
-    parents = spec.labels[name].parents
-    options = [(False, True) if parent in still else (False,) for parent in parents]
-    return {
-        stays: _in_order(spec, moves[name][model], assignment, name, stays, model)
-        for stays in itertools.product(*options)
-    }
-
-
-def _in_order(
-    spec: PermutationSpec,
-    move: Move,
-    assignment: Mapping[str, np.ndarray],
-    name: str,
-    stays: Stays,
-    model: int,
-) -> Move:
-    if not any(stays):
-        return move
-    parents = spec.labels[name].parents
-    grid = np.indices([spec.labels[parent].size for parent in parents], sparse=True)
-    merged: list[np.ndarray] = []
-    for parent, own, is_own in zip(parents, grid, stays, strict=True):
-        outer = [merged[parents.index(p)] for p in spec.labels[parent].parents]
-        merged.append(assignment[parent][model][(*outer, own)] if is_own else own)
-    place = tuple(merged)
-    return Move(
-        np.asarray(move.index)[place],
-        None if move.scale is None else np.asarray(move.scale)[place],
-    )
-
-
-@functools.partial(
-    jax.jit, static_argnames=("axes", "parents", "summed", "label", "number")
-)
-def _read_units(
-    leaf: jax.Array,
-    moves: list[Orders],
-    axes: tuple[Axis, ...],
-    parents: Parents,
-    summed: tuple[bool, ...],
-    label: str,
-    number: int,
-) -> Float[Array, "entries units"] | None:
-    """Return the slices at axis `number`, every other axis in the merged order."""
-
-    def read(values: jax.Array, block: Block, axis: int, lead: tuple[int, ...]):
-        for other, others_lead, name in placed(block, dict(parents)):
-            if other not in (axis, *lead):
-                flag = summed[block.origins[other]]
-                move = moves[int(name)][tuple(a in lead for a in others_lead)]
-                values = move_units(values, other, others_lead, move, flag)
-        return units_last(values, axis, lead)
-
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
-    runs = [
-        read(values, block, axis, lead)
-        for values, block in blocks(leaf.astype(wide), axes)
-        for axis, lead in places_of(block, label, dict(parents))
-        if block.origins[axis] == number
-    ]
-    if not runs:
-        return None
-    entries = real_samples(jnp.concatenate(runs))
-    return entries.reshape(len(entries), -1)

@@ -88,8 +88,9 @@ def leaves_of(models):
     return [{path: jnp.asarray(leaf) for path, leaf in v.items()} for v in models]
 
 
-def blend_of(spec, models, moments, assignment, label, alpha):
-    weight = weight_similarity(spec, leaves_of(models), assignment, label)
+def blend_of(spec, models, moments, assignment, label, alpha, within=True):
+    leaves = leaves_of(models)
+    weight = weight_similarity(spec, leaves, assignment, label, within=within)
     return alpha * weight + (1 - alpha) * activation_similarity(moments[label])
 
 
@@ -212,7 +213,8 @@ def descend_by_hand(kind, alpha, start, key, patience=5):
         sweep, reached = dict(current), []
         for number in jax.random.permutation(order, len(labels)):
             name = labels[number]
-            blend = blend_of(spec, models, moments, sweep, name, np.float32(alpha))
+            shared = spec, models, moments, sweep, name, np.float32(alpha)
+            blend = blend_of(*shared, within=kind == "zip")
             sweep[name] = solve(blend, 2)
             reached.append(mean_similarity(spec, name, blend, sweep))
         history.append(float(np.mean(reached)))

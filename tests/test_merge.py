@@ -1,6 +1,7 @@
 import functools
 import logging
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -244,6 +245,26 @@ def test_progress_is_told_stage_and_share(key):
     for stage, done, total in calls:
         assert stage
         assert total is None or 0 <= done <= total
+
+
+def test_every_stage_tells_its_seconds(key):
+    models, batches = problem()
+    start = time.perf_counter()
+    result = merge(NET.apply_fn, models, batches, key=key)
+    whole = time.perf_counter() - start
+    assert list(result.seconds) == [
+        "deriving",
+        "checking",
+        "statistics",
+        "matching",
+        "combining",
+        "finishing",
+    ]
+    assert all(taken >= 0 for taken in result.seconds.values())
+    assert whole / 2 < sum(result.seconds.values()) <= whole
+    spec = result.spec
+    short = merge(NET.apply_fn, models, None, method="average", key=key, spec=spec)
+    assert list(short.seconds) == ["matching", "combining", "finishing"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -115,13 +115,16 @@ def test_leaves_with_the_same_axes_are_the_same_but_for_names():
     assert parents == (("0", ()), ("1", ("0",)))
 
 
-def test_the_names_of_a_leaf_are_in_the_order_of_the_spec():
+def test_the_names_of_a_leaf_are_in_the_order_in_which_they_are_met():
     spec = tiny.spec_of("mlp")
     assert names_in_leaf(spec, "c/bias") == []
-    assert names_in_leaf(spec, "b/kernel") == list(spec.labels)
+    for spec_labels in (spec.labels, dict(reversed(spec.labels.items()))):
+        same = dataclasses.replace(spec, labels=spec_labels)
+        inner, outer = (axis.label for axis in spec.axes["b/kernel"])
+        assert names_in_leaf(same, "b/kernel") == [inner, outer]
     nested = tiny.spec_of("attention")
-    backwards = dict(reversed(nested.labels.items()))
-    spec = dataclasses.replace(nested, labels=backwards)
-    assert names_in_leaf(spec, "q/kernel") == [
-        name for name in backwards if name in names_in_leaf(nested, "q/kernel")
-    ]
+    head, channel = (axis.label for axis in nested.axes["q/kernel"][1:])
+    assert nested.labels[channel].parents == (head,)
+    turned = {"leaf": tuple(reversed(nested.axes["q/kernel"]))}
+    spec = dataclasses.replace(nested, axes=turned)
+    assert names_in_leaf(spec, "leaf") == [head, channel]  # parents first

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jmudsc.axes import Fixed, Units
+from jmudsc.provenance import record
 from jmudsc.report import mean_and_deviation, report, table
 from jmudsc.result import MergeResult
 from jmudsc.spec import labels_of, PermutationSpec
@@ -47,6 +48,18 @@ def test_a_report_tells_units_of_one_model_merged_with_each_other():
     row = next(line for line in text.splitlines() if line.startswith("| P_0"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[-2:] == ["50%", "50%"]
+
+
+def test_a_report_tells_the_seconds_of_stages_and_the_provenance_does_not():
+    plain = result([[0, 1, 2, 3], [0, 1, 3, 2]])
+    timed = dataclasses.replace(plain, seconds={"statistics": 1.234, "matching": 0.5})
+    assert "- seconds: statistics=1.23, matching=0.5\n" in report(timed)
+    assert "seconds" not in report(plain)
+    stored = [
+        dataclasses.replace(x, assignment={"P_0": x.assignment["P_0"].astype(np.int32)})
+        for x in (plain, timed)
+    ]
+    assert record(stored[0], {}, {}) == record(stored[1], {}, {})
 
 
 def test_a_report_tells_what_was_done_after_averaging():
