@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.sharding import is_of_one_process, over_processes, placed_like, to_host
 
 # Far from any statistic of a batch, so that rounding does not blur the momentum.
 _FAR = 2.0**20
@@ -45,7 +46,7 @@ def reset_batch_stats(
     leaves = paths.flatten(variables)
     retained: dict[str, float] = {}
     total: dict[str, Any] = {}
-    examples = 0
+    examples, of_one_process = 0, False
     for number, batch in enumerate(batches):
         if number == 0:
             retained = _momenta(update, variables, batch)
@@ -54,16 +55,23 @@ def reset_batch_stats(
         size = int(np.shape(jax.tree.leaves(batch)[0])[0])
         examples += size
         for name, momentum in retained.items():
-            seen = np.asarray(after[name], np.float64) / (1 - momentum)
+            seen = to_host(after[name]).astype(np.float64) / (1 - momentum)
             _check_finite(name, seen, number)
             total[name] = total[name] + size * seen
+        of_one_process = is_of_one_process(list(after.values()))
     if examples == 0:
         raise ValueError(
             "reset_batch_stats: there are no batches, at least one is needed; pass a "
             "list of batches (an iterator may already have been consumed)."
         )
+    if of_one_process:
+        parts = over_processes((examples, total))
+        examples = sum(int(count) for count, _ in parts)
+        total = jax.tree.map(lambda *x: np.sum(x, axis=0), *[each for _, each in parts])
     fresh = {
-        name: jnp.asarray(value / examples, jnp.result_type(leaves[name]))
+        name: placed_like(
+            jnp.asarray(value / examples, jnp.result_type(leaves[name])), leaves[name]
+        )
         for name, value in total.items()
     }
     return paths.unflatten(variables, leaves | fresh)
@@ -76,8 +84,8 @@ def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, fl
     high = _after(update, variables, dict.fromkeys(moved, _FAR), batch)
     found = {}
     for name in moved:
-        _check_finite(name, low[name], 0)
-        span = np.asarray(high[name], np.float64) - np.asarray(low[name], np.float64)
+        _check_finite(name, to_host(low[name]), 0)
+        span = to_host(high[name]).astype(float) - to_host(low[name]).astype(float)
         momentum = _rounded(float(np.median(span)) / _FAR)
         if 0 <= momentum < 1:  # a counter has 1
             found[name] = momentum
@@ -108,7 +116,11 @@ def _moved(update: UpdateFn, variables: PyTree, batch: PyTree) -> list[str]:
             for name, leaf in floating.items()
         }
         after = _after(update, variables, before, batch)
-        moved |= {n for n, leaf in before.items() if not np.array_equal(leaf, after[n])}
+        moved |= {
+            n
+            for n, leaf in before.items()
+            if not np.array_equal(to_host(leaf), to_host(after[n]))
+        }
     return [name for name in floating if name in moved]
 
 

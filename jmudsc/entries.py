@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jmudsc.sharding import placed_like
 from jmudsc.trace import Program, shape_of
 
 CASTS = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint"}
@@ -160,9 +161,13 @@ def read(leaf: ArrayLike, index: ArrayLike) -> Float[Array, "..."]:
     return jnp.take(jnp.ravel(jnp.asarray(leaf)), jnp.asarray(index)).astype("float32")
 
 
-@jax.jit
 def write(leaf: ArrayLike, index: ArrayLike, values: ArrayLike) -> Array:
     """Return a leaf with some entries set, by their places; its dtype stays."""
+    return placed_like(_write(leaf, index, values), leaf)
+
+
+@jax.jit
+def _write(leaf: ArrayLike, index: ArrayLike, values: ArrayLike) -> Array:
     leaf = jnp.asarray(leaf)
     flat = jnp.ravel(leaf).at[index].set(jnp.asarray(values).astype(leaf.dtype))
     return flat.reshape(leaf.shape)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jmudsc import paths
 from jmudsc.axes import Units
 from jmudsc.blocks import Block, blocks, places_of, units_last
+from jmudsc.sharding import is_of_one_process, over_processes, to_host
 from jmudsc.spec import PermutationSpec
 from jmudsc.taps import find_taps, read_tap, Tap
 from jmudsc.trace import ApplyFn, Place, run, trace
@@ -52,6 +53,8 @@ def collect(
 
     Every batch goes once through every model; batches may differ in size. Activations
     are read at the taps of each label (see `find_taps`) and accumulated in float32.
+    Where there are several processes each may read batches of its own: what they found
+    is put together at the end. Arrays that are spread over devices stay where they are.
 
     Args:
         spec: the permutation spec.
@@ -85,7 +88,19 @@ def collect(
             "collect: there are no batches, at least one is needed; pass a list of "
             "batches (an iterator may already have been consumed)."
         )
-    return total
+    return _of_all_processes(total)
+
+
+def _of_all_processes(total: dict[str, Moments]) -> dict[str, Moments]:
+    """Put together what every process gathered from batches of its own."""
+    parts = {name: (m.count, m.mean, m.comoment) for name, m in total.items()}
+    if not is_of_one_process(parts):
+        return total
+    gathered = [
+        {name: Moments(int(count), *rest) for name, (count, *rest) in each.items()}
+        for each in over_processes(parts)
+    ]
+    return functools.reduce(merge_moments, gathered)
 
 
 def moments_of(units: Sequence[Stacked]) -> dict[str, Moments]:
@@ -271,10 +286,10 @@ def batch_kind(batch: PyTree) -> Any:
 
 
 def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None:
-    bad = jax.device_get(_non_finite({n: m.comoment for n, m in seen.items()}))
+    bad = _non_finite({n: m.comoment for n, m in seen.items()})
     problems = []
     for name, flags in bad.items():
-        for model, flagged in enumerate(flags.reshape(models, -1)):
+        for model, flagged in enumerate(to_host(flags).reshape(models, -1)):
             if flagged.any():
                 problems.append(
                     f"{name}: {flagged.sum()} of {flagged.size} units of model {model}"

@@ -18,6 +18,7 @@ from jmudsc.layers import Norm
 from jmudsc.layerwise import Change, change_layers, log_skipped, outputs, Seen
 from jmudsc.parents import Leaves, Parents
 from jmudsc.repair import reset_norm
+from jmudsc.sharding import is_of_one_process, over_processes, to_host
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
 
@@ -210,7 +211,8 @@ def _change(
             "one for each; count the batches of each task."
         )
     total = functools.reduce(joined, _regressions(seen, leaves, parents, owners))
-    if not (np.isfinite(total.mean).all() and np.isfinite(total.comoment).all()):
+    total = _of_all_processes(total)
+    if not (jnp.isfinite(total.mean).all() and jnp.isfinite(total.comoment).all()):
         raise ValueError(
             f"refit: what {layer.kernel.path} makes of the batches is not finite, it "
             "must be; check the range of the input."
@@ -240,8 +242,8 @@ def solve(
         The change of the kernel, and that of the bias, (groups, 1, outgoing).
     """
     into = total.comoment.shape[1]
-    mean = np.asarray(total.mean, float)
-    second = np.asarray(total.comoment, float) / total.count
+    mean = to_host(total.mean).astype(float)
+    second = to_host(total.comoment).astype(float) / total.count
     if not has_shift:
         second += np.swapaxes(mean[..., :into], 1, 2) * mean
     changes = []
@@ -269,6 +271,15 @@ def joined(a: Regression, b: Regression) -> Regression:
     share, weight = np.float32(b.count / count), np.float32(a.count * b.count / count)
     parts = _joined((a.mean, a.comoment), (b.mean, b.comoment), share, weight)
     return Regression(count, *parts)
+
+
+def _of_all_processes(total: Regression) -> Regression:
+    """Put together what every process gathered from batches of its own."""
+    parts = total.count, total.mean, total.comoment
+    if not is_of_one_process(parts):
+        return total
+    gathered = [Regression(int(n), *rest) for n, *rest in over_processes(parts)]
+    return functools.reduce(joined, gathered)
 
 
 def _regressions(
@@ -312,5 +323,5 @@ def _joined(a: Parts, b: Parts, share: Array, weight: Array) -> Parts:
 
 def _added(leaf: Array, index: np.ndarray, change: np.ndarray) -> Array:
     """Return a leaf with something added to some of its entries."""
-    before = np.asarray(jnp.ravel(leaf))[index].astype(float)
+    before = to_host(leaf).ravel()[index].astype(float)
     return write(leaf, index, before + change)

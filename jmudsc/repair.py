@@ -17,6 +17,7 @@ from jmudsc.entries import read, write
 from jmudsc.layers import Map, Norm
 from jmudsc.layerwise import change_layers, log_skipped, outputs, Seen
 from jmudsc.parents import Leaves, Parents
+from jmudsc.sharding import is_of_one_process, over_processes, to_host
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
 
@@ -151,9 +152,9 @@ def _change(
         for number, leaves_of_parent in enumerate(parents.leaves)
     ]
     wanted = [
-        np.asarray(
-            parents.mean([jnp.asarray(v, jnp.float32) for v in values], axes), float
-        )
+        to_host(
+            parents.mean([jnp.asarray(v, jnp.float32) for v in values], axes)
+        ).astype(float)
         for values in zip(*own, strict=True)
     ]
     lives = deviation > _STILL * np.abs(mean)
@@ -172,7 +173,7 @@ def _folded(
     if layer.bias is None:
         return new, "rescaled to the parents' deviation; there is no bias to shift"
     path, index = layer.bias.path, layer.bias.index
-    bias = scale * np.asarray(read(leaves[path], index), float) + shift
+    bias = scale * to_host(read(leaves[path], index)).astype(float) + shift
     new[path] = write(leaves[path], index, bias)
     return new, "rescaled to the parents' mean and deviation"
 
@@ -199,23 +200,33 @@ def _axes_of_units(layer: Map) -> tuple[Axis, ...]:
 
 
 def _pooled(
-    where: str, path: str, values: Iterable[tuple[Array, tuple[int, ...]]]
+    where: str, path: str, values: Sequence[tuple[Array, tuple[int, ...]]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance over some axes of all arrays, those axes of size 1."""
     counts, means, variances = [], [], []
     for array, samples in values:
         counts.append(math.prod(array.shape[axis] for axis in samples))
         parts = _mean_and_variance(array, samples)
-        means.append(np.asarray(parts[0], float))
-        variances.append(np.asarray(parts[1], float))
-    shares = np.divide(counts, sum(counts))
-    mean = np.tensordot(shares, means, 1)
-    if bad := int((~np.isfinite(mean + np.sum(variances, axis=0))).sum()):
+        means.append(to_host(parts[0]).astype(float))
+        variances.append(to_host(parts[1]).astype(float))
+    mean, variance = _mixed(counts, means, variances)
+    if is_of_one_process([array for array, _ in values]):
+        here = sum(counts), mean, variance
+        mean, variance = _mixed(*zip(*over_processes(here), strict=True))
+    if bad := int((~np.isfinite(mean + variance)).sum()):
         raise ValueError(
             f"{where}: {bad} of {mean.size} units at {path} are not finite, all must "
             "be; check the range of the input."
         )
-    spread = [v + np.square(m - mean) for v, m in zip(variances, means, strict=True)]
+    return mean, variance
+
+
+def _mixed(counts: Sequence, means: Sequence, variances: Sequence) -> tuple:
+    """Return mean and variance over samples in parts, by those of each part."""
+    shares = np.divide(counts, sum(counts))
+    mean = np.tensordot(shares, np.asarray(means, float), 1)
+    pairs = zip(means, variances, strict=True)
+    spread = [np.asarray(v + np.square(m - mean), float) for m, v in pairs]
     return mean, np.tensordot(shares, spread, 1)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -80,11 +81,11 @@ def over_processes(parts: PyTree) -> list[PyTree]:
         parts: arrays that this process holds all of.
 
     Returns:
-        One tree of arrays on the host for each process, in their order.
+        One tree for each process, in their order; the same in every process.
     """
     stacked = multihost_utils.process_allgather(parts)
     return [
-        jax.tree.map(lambda x, n=number: np.asarray(x[n]), stacked)
+        jax.tree.map(lambda x, n=number: jnp.asarray(x[n]), stacked)
         for number in range(jax.process_count())
     ]
 

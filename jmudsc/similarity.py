@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jmudsc.memory import Memory
 from jmudsc.moments import merge_moments, Moments, moments_of_centred
+from jmudsc.sharding import to_host
 from jmudsc.slices import others_on, unit_slices
 from jmudsc.spec import PermutationSpec, Site
 
@@ -58,7 +59,7 @@ def activation_similarity(moments: Moments) -> Float[np.ndarray, "stacked stacke
         Values in [-1, 1]; a unit that never changes has 0 with every unit.
     """
     found = correlation(moments.mean, moments.comoment, np.float32(moments.count))
-    return np.asarray(found)
+    return to_host(found)
 
 
 def weight_similarity(

@@ -35,7 +35,7 @@ CASES = {
 
 
 def apply_fn(variables, x):
-    x = jax.nn.relu(x @ variables["in"] + variables["bias"])
+    x = jax.nn.relu(x @ variables["in"] + variables["bias"][None])
     return jax.nn.relu(x @ variables["mid"]) @ variables["out"]
 
 
