@@ -133,7 +133,7 @@ def _of_methods(experiment: TaskExperiment, runs: Sequence[Run]) -> str:
         names = [merge_name(pair, row) for pair in pairs_of(tasks)]
         entries = [run[name] for run in runs for name in names]
         alphas = [entry.alpha for entry in entries if entry.alpha is not None]
-        columns = [*means.T, means.mean(axis=1)]
+        columns = [*means.T.tolist(), means.mean(axis=1).tolist()]
         rows.append(
             [
                 row,
