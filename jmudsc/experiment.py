@@ -77,10 +77,10 @@ def run_experiment(
         experiment.dataset, experiment.train_split, experiment.test_split, data_dir
     )
     _claim(out, experiment)
+    command = _command(config, seeds, data_dir)
     if isinstance(experiment, TaskExperiment):
-        text = _report_tasks(experiment, seeds, splits, out, progress)
+        text = _report_tasks(experiment, command, seeds, splits, out, progress)
     else:
-        command = _command(config, seeds, data_dir)
         text = _report_classes(experiment, command, seeds, splits, out, progress)
     write_whole(out / "report.md", text)
     return out / "report.md", text
@@ -104,6 +104,7 @@ def _report_classes(
 
 def _report_tasks(
     experiment: TaskExperiment,
+    command: str,
     seeds: Sequence[int],
     splits: tuple[Split, Split],
     out: Path,
@@ -114,7 +115,7 @@ def _report_tasks(
         say = prefixed(progress, f"seed {seed}: ")
         folder = out / f"seed-{seed}"
         runs.append(score_pairs(experiment, seed, *splits, folder, say))
-    return describe_tasks(experiment, seeds, runs)
+    return describe_tasks(experiment, command, seeds, runs)
 
 
 def _command(config: Path, seeds: Sequence[int], data_dir: Path | None) -> str:

@@ -82,12 +82,13 @@ def scaled(run: Run, name: str, task: str) -> float:
 
 
 def describe_tasks(
-    experiment: TaskExperiment, seeds: Sequence[int], runs: Sequence[Run]
+    experiment: TaskExperiment, command: str, seeds: Sequence[int], runs: Sequence[Run]
 ) -> str:
     """Write the report.
 
     Args:
         experiment: the config.
+        command: by which it was run.
         seeds: of the runs.
         runs: name of a network -> its losses, for each seed the same names.
 
@@ -97,6 +98,10 @@ def describe_tasks(
     total = sum(entry.seconds for run in runs for entry in run.values())
     lines = [
         f"# {experiment.dataset}: {', '.join(experiment.tasks)}",
+        "",
+        "```sh",
+        command,
+        "```",
         "",
         "Scaled performance on test images: 1 is as good as the network trained for "
         "the task alone, 0 as good as the best constant. Every pair of tasks is merged "
@@ -133,7 +138,7 @@ def _of_methods(experiment: TaskExperiment, runs: Sequence[Run]) -> str:
         names = [merge_name(pair, row) for pair in pairs_of(tasks)]
         entries = [run[name] for run in runs for name in names]
         alphas = [entry.alpha for entry in entries if entry.alpha is not None]
-        columns = [*means.T, means.mean(axis=1)]
+        columns = [*means.T.tolist(), means.mean(axis=1).tolist()]
         rows.append(
             [
                 row,
