@@ -46,10 +46,12 @@ class Stored:
 
     Attributes:
         where: the checkpoint, for errors.
+        kind: its format.
         variables: their arrays, in nested dicts and lists.
     """
 
     where: str
+    kind: str
     variables: PyTree[LazyArray]
 
 
@@ -156,7 +158,9 @@ def open_variables(
     parts = {name: at(tree, keys) for name, keys in routes.items()}
     several = subtree is not None and not isinstance(subtree, str)
     chosen = parts if several else parts[""]
-    return Stored(where, renamed(where, chosen, rename) if rename else chosen)
+    if rename:
+        chosen = renamed(where, chosen, rename)
+    return Stored(where, stored.kind, chosen)
 
 
 def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -341,7 +345,7 @@ def _opened(path: str | os.PathLike[str], separator: str | None) -> Stored:
         wrapped = nnx_keys(tree)
     else:
         wrapped = set(tree) if merge["nnx"] and not keys else set()
-    return Stored(str(place), unwrap(tree, wrapped))
+    return Stored(str(place), kind, unwrap(tree, wrapped))
 
 
 def _records(place: os.PathLike[str]) -> epath.Path:

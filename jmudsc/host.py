@@ -24,6 +24,24 @@ def to_host(variables: PyTree, kind: str = "orbax") -> PyTree:
     Raises:
         ValueError: naming every leaf that could not be saved.
     """
+    check_savable(variables, kind)
+    arrays = {
+        name: np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
+        for name, leaf in flatten(variables).items()
+    }
+    return unflatten(variables, arrays)
+
+
+def check_savable(variables: PyTree, kind: str) -> None:
+    """Check that a format can hold variables.
+
+    Args:
+        variables: arrays, numbers or `jax.ShapeDtypeStruct`s.
+        kind: the format.
+
+    Raises:
+        ValueError: naming every leaf that could not be saved.
+    """
     leaves = flatten(variables)
     if not leaves:
         raise ValueError(
@@ -36,11 +54,6 @@ def to_host(variables: PyTree, kind: str = "orbax") -> PyTree:
             f"variables: {kind} cannot save {len(lines)} of {len(leaves)} leaves, "
             f"needed arrays of numbers; remove or convert them:\n{listed(lines)}"
         )
-    arrays = {
-        name: np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
-        for name, leaf in leaves.items()
-    }
-    return unflatten(variables, arrays)
 
 
 def _problem(leaf: Any, kind: str) -> str | None:

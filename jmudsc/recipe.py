@@ -165,6 +165,24 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
     Raises:
         ValueError: listing every key that is unknown, missing or has a wrong value.
     """
+    values, problems = parse_keys(content, where)
+    refuse(where, problems)
+    return Recipe(**values)
+
+
+def parse_keys(content: Any, where: str = "recipe") -> tuple[dict[str, Any], list[str]]:
+    """Read what can be read of a recipe.
+
+    Args:
+        content: the keys of a recipe and their values.
+        where: what to call it in an error.
+
+    Returns:
+        The values of the keys that are right, and what is wrong with the others.
+
+    Raises:
+        ValueError: if the content is no mapping.
+    """
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise ValueError(
@@ -183,8 +201,7 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
             f'"losses" has {len(losses)} tasks for {len(models)} models, with '
             '"separate" there must be one for each'
         )
-    refuse(where, problems)
-    return Recipe(**{"batches": None, **values})
+    return {"batches": None, **values}, problems
 
 
 def dump_recipe(recipe: Recipe) -> str:
