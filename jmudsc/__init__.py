@@ -14,6 +14,7 @@ from jmudsc.check import check_spec as check_spec
 from jmudsc.checkpoints import (
     load as load,
     load_provenance as load_provenance,
+    load_shapes as load_shapes,
     save as save,
 )
 from jmudsc.combine import combine as combine

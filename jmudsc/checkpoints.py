@@ -1,16 +1,13 @@
-"""Orbax checkpoints: read any that a Flax training loop writes, write merged ones.
+"""Checkpoints: read what training code writes, write merged ones.
 
-Reading needs no target: the tree is taken from the checkpoint's own metadata, and
-every array passes through the host, so a checkpoint written on other devices loads
-on whatever devices are here.
+Orbax, safetensors, msgpack and npz are read alike. Reading needs no target: the tree is
+taken from what is stored, and every array passes through the host, so a checkpoint
+written on other devices loads on whatever devices are here.
 """
 
-import contextlib
 import os
-import re
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +17,75 @@ from etils import epath
 from jaxtyping import PyTree
 
 from jmudsc import provenance
-from jmudsc.atomic import building
-from jmudsc.host import to_host, to_jax_types
+from jmudsc.atomic import building, discard, remains
+from jmudsc.formats import find_file, FLAT, format_of, open_file, write_file
+from jmudsc.host import abstract, to_host, to_jax_types
 from jmudsc.layouts import find_item
+from jmudsc.lazy import Fetch, LazyArray, read_all
+from jmudsc.orbax_trees import open_tree, write_tree
 from jmudsc.paths import flatten, listed
+from jmudsc.renaming import Rename, renamed, split
 from jmudsc.result import MergeResult
-from jmudsc.subtrees import at, nnx_keys, prune, Route, route, unwrap
+from jmudsc.subtrees import (
+    at,
+    chosen_routes,
+    nested,
+    nnx_keys,
+    Route,
+    routes_of,
+    unwrap,
+)
+
+# Beside an item, in its directory; beside a file, what is put after its name.
+_RECORDS, _RECORDS_OF_FILE = "jmudsc", ".jmudsc"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Variables that are still on disk.
+
+    Attributes:
+        where: the checkpoint, for errors.
+        kind: its format.
+        variables: their arrays, in nested dicts and lists.
+    """
+
+    where: str
+    kind: str
+    variables: PyTree[LazyArray]
 
 
 def load(
     path: str | os.PathLike[str],
     subtree: str | Sequence[str] | None = None,
     *,
+    rename: Rename | None = None,
+    separator: str | None = None,
     sharding: PyTree[jax.sharding.Sharding] | None = None,
 ) -> PyTree[jax.Array]:
-    """Load arrays from an orbax checkpoint without knowing its tree.
+    """Load arrays from a checkpoint without knowing its tree.
 
-    Only the subtree asked for is read. Dtypes are kept. Tuples and named tuples come
-    back as lists and dicts (that is how orbax stores them), NNX variables as plain
-    arrays, typed PRNG keys as their key data. If jmudsc wrote the checkpoint, every
-    leaf loaded is compared with the digest saved with it.
+    Read are orbax checkpoints, safetensors files (also several with an index), Flax's
+    msgpack files and npz files; nothing is unpickled. Only the subtree asked for is
+    read. Dtypes are kept. From orbax, tuples and named tuples come back as lists and
+    dicts (that is how it stores them), NNX variables as plain arrays, typed PRNG keys
+    as their key data; lists in other formats as dicts with the keys "0", "1", and so
+    on. If jmudsc wrote the checkpoint, lists are lists, and every leaf loaded is
+    compared with the digest saved with it.
 
     Args:
-        path: a checkpoint: a step of a `CheckpointManager`, an item of a step, or
-            what a checkpointer or jmudsc saved. URLs such as `gs://` go to
-            `etils.epath`.
+        path: a file, or its directory; for orbax a step of a `CheckpointManager`, an
+            item of a step, or what a checkpointer or jmudsc saved. URLs such as `gs://`
+            go to `etils.epath`, for orbax only.
         subtree: the part to load, `"params"` or `"model/params"`; several parts give
             a dict with the last word of each as key, so that
             `("params", "batch_stats")` gives linen variables. All, if None.
+        rename: pattern of paths below the subtree -> new path, or None to leave leaves
+            out. The rules are taken one after the other; `*` stands for any text, the
+            same in the new path: `{"encoder/*": "params/*", "*/weight": "*/kernel"}`.
+        separator: what to split names at into the keys of nested dicts, nothing (`""`)
+            for not at all; None for `"/"` in safetensors and npz files, whose names are
+            flat, and for none elsewhere.
         sharding: where to put the leaves: one sharding for all, or a tree of them
             that is a prefix of the result. The default device, if None.
 
@@ -57,22 +95,72 @@ def load(
     Raises:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if what is there is not a whole checkpoint, is several, lacks the
-            subtree, or was changed after jmudsc wrote it.
+            subtree or what is to be renamed, or was changed after jmudsc wrote it.
     """
-    item = find_item(path)
-    merge = provenance.read_record(item)
-    structure = _read_structure(item)
-    if merge is None:
-        wrapped = nnx_keys(structure)
-    else:
-        wrapped = set(structure) if merge["nnx"] else set()
-    routes = _routes(str(item), unwrap(structure, wrapped), subtree)
-    host = _read(item, structure, list(routes.values()))
-    if merge is not None:
-        _check_unchanged(item, structure, host, merge["digests"])
-    parts = {k: at(unwrap(host, wrapped), keys) for k, keys in routes.items()}
-    chosen = parts if _is_several(subtree) else parts[""]
-    return jax.device_put(to_jax_types(str(item), chosen), sharding)
+    stored = open_variables(path, subtree, rename=rename, separator=separator)
+    host = to_jax_types(stored.where, read_all(stored.variables))
+    return jax.device_put(host, sharding)
+
+
+def load_shapes(
+    path: str | os.PathLike[str],
+    subtree: str | Sequence[str] | None = None,
+    *,
+    rename: Rename | None = None,
+    separator: str | None = None,
+) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return the shapes and dtypes of what `load` would load, without reading it.
+
+    A msgpack file has no table of contents and is read nevertheless.
+
+    Args:
+        path: as for `load`.
+        subtree: as for `load`.
+        rename: as for `load`.
+        separator: as for `load`.
+
+    Returns:
+        Shapes and dtypes, in nested dicts and lists.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: as `load` does, but for what only the arrays tell.
+    """
+    stored = open_variables(path, subtree, rename=rename, separator=separator)
+    return abstract(stored.where, stored.variables)
+
+
+def open_variables(
+    path: str | os.PathLike[str],
+    subtree: str | Sequence[str] | None = None,
+    *,
+    rename: Rename | None = None,
+    separator: str | None = None,
+) -> Stored:
+    """Find variables on disk, to be read later, all or some.
+
+    Args:
+        path: as for `load`.
+        subtree: as for `load`.
+        rename: as for `load`.
+        separator: as for `load`.
+
+    Returns:
+        The variables, of which nothing but shapes and dtypes is read.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: as `load` does, but for what only the arrays tell.
+    """
+    stored = _opened(path, separator)
+    where, tree = stored.where, stored.variables
+    routes = chosen_routes(where, tree, subtree)
+    parts = {name: at(tree, keys) for name, keys in routes.items()}
+    several = subtree is not None and not isinstance(subtree, str)
+    chosen = parts if several else parts[""]
+    if rename:
+        chosen = renamed(where, chosen, rename)
+    return Stored(where, stored.kind, chosen)
 
 
 def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -90,14 +178,15 @@ def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if jmudsc did not write the checkpoint, or its record was changed.
     """
-    item = find_item(path)
-    merge = provenance.read_record(item)
+    place = find_file(path) or find_item(path)
+    folder = _records(place)
+    merge = provenance.read_record(folder)
     if merge is None:
         raise ValueError(
-            f"{item}: has no record of a merge, needed a checkpoint that jmudsc saved; "
-            "load its arrays with jmudsc.load(path)."
+            f"{place}: has no record of a merge, needed a checkpoint that jmudsc "
+            "saved; load its arrays with jmudsc.load(path)."
         )
-    assignment = provenance.read_assignment(item, merge["assignment"])
+    assignment = provenance.read_assignment(folder, merge["assignment"])
     return {**merge, "assignment": assignment}
 
 
@@ -113,11 +202,16 @@ def save(
 
     `orbax.checkpoint.StandardCheckpointer().restore(path, target)` reads the result
     as it would read a parent. A folder `jmudsc` inside holds what `load_provenance`
-    returns. If the process dies at any moment, `path` is either absent or complete.
-    What was written is read back and compared before it is put into place.
+    returns. If the path ends in `.safetensors`, `.npz` or `.msgpack`, the result is
+    such a file, with names joined by `/`, and the folder is beside it, called as the
+    file with `.jmudsc` after it.
+
+    If the process dies at any moment, `path` is either absent or complete. What was
+    written is read back and compared before it is put into place.
 
     Args:
-        path: a directory to make, on a local file system; missing parents are made.
+        path: a directory or file to make, on a local file system; missing parents are
+            made.
         result: the merge.
         extra: plain JSON values of your own to store in the record.
         notes: file name -> text, written beside the record for people to read.
@@ -129,23 +223,41 @@ def save(
 
     Raises:
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if orbax cannot hold the variables, or the record is not JSON.
+        ValueError: if the format cannot hold the variables, or the record is not JSON.
     """
     target = check_free(path, overwrite)
-    variables = to_host(result.variables)
-    content = provenance.record(result, variables, extra or {})
+    kind = format_of(target)
+    variables = to_host(result.variables, kind or "orbax")
+    if kind:
+        leaves = _by_route(variables)
+        digests = provenance.tree_digests(_named(leaves))
+        content = provenance.record(result, digests, extra or {})
+        content["keys"] = dict(zip(digests, leaves, strict=True))
+        beside = Path(_records(target))
+        with building(beside, overwrite=True) as folder:
+            provenance.write(
+                epath.Path(folder), content, result.assignment, notes or {}
+            )
+            with building(target, overwrite) as temporary:
+                _write_file(target, temporary, kind, leaves)
+                discard(beside)  # it is of what is about to be replaced
+        return target
+    digests = provenance.tree_digests(variables)
+    content = provenance.record(result, digests, extra or {})
     with building(target, overwrite) as temporary:
-        _write(target, temporary, variables)
-        provenance.write(temporary, content, result.assignment, notes or {})
-        _check_read_back(temporary, content["digests"])
+        write_tree(target, temporary, variables)
+        folder = _records(epath.Path(temporary))
+        provenance.write(folder, content, result.assignment, notes or {})
+        _check_read_back(temporary, digests)
     return target
 
 
 def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
-    """Save variables as training code would, as a plain orbax checkpoint.
+    """Save variables as training code would, in the format that the path ends in.
 
     Args:
-        path: a directory to make, on a local file system; missing parents are made.
+        path: a directory, or a file with an ending as for `save`, to make on a local
+            file system; missing parents are made.
         variables: the arrays.
 
     Returns:
@@ -153,13 +265,17 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
 
     Raises:
         FileExistsError: if something is at `path`.
-        ValueError: if orbax cannot hold the variables.
+        ValueError: if the format cannot hold the variables.
     """
     target = check_free(path)
-    host = to_host(variables)
+    kind = format_of(target)
+    host = to_host(variables, kind or "orbax")
     with building(target) as temporary:
-        _write(target, temporary, host)
-        _check_read_back(temporary, provenance.tree_digests(host))
+        if kind:
+            _write_file(target, temporary, kind, _by_route(host))
+        else:
+            write_tree(target, temporary, host)
+            _check_read_back(temporary, provenance.tree_digests(host))
     return target
 
 
@@ -193,124 +309,83 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
             f"{target}: exists, needed a new path; choose another or pass "
             "overwrite=True (--overwrite)."
         )
+    records = Path(_records(target))
+    folders = [records, *remains(records)]  # a save was interrupted
+    ours = any(provenance.has_record(epath.Path(folder)) for folder in folders)
     is_empty = target.is_dir() and not any(target.iterdir())
-    if target.exists() and not is_empty and not provenance.has_record(target):
-        raise FileExistsError(
-            f"{target}: exists and was not saved by jmudsc, which overwrite=True never "
-            "replaces; remove it yourself or choose another path."
-        )
+    for place in (target, records):
+        if place.exists() and not is_empty and not ours:
+            raise FileExistsError(
+                f"{place}: exists and was not saved by jmudsc, which overwrite=True "
+                "never replaces; remove it yourself or choose another path."
+            )
     return target
 
 
 # Reading
 
 
-def _is_several(subtree: str | Sequence[str] | None) -> bool:
-    return subtree is not None and not isinstance(subtree, str)
+def _opened(path: str | os.PathLike[str], separator: str | None) -> Stored:
+    """Find all that is stored at a path, in the tree that it has by itself."""
+    file = find_file(path)
+    place = file or find_item(path)
+    merge = provenance.read_record(_records(place))
+    kind, tree = open_file(file) if file else ("orbax", open_tree(find_item(path)))
+    if merge is not None:
+        tree = _verified(str(place), tree, merge["digests"])
+    keys = merge and merge.get("keys")
+    if keys:
+        leaves = flatten(tree)
+        known = [(tuple(keys[name]), leaves[name]) for name in keys if name in leaves]
+        tree = nested(str(place), known)
+    if separator is None:
+        separator = "/" if kind in FLAT and not keys else ""
+    tree = split(str(place), tree, separator)
+    if merge is None:
+        wrapped = nnx_keys(tree)
+    else:
+        wrapped = set(tree) if merge["nnx"] and not keys else set()
+    return Stored(str(place), kind, unwrap(tree, wrapped))
 
 
-def _routes(
-    where: str, tree: PyTree, subtree: str | Sequence[str] | None
-) -> dict[str, Route]:
-    """Return the keys to each part asked for, by the name it will have."""
-    if subtree is None:
-        return {"": ()}
-    if isinstance(subtree, str):
-        return {"": route(where, tree, subtree)}
-    routes = [route(where, tree, name) for name in subtree]
-    named = {str(keys[-1]) if keys else "": keys for keys in routes}
-    if len(named) < len(routes):
-        raise ValueError(
-            f"subtree: of {list(subtree)} two end in the same word, needed distinct "
-            "ones to name the parts by; load them one at a time."
-        )
-    return named
+def _records(place: os.PathLike[str]) -> epath.Path:
+    """Return the folder of what is stored beside variables."""
+    here = epath.Path(place)
+    if format_of(here):
+        return here.with_name(here.name + _RECORDS_OF_FILE)
+    return here / _RECORDS
 
 
-def _read_structure(item: epath.Path) -> PyTree:
-    """Return the tree of an item with metadata for leaves.
+def _verified(
+    where: str, tree: PyTree[LazyArray], digests: Mapping[str, str]
+) -> PyTree[LazyArray]:
+    """Have arrays compared with the digests of a merge when they are read."""
+    leaves = flatten(tree)
+    checked: dict[Fetch, Fetch] = {}
 
-    The oldest checkpoints have no metadata: then the leaves are the arrays themselves.
-    """
-    import orbax.checkpoint as ocp
+    def checking(fetch: Fetch) -> Fetch:
+        def read(names: Sequence[str]) -> Mapping[str, Any]:
+            found = fetch(names)
+            _check_unchanged(where, leaves, found, digests)
+            return found
 
-    with _orbax_reading(item):
-        if not (item / "_METADATA").exists():
-            return ocp.PyTreeCheckpointHandler().restore(item)
-        metadata: Any = ocp.PyTreeCheckpointHandler().metadata(item)
-        return metadata.tree
+        return checked.setdefault(fetch, read)
 
-
-def _read(item: epath.Path, structure: PyTree, routes: list[Route]) -> PyTree:
-    """Read the leaves under `routes` to the host, in a tree cut down to those."""
-    import orbax.checkpoint as ocp
-
-    # Orbax 0.4 put some leaves, or all, into one file, which is read whole.
-    asked = structure if (item / "checkpoint").exists() else prune(structure, routes)
-    if not jax.tree.leaves(asked) or not (item / "_METADATA").exists():
-        return prune(asked, routes)
-    # With a type for every leaf orbax asks for no sharding, so it does not matter on
-    # which devices the arrays were.
-    array, text = ocp.RestoreArgs(restore_type=np.ndarray), ocp.RestoreArgs()
-    kind = ocp.metadata.StringMetadata
-    types = jax.tree.map(lambda leaf: text if isinstance(leaf, kind) else array, asked)
-    args = ocp.args.PyTreeRestore(item=asked, restore_args=types, partial_restore=True)
-    with _orbax_reading(item):
-        return prune(ocp.PyTreeCheckpointHandler().restore(item, args=args), routes)
-
-
-@contextlib.contextmanager
-def _orbax_reading(item: os.PathLike[str]) -> Iterator[None]:
-    """Turn whatever orbax raises on a damaged checkpoint into one sentence."""
-    try:
-        with _without_late_reports():
-            yield
-    except Exception as error:
-        raise ValueError(
-            f"{item}: cannot be read ({_first_line(error)}), needed a whole orbax "
-            "checkpoint; copy it again or use another step."
-        ) from error
-
-
-@contextlib.contextmanager
-def _without_late_reports() -> Iterator[None]:
-    """Drop what tensorstore's threads report after orbax has given up on a read.
-
-    When one leaf fails orbax closes its event loop, and each leaf still under way
-    then prints a traceback of its own, which would bury the error.
-    """
-    report = sys.unraisablehook
-
-    def report_others(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
-
-    sys.unraisablehook = report_others
-    try:
-        yield
-    except Exception:
-        time.sleep(0.1)  # they come within milliseconds
-        raise
-    finally:
-        sys.unraisablehook = report
-
-
-def _first_line(error: Exception) -> str:
-    """Shorten an error of orbax, which may be 2 kB, to what says what happened."""
-    line = str(error).strip().split("\n")[0]
-    line = re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:200]
-    return line if type(error) is ValueError else f"{type(error).__name__}: {line}"
+    return jax.tree.map(lambda leaf: replace(leaf, fetch=checking(leaf.fetch)), tree)
 
 
 def _check_unchanged(
-    item: epath.Path, structure: PyTree, host: PyTree, digests: Mapping[str, str]
+    where: str,
+    leaves: Mapping[str, Any],
+    found: Mapping[str, Any],
+    digests: Mapping[str, str],
 ) -> None:
-    found = provenance.tree_digests(host)
-    unread = flatten(structure).keys() - found.keys()
-    expected = {path: x for path, x in digests.items() if path not in unread}
-    if wrong := provenance.changed(found, expected):
+    seen = {name: provenance.leaf_digest(leaf) for name, leaf in found.items()}
+    unread = leaves.keys() - found.keys()
+    expected = {name: x for name, x in digests.items() if name not in unread}
+    if wrong := provenance.changed(seen, expected):
         raise ValueError(
-            f"{item}: {len(wrong)} of {len(expected)} leaves are not what jmudsc "
+            f"{where}: {len(wrong)} of {len(expected)} leaves are not what jmudsc "
             f"saved, needed all unchanged; copy the checkpoint again:\n{listed(wrong)}"
         )
 
@@ -318,26 +393,38 @@ def _check_unchanged(
 # Writing
 
 
-def _write(target: Path, temporary: Path, variables: PyTree) -> None:
-    import orbax.checkpoint as ocp
+def _by_route(variables: PyTree) -> dict[Route, np.ndarray]:
+    """Return leaves by their keys; an NNX variable is its value."""
+    last = -1 if provenance.is_nnx_state(variables) else None
+    leaves = flatten(variables)
+    return {keys[:last]: leaves[path] for path, keys in routes_of(variables).items()}
 
-    # Not ocp.StandardCheckpointer: if it cannot make the directory, its threads keep
-    # the process from ending for five minutes.
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+def _named(leaves: Mapping[Route, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"/".join(map(str, keys)): leaf for keys, leaf in leaves.items()}
+
+
+def _write_file(
+    target: Path, temporary: Path, kind: str, leaves: Mapping[Route, np.ndarray]
+) -> None:
     try:
-        with checkpointer:
-            checkpointer.save(temporary, args=ocp.args.StandardSave(variables))
-    except Exception as error:
+        write_file(temporary, kind, leaves)
+    except OSError as error:
         raise ValueError(
-            f"{target}: orbax could not write it ({_first_line(error)}), needed room "
-            "and the right to write; nothing was left there."
+            f"{target}: could not be written ({error}), needed room and the right to "
+            "write; nothing was left there."
         ) from error
+    _, found = open_file(temporary)
+    expected = provenance.tree_digests(_named(leaves))
+    if wrong := provenance.changed(provenance.tree_digests(read_all(found)), expected):
+        raise ValueError(
+            f"{target}: {len(wrong)} of {len(leaves)} leaves are read back changed, "
+            f"needed all as they were; save with orbax:\n{listed(wrong)}"
+        )
 
 
 def _check_read_back(temporary: Path, digests: Mapping[str, str]) -> None:
-    item = find_item(temporary)
-    structure = _read_structure(item)
-    found = provenance.tree_digests(_read(item, structure, [()]))
+    found = provenance.tree_digests(read_all(open_tree(find_item(temporary))))
     if wrong := provenance.changed(found, digests):
         raise ValueError(
             f"variables: orbax gives back {len(wrong)} of {len(digests)} leaves "

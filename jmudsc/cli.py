@@ -53,6 +53,27 @@ def merge(
     print(f"Wrote {path}")
 
 
+def plan(
+    recipe: Annotated[Path, tyro.conf.Positional], overwrite: bool = False
+) -> None:
+    """Tell what a recipe would do and take, and all that is wrong with it.
+
+    Reads no array of a checkpoint. Ends with status 1 if anything is wrong.
+
+    Args:
+        recipe: YAML file.
+        overwrite: allow an earlier merge at the recipe's output.
+    """
+    from jmudsc.plan import plan
+    from jmudsc.plan_report import plan_report
+
+    with _progress() as progress:
+        found = plan(recipe, overwrite=overwrite, progress=progress)
+    print(plan_report(found), end="")
+    if found.problems:
+        sys.exit(1)
+
+
 def spec(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
     """Print the permutation spec of a recipe's model as a table.
 
@@ -141,6 +162,7 @@ def main() -> None:
                 "experiment": experiment,
                 "landscape": landscape,
                 "merge": merge,
+                "plan": plan,
                 "spec": spec,
             },
             prog="jmudsc",

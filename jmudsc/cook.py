@@ -8,7 +8,7 @@ import jax
 from jmudsc.chained import Chained
 from jmudsc.checkpoints import check_free, save
 from jmudsc.freeze import freeze
-from jmudsc.ingredients import load_model, place, resolved, spec_by
+from jmudsc.ingredients import load_model, outputs, resolved, spec_by
 from jmudsc.merge import merge
 from jmudsc.progress import Progress
 from jmudsc.recipe import dump_recipe, read_recipe, Recipe
@@ -28,8 +28,8 @@ def cook(
 
     Returns:
         The checkpoint written, and the report in Markdown; the report and the recipe
-        are in the checkpoint too. With `separate`, the folder in which there is one
-        checkpoint for each model, `model-0` and so on.
+        are in the checkpoint too, or beside it if it is a file. With `separate`, the
+        folder in which there is one checkpoint for each model, `model-0` and so on.
 
     Raises:
         FileNotFoundError: if the recipe, a checkpoint or its spec is not there.
@@ -37,7 +37,7 @@ def cook(
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
     recipe = read_recipe(path)
-    output = _free(recipe, overwrite)
+    places = free_places(recipe, overwrite)
     named = resolved(recipe, ("apply_fn", "batches", "update_fn", "score"))
     batches, owners = named["batches"], None
     if recipe.refit and isinstance(batches, Chained):
@@ -69,13 +69,11 @@ def cook(
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
     notes = {"report.md": text, "recipe.yaml": dump_recipe(recipe)}
-    for number, network in enumerate(result.networks):
+    networks = result.networks or [result.variables]
+    for place, network in zip(places, networks, strict=True):
         own = dataclasses.replace(result, variables=network)
-        folder = output / f"model-{number}"
-        save(folder, own, notes=notes, overwrite=overwrite)
-    if not result.networks:
-        save(output, result, notes=notes, overwrite=overwrite)
-    return output, text
+        save(place, own, notes=notes, overwrite=overwrite)
+    return places[0].parent if recipe.separate else places[0], text
 
 
 def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
@@ -99,16 +97,25 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
     return freeze(found, recipe.frozen)
 
 
-def _free(recipe: Recipe, overwrite: bool) -> Path:
-    """Return where to write, once all of it is known to be free."""
-    output = place(recipe, recipe.output)
-    if not recipe.separate:
-        return check_free(output, overwrite)
-    folders = [f"{output}/model-{number}" for number in range(len(recipe.models))]
-    first, *_ = [check_free(folder, overwrite) for folder in folders]
-    if (first.parent / "_METADATA").exists():
+def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
+    """Return where to write each network, once all places are known to be free.
+
+    Args:
+        recipe: the recipe.
+        overwrite: whether an earlier merge may be replaced.
+
+    Returns:
+        One path per network.
+
+    Raises:
+        FileExistsError: if something is there that may not be replaced.
+        ValueError: if nothing can be saved there.
+    """
+    places = [check_free(path, overwrite) for path in outputs(recipe)]
+    folder = places[0].parent
+    if recipe.separate and (folder / "_METADATA").exists():
         raise FileExistsError(
-            f"{first.parent}: is a checkpoint, needed a folder for one checkpoint per "
-            "model, as separate= asks; remove it or choose another output."
+            f"{folder}: is a checkpoint, needed a folder for one checkpoint per model, "
+            "as separate= asks; remove it or choose another output."
         )
-    return first.parent
+    return places

@@ -7,49 +7,91 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jmudsc.formats import can_hold
 from jmudsc.paths import flatten, listed, unflatten
 
 # The types of `jax.numpy` that orbax 0.12 has no way to store.
 _NOT_STORED = ("uint2", "uint4", "float8_e4m3", "float6_e2m3fn", "float6_e3m2fn")
 
 
-def to_host(variables: PyTree) -> PyTree:
+def to_host(variables: PyTree, kind: str = "orbax") -> PyTree:
     """Copy variables to the host, each leaf as an array.
 
+    Args:
+        variables: the variables.
+        kind: the format they are to be saved in.
+
     Raises:
-        ValueError: naming every leaf that orbax could not save.
+        ValueError: naming every leaf that could not be saved.
+    """
+    check_savable(variables, kind)
+    arrays = {
+        name: np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
+        for name, leaf in flatten(variables).items()
+    }
+    return unflatten(variables, arrays)
+
+
+def check_savable(variables: PyTree, kind: str) -> None:
+    """Check that a format can hold variables.
+
+    Args:
+        variables: arrays, numbers or `jax.ShapeDtypeStruct`s.
+        kind: the format.
+
+    Raises:
+        ValueError: naming every leaf that could not be saved.
     """
     leaves = flatten(variables)
     if not leaves:
         raise ValueError(
             "variables: hold no arrays, needed at least one; pass a finished merge."
         )
-    problems = {name: _problem(leaf) for name, leaf in leaves.items()}
+    problems = {name: _problem(leaf, kind) for name, leaf in leaves.items()}
     lines = [f"{name}: {problem}" for name, problem in problems.items() if problem]
     if lines:
         raise ValueError(
-            f"variables: orbax cannot save {len(lines)} of {len(leaves)} leaves, "
+            f"variables: {kind} cannot save {len(lines)} of {len(leaves)} leaves, "
             f"needed arrays of numbers; remove or convert them:\n{listed(lines)}"
         )
-    arrays = {
-        name: np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
-        for name, leaf in leaves.items()
-    }
-    return unflatten(variables, arrays)
 
 
-def _problem(leaf: Any) -> str | None:
+def _problem(leaf: Any, kind: str) -> str | None:
     is_number = isinstance(leaf, (bool, int, float, complex))
     if not is_number and not hasattr(leaf, "dtype"):
         return f"is a {type(leaf).__name__}, not an array"
     dtype = np.float32 if is_number else leaf.dtype
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return "is a PRNG key; use jax.random.key_data"
-    if np.dtype(dtype).kind in "OSUMm" or str(dtype) in _NOT_STORED:
+    if np.dtype(dtype).kind in "OSUMm" or not _holds(kind, np.dtype(dtype)):
         return f"has dtype {dtype}"
-    if np.size(leaf) == 0:
+    if np.size(leaf) == 0 and kind == "orbax":
         return f"has shape {np.shape(leaf)}, which has no elements"
     return None
+
+
+def _holds(kind: str, dtype: np.dtype) -> bool:
+    return str(dtype) not in _NOT_STORED if kind == "orbax" else can_hold(kind, dtype)
+
+
+def abstract(where: str, tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return the shapes and types that `to_jax_types` gives leaves, without their data.
+
+    Raises:
+        ValueError: naming the leaves that are text.
+    """
+    leaves = flatten(tree)
+    text = [f'"{name}"' for name, leaf in leaves.items() if leaf.dtype.kind in "OSU"]
+    if text:
+        raise ValueError(
+            f"{where}: {len(text)} of {len(leaves)} leaves are text, needed numbers; "
+            f'name the subtree to load, for instance subtree="params":\n{listed(text)}'
+        )
+    shapes = {
+        name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+        for name, x in leaves.items()
+    }
+    return unflatten(tree, shapes)
 
 
 def to_jax_types(where: str, tree: PyTree) -> PyTree[np.ndarray]:

@@ -1,5 +1,6 @@
 """Ingredients: fetch what a recipe names, the models, the functions and the spec."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from jaxtyping import PyTree
 from jmudsc.chained import Chained
 from jmudsc.checkpoints import load
 from jmudsc.derive import infer_spec
+from jmudsc.formats import format_of
 from jmudsc.handwritten import read_spec
 from jmudsc.landscape import Loss
 from jmudsc.paths import listed
@@ -23,12 +25,36 @@ def load_model(recipe: Recipe, source: Source, progress: Progress | None) -> PyT
     """Load the variables of one model of a recipe."""
     if progress:
         progress(f"loading {source.path}", 0, None)
-    return load(place(recipe, source.path), source.subtree)
+    return load(
+        place(recipe, source.path),
+        source.subtree,
+        rename=dict(source.rename),
+        separator=source.separator,
+    )
 
 
 def place(recipe: Recipe, path: str) -> str:
     """Take a path relative to the recipe's folder, unless it is a URL."""
     return path if "://" in path else str(recipe.folder / path)
+
+
+def outputs(recipe: Recipe, output: str | None = None) -> list[str]:
+    """Return where a recipe writes each network.
+
+    Args:
+        recipe: the recipe.
+        output: in the place of its own output.
+
+    Returns:
+        One path; with `separate` one per model, in a folder that is called as the
+        output is without its ending: `out/model-0`, `out/model-0.npz`.
+    """
+    output = place(recipe, recipe.output) if output is None else output
+    if not recipe.separate:
+        return [output]
+    ending = Path(output).suffix if format_of(output) else ""
+    folder = output.removesuffix(ending)
+    return [f"{folder}/model-{n}{ending}" for n in range(len(recipe.models))]
 
 
 def resolved(recipe: Recipe, keys: Sequence[str]) -> Mapping[str, Any]:
@@ -106,17 +132,16 @@ def load_merged(
     Raises:
         FileNotFoundError: if it was not merged yet.
     """
-    output = place(recipe, recipe.output) if checkpoint is None else checkpoint
+    where = outputs(recipe, checkpoint)
+    output = os.path.dirname(where[0]) if recipe.separate else where[0]
     if checkpoint is None and not epath.Path(output).exists():
         raise FileNotFoundError(
             f"{output}: there is no merged network, one is needed; run jmudsc merge "
             f"{path} first."
         )
-    numbers = range(len(recipe.models))
-    where = [f"{output}/model-{n}" for n in numbers] if recipe.separate else [output]
     if progress:
         progress(f"loading {output}", 0, None)
-    return [load(folder) for folder in where]
+    return [load(place) for place in where]
 
 
 def spec_by(

@@ -57,11 +57,6 @@ def _check_finished_directory(place: epath.Path) -> None:
             f"{place}: is what an interrupted save left, needed a finished "
             "checkpoint; use another step or save again."
         )
-    if place.is_file():
-        raise ValueError(
-            f"{place}: is a file, needed the directory of an orbax checkpoint; if Flax "
-            "wrote it, read it with flax.serialization.msgpack_restore."
-        )
     if place.exists():
         return
     if place.parent.is_dir() and any(
@@ -72,8 +67,7 @@ def _check_finished_directory(place: epath.Path) -> None:
             "an interrupted save; use another step or save again."
         )
     raise FileNotFoundError(
-        f"{place}: does not exist, needed the directory of an orbax checkpoint; "
-        "check the path."
+        f"{place}: does not exist, needed a checkpoint; check the path."
     )
 
 

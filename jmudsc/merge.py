@@ -147,7 +147,7 @@ def merge(
             f"merge: spec is a {type(spec).__name__}, a PermutationSpec is needed; "
             "pass it through read_spec(spec, apply_fn, variables, batch)."
         )
-    _check_batches(batches, method, spec)
+    check_batches(batches, method, spec)
     owned = None if owners is None else tuple(owners)
     finishes = [Finish(fn, refit, ridge, owned, repair) for fn in update_fns]
     for finish in finishes:
@@ -155,8 +155,9 @@ def merge(
     say = progress or silent
     first = None
     if batches is not None:
-        batches = Automatic(batches) if is_explicit(_first(batches)) else batches
-        first = _first(batches)
+        first = first_batch(batches)
+        batches = Automatic(batches) if is_explicit(first) else batches
+        first = first_batch(batches)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
     check_key, match_key = jax.random.split(key)
     seconds: dict[str, float] = {}
@@ -294,9 +295,20 @@ def _per_model(
     return list(functions)
 
 
-def _check_batches(
+def check_batches(
     batches: Iterable[PyTree] | None, method: str, spec: PermutationSpec | None
 ) -> None:
+    """Check that there are batches where they are needed, to be read more than once.
+
+    Args:
+        batches: the calibration batches.
+        method: one of `METHODS`.
+        spec: the permutation spec, if there is one already.
+
+    Raises:
+        TypeError: if they are no iterable.
+        ValueError: if there are none, or they can be read once only.
+    """
     if batches is None:
         if uses_activations(method):
             raise ValueError(
@@ -322,7 +334,15 @@ def _check_batches(
         )
 
 
-def _first(batches: Iterable[PyTree]) -> PyTree:
+def first_batch(batches: Iterable[PyTree]) -> PyTree:
+    """Return the first of some batches.
+
+    Args:
+        batches: a re-iterable.
+
+    Raises:
+        ValueError: if there are none.
+    """
     for batch in batches:
         return batch
     raise ValueError(

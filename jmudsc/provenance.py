@@ -22,7 +22,6 @@ from jaxtyping import PyTree
 from jmudsc.paths import flatten
 from jmudsc.result import MergeResult
 
-_FOLDER = "jmudsc"
 _RECORD = "provenance.json"
 _ASSIGNMENT = "assignment.npz"
 _FORMAT = 1
@@ -48,13 +47,13 @@ def tree_digests(tree: PyTree) -> dict[str, str]:
 
 
 def record(
-    result: MergeResult, variables: PyTree, extra: Mapping[str, Any]
+    result: MergeResult, digests: Mapping[str, str], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe a merge in plain JSON values.
 
     Args:
         result: the merge.
-        variables: its variables as they will be written, host arrays.
+        digests: of its leaves, by the names they will be written under.
         extra: plain JSON values of the caller's own.
 
     Returns:
@@ -73,20 +72,19 @@ def record(
         "extra": dict(extra),
         "history": [float(objective) for objective in result.history],
         "versions": _versions(),
-        "nnx": _is_nnx_state(result.variables),
-        "digests": tree_digests(variables),
+        "nnx": is_nnx_state(result.variables),
+        "digests": dict(digests),
         "assignment": {k: leaf_digest(v) for k, v in result.assignment.items()},
     }
 
 
 def write(
-    directory: os.PathLike[str],
+    folder: epath.Path,
     content: Mapping[str, Any],
     assignment: Mapping[str, np.ndarray],
     notes: Mapping[str, str],
 ) -> None:
-    """Store a record, its assignment and notes in a checkpoint directory."""
-    folder = epath.Path(directory) / _FOLDER
+    """Store a record, its assignment and notes in a new folder."""
     folder.mkdir()
     arrays: dict[str, Any] = {f"assignment/{k}": v for k, v in assignment.items()}
     with (folder / _ASSIGNMENT).open("wb") as file:
@@ -98,20 +96,20 @@ def write(
         (folder / name).write_text(text)
 
 
-def has_record(directory: os.PathLike[str]) -> bool:
-    """Return whether jmudsc wrote a checkpoint directory."""
-    return (epath.Path(directory) / _FOLDER / _RECORD).exists()
+def has_record(folder: epath.Path) -> bool:
+    """Return whether jmudsc wrote a folder."""
+    return (folder / _RECORD).exists()
 
 
-def read_record(directory: os.PathLike[str]) -> dict[str, Any] | None:
-    """Read the record in a checkpoint directory, None if jmudsc did not write it.
+def read_record(folder: epath.Path) -> dict[str, Any] | None:
+    """Read the record in a folder, None if there is no folder.
 
     Raises:
         ValueError: if the record was changed or damaged after it was written, or is of
             another format.
     """
-    path = epath.Path(directory) / _FOLDER / _RECORD
-    if not path.parent.exists():
+    path = folder / _RECORD
+    if not folder.exists():
         return None
     content: Any = None
     with contextlib.suppress(ValueError, FileNotFoundError):
@@ -127,14 +125,14 @@ def read_record(directory: os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def read_assignment(
-    directory: os.PathLike[str], digests: Mapping[str, str]
+    folder: epath.Path, digests: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """Read the assignment in a checkpoint directory and compare it with its digests.
+    """Read the assignment in a folder and compare it with its digests.
 
     Raises:
         ValueError: if it was changed or damaged after it was written.
     """
-    path = epath.Path(directory) / _FOLDER / _ASSIGNMENT
+    path = folder / _ASSIGNMENT
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {label: arrays[f"assignment/{label}"] for label in digests}
@@ -198,7 +196,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _is_nnx_state(variables: PyTree) -> bool:
+def is_nnx_state(variables: PyTree) -> bool:
+    """Return whether all leaves are the values of NNX variables."""
     value = jax.tree_util.GetAttrKey("value")
     with_keys, _ = jax.tree_util.tree_flatten_with_path(variables)
     return all(keys and keys[-1] == value for keys, _ in with_keys)

@@ -5,6 +5,8 @@ models:
   - path: runs/a/checkpoints/100        # any orbax checkpoint
   - path: runs/b/checkpoints/100
     subtree: [params, batch_stats]      # take only this of a larger state
+  - path: runs/c.safetensors            # or a .safetensors, .npz or .msgpack file
+    rename: {"*/weight": "*/kernel"}    # where its leaves have other names
 apply_fn: my_model:apply_fn             # (variables, batch) -> outputs
 update_fn: my_model:update_fn           # optional: resets running statistics
 batches: {factory: my_data:calibration, size: 100}
@@ -42,6 +44,7 @@ from jmudsc.match import METHODS
 from jmudsc.paths import did_you_mean
 from jmudsc.references import REFERENCES
 from jmudsc.refit import REFITS, RIDGE
+from jmudsc.renaming import check_rename
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,15 @@ class Source:
         subtree: the part of the checkpoint that is the variables; None for all of it.
         batches: calibration batches of its own task, a re-iterable; None where the
             recipe has batches of all tasks.
+        rename: patterns of its leaf paths and the new path of each, as for `load`.
+        separator: what its names are split at, as for `load`.
     """
 
     path: str
     subtree: str | tuple[str, ...] | None = None
     batches: Reference | None = None
+    rename: tuple[tuple[str, str | None], ...] = ()
+    separator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Recipe:
         apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
         batches: the calibration batches of all tasks, a re-iterable; None where every
             model has its own.
-        output: the directory to write.
+        output: the directory or file to write, as for `save`.
         update_fn: `(variables, batch) -> variables`, resets running statistics.
         method: one of `METHODS`.
         alpha: the balance, share of the weight similarity in [0, 1], or one of
@@ -158,6 +165,24 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
     Raises:
         ValueError: listing every key that is unknown, missing or has a wrong value.
     """
+    values, problems = parse_keys(content, where)
+    refuse(where, problems)
+    return Recipe(**values)
+
+
+def parse_keys(content: Any, where: str = "recipe") -> tuple[dict[str, Any], list[str]]:
+    """Read what can be read of a recipe.
+
+    Args:
+        content: the keys of a recipe and their values.
+        where: what to call it in an error.
+
+    Returns:
+        The values of the keys that are right, and what is wrong with the others.
+
+    Raises:
+        ValueError: if the content is no mapping.
+    """
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise ValueError(
@@ -176,8 +201,7 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
             f'"losses" has {len(losses)} tasks for {len(models)} models, with '
             '"separate" there must be one for each'
         )
-    refuse(where, problems)
-    return Recipe(**{"batches": None, **values})
+    return {"batches": None, **values}, problems
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -277,25 +301,20 @@ def _models(value: Any) -> tuple[Source, ...]:
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
             problems.append(f"entry {number} has no path")
             continue
-        keys = ("path", "subtree", "batches")
         problems += [
-            f'entry {number} has the unknown key "{key}"{did_you_mean(str(key), keys)}'
+            f'entry {number} has the unknown key "{key}"'
+            f"{did_you_mean(str(key), _SOURCE_READERS)}"
             for key in entry
-            if key not in keys
+            if key not in _SOURCE_READERS
         ]
-        subtree = entry.get("subtree")
-        if isinstance(subtree, list) and all(isinstance(s, str) for s in subtree):
-            subtree = tuple(subtree)
-        if not isinstance(subtree, str | tuple | None):
-            problems.append(f"entry {number} has a subtree that is no name or list")
-            continue
-        batches = None
-        if "batches" in entry:
+        values = {}
+        for key in [key for key in entry if key in _SOURCE_READERS]:
             try:
-                batches = _reference(entry["batches"])
+                values[key] = _SOURCE_READERS[key](entry[key])
             except ValueError as error:
-                problems.append(f"entry {number} has batches: it {error}")
-        sources.append(Source(entry["path"], subtree, batches))
+                what = "batches: it" if key == "batches" else f"a {key} that"
+                problems.append(f"entry {number} has {what} {error}")
+        sources.append(Source(**values))
     if problems:
         raise ValueError(": ".join(["must be corrected", "; ".join(problems)]))
     return tuple(sources)
@@ -390,6 +409,39 @@ def _text(value: Any) -> str:
     return value
 
 
+def _subtree(value: Any) -> str | tuple[str, ...] | None:
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    if not isinstance(value, str | None):
+        raise ValueError("is no name or list")
+    return value
+
+
+def _rename(value: Any) -> tuple[tuple[str, str | None], ...]:
+    if not isinstance(value, dict) or not all(
+        old and isinstance(old, str) and (new is None or isinstance(new, str))
+        for old, new in value.items()
+    ):
+        raise ValueError("is no mapping of patterns to new paths, or null to leave out")
+    if problems := check_rename(value):
+        raise ValueError(f"is wrong: {', '.join(problems)}")
+    return tuple(value.items())
+
+
+def _separator(value: Any) -> str | None:
+    if not isinstance(value, str | None):
+        raise ValueError('is no text; "" is for none')
+    return value
+
+
+_SOURCE_READERS: dict[str, Reader] = {
+    "path": _text,
+    "subtree": _subtree,
+    "batches": _reference,
+    "rename": _rename,
+    "separator": _separator,
+}
+
 _READERS: dict[str, Reader] = {
     "models": _models,
     "apply_fn": _reference,
@@ -413,13 +465,17 @@ _READERS: dict[str, Reader] = {
 
 
 def _plain_source(source: Source) -> dict[str, Any]:
-    plain: dict[str, Any] = {"path": source.path}
-    if source.subtree is not None:
-        subtree = source.subtree
-        plain["subtree"] = list(subtree) if isinstance(subtree, tuple) else subtree
+    content: dict[str, Any] = {"path": source.path}
+    subtree = source.subtree
+    if subtree is not None:
+        content["subtree"] = list(subtree) if isinstance(subtree, tuple) else subtree
     if source.batches is not None:
-        plain["batches"] = _plain_reference(source.batches)
-    return plain
+        content["batches"] = _plain_reference(source.batches)
+    if source.rename:
+        content["rename"] = dict(source.rename)
+    if source.separator is not None:
+        content["separator"] = source.separator
+    return content
 
 
 def _plain_reference(reference: Reference) -> Any:

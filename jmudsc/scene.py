@@ -20,7 +20,7 @@ from jmudsc.batch_stats import reset_batch_stats
 from jmudsc.checkpoints import load_provenance
 from jmudsc.combine import combine
 from jmudsc.freeze import freeze
-from jmudsc.ingredients import load_merged, load_model, place, resolved, spec_by
+from jmudsc.ingredients import load_merged, load_model, outputs, resolved, spec_by
 from jmudsc.landscape import Plane, plane_through
 from jmudsc.match import match, uses_activations
 from jmudsc.moments import collect
@@ -156,8 +156,7 @@ def _aligned(
     own kind of similarity, each network aligned to the mean of those before it.
     """
     count = len(recipe.models)
-    output = f"{recipe.output}/model-0" if recipe.separate else recipe.output
-    made = load_provenance(place(recipe, output))
+    made = load_provenance(outputs(recipe)[0])
     found, alpha = made["recipe"]["method"], made["recipe"]["alpha"]
     if found != recipe.method:
         raise ValueError(

@@ -1,10 +1,12 @@
 """Parts of a nested tree of dicts and lists, named by path."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
+import jax
 from jaxtyping import PyTree
 
-from jmudsc.paths import listed, nearest
+from jmudsc.paths import flatten, listed, nearest
 
 Route = tuple[str | int, ...]
 
@@ -46,8 +48,107 @@ def prune(tree: PyTree, routes: Sequence[Route]) -> PyTree:
     """
     if not isinstance(tree, dict) or not all(routes):
         return tree
-    kept = dict.fromkeys(keys[0] for keys in routes)
-    return {k: prune(tree[k], [r[1:] for r in routes if r[0] == k]) for k in kept}
+    below: dict[str | int, list[Route]] = {}
+    for key, *rest in routes:
+        below.setdefault(key, []).append(tuple(rest))
+    return {key: prune(tree[key], rest) for key, rest in below.items()}
+
+
+def routes_of(tree: PyTree) -> dict[str, Route]:
+    """Return the keys that lead to every leaf of a tree, by path.
+
+    Keys of dicts and names of attributes are text, positions in lists are numbers.
+
+    Example:
+        >>> routes_of({"params": [{"mlp/w": 1}]})
+        {'params/0/mlp/w': ('params', 0, 'mlp/w')}
+    """
+    with_keys, _ = jax.tree_util.tree_flatten_with_path(tree)
+    routes = [tuple(_plain_key(key) for key in keys) for keys, _ in with_keys]
+    return dict(zip(flatten(tree), routes, strict=True))
+
+
+def nested(
+    where: str, leaves: Sequence[tuple[Route, Any]], like: Iterable[Route] = ()
+) -> PyTree:
+    """Put leaves into nested dicts and lists.
+
+    Args:
+        where: what the leaves are of, for the error.
+        leaves: keys and leaf, every route once.
+        like: further routes, which only tell where there are lists.
+
+    Returns:
+        The tree: a list where the keys are the numbers from 0 on, if a route has one as
+        a number; dicts elsewhere.
+
+    Raises:
+        ValueError: listing the leaves that lie inside another leaf.
+
+    Example:
+        >>> nested("x", [(("a", "b"), 1), (("c", 0), 2)])
+        {'a': {'b': 1}, 'c': [2]}
+    """
+    tree: dict[str, Any] = {}
+    inside = []
+    lists = {
+        tuple(map(str, keys[:n]))
+        for keys in (*(keys for keys, _ in leaves), *like)
+        for n, key in enumerate(keys)
+        if isinstance(key, int)
+    }
+    ends = {tuple(map(str, keys)) for keys, _ in leaves}
+    for keys, leaf in leaves:
+        names = tuple(map(str, keys))
+        above = [names[:n] for n in range(1, len(names)) if names[:n] in ends]
+        if above:
+            inside.append(f"{'/'.join(names)} in {'/'.join(above[0])}")
+            continue
+        place = tree
+        for name in names[:-1]:
+            place = place.setdefault(name, {})
+        place[names[-1]] = leaf
+    if inside:
+        raise ValueError(
+            f"{where}: {len(inside)} leaves lie inside another leaf, needed names that "
+            f'nest; rename some, or keep names whole with separator="":\n'
+            f"{listed(inside)}"
+        )
+    return _with_lists(tree, (), lists)
+
+
+def chosen_routes(
+    where: str, tree: PyTree, subtree: str | Sequence[str] | None
+) -> dict[str, Route]:
+    """Return the keys to each part of a tree that is asked for, by its name.
+
+    Args:
+        where: what the tree is of, for the error.
+        tree: nested dicts and lists.
+        subtree: the name of one part, which is then called nothing; of several, each
+            called by its last word; None for all.
+
+    Raises:
+        ValueError: if there is no such part, or two would have one name.
+    """
+    if subtree is None:
+        return {"": ()}
+    if isinstance(subtree, str):
+        return {"": route(where, tree, subtree)}
+    routes = [route(where, tree, name) for name in subtree]
+    named = {str(keys[-1]) if keys else "": keys for keys in routes}
+    if len(named) < len(routes):
+        raise ValueError(
+            f"subtree: of {list(subtree)} two end in the same word, needed distinct "
+            "ones to name the parts by; load them one at a time."
+        )
+    return named
+
+
+def separator_hint(names: Collection[str]) -> str:
+    """Return advice where names look as if they were joined by dots, or nothing."""
+    dotted = any("." in n for n in names) and not any("/" in n for n in names)
+    return '\nNames have "." here and no "/"; pass separator=".".' if dotted else ""
 
 
 def nnx_keys(tree: PyTree) -> set[str]:
@@ -69,6 +170,27 @@ def unwrap(tree: PyTree, keys: Collection[str]) -> PyTree:
     if not keys:
         return tree
     return {k: _unwrap(v) if k in keys else v for k, v in tree.items()}
+
+
+def _plain_key(key: Any) -> str | int:
+    if isinstance(key, jax.tree_util.SequenceKey):
+        return key.idx
+    return str(key.name if isinstance(key, jax.tree_util.GetAttrKey) else key.key)
+
+
+def _with_lists(
+    tree: Mapping[str, Any], here: tuple[str, ...], lists: Collection[tuple[str, ...]]
+) -> PyTree:
+    parts = {
+        name: _with_lists(part, (*here, name), lists)
+        if isinstance(part, dict)
+        else part
+        for name, part in tree.items()
+    }
+    positions = [str(n) for n in range(len(parts))]
+    if here in lists and set(positions) == parts.keys():
+        return [parts[name] for name in positions]
+    return parts
 
 
 def _route(tree: PyTree, name: str) -> Route | None:
@@ -107,7 +229,7 @@ def _missing(where: str, tree: PyTree, name: str) -> str:
     hint = f'; did you mean "{under}{close}"?' if close else ""
     return (
         f'{where}: has no subtree "{name}", needed one that is there{hint}:\n'
-        f"{listed(under + key for key in keys)}"
+        f"{listed(under + key for key in keys)}{separator_hint(flatten(tree))}"
     )
 
 

@@ -51,16 +51,26 @@ def check_same(where: str, models: Sequence[PyTree]) -> None:
         raise ValueError(f"{where}: {len(models)} model given, at least 2 are needed.")
     for number, model in enumerate(models):
         check_arrays(f"{where}: model {number}", model)
-    first = paths.flatten(models[0])
-    problems = []
-    for number, model in enumerate(models[1:], start=1):
-        problems += _differences(first, paths.flatten(model), number)
-    if problems:
+    if problems := differences(models):
         raise ValueError(
             f"{where}: the models differ in {len(problems)} places, they must have the "
             f"same leaves, shapes and dtypes:\n{paths.listed(problems, most=30)}\n"
             "Merge checkpoints of one architecture; rename or cast leaves first."
         )
+
+
+def differences(models: Sequence[PyTree]) -> list[str]:
+    """Return where models have not the leaves, shapes and dtypes of the first.
+
+    Args:
+        models: the variables of each model, arrays or `jax.ShapeDtypeStruct`s.
+    """
+    first, *others = map(paths.flatten, models)
+    return [
+        difference
+        for number, other in enumerate(others, start=1)
+        for difference in _differences(first, other, number)
+    ]
 
 
 def check_finite(where: str, models: Sequence[PyTree]) -> None:

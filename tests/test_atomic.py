@@ -102,6 +102,54 @@ def test_an_overwrite_killed_on_the_way_keeps_the_old_or_the_new(
     assert names(tmp_path) == ["merged"]
 
 
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_a_file_killed_before_its_end_leaves_nothing(ending, tmp_path):
+    path = tmp_path / f"merged.{ending}"
+    save_and_die(path, "ctypes.dlsym", "renameat2")
+    assert not path.exists()
+    save(path, writers.result_of({"w": jnp.zeros(3)}))
+    np.testing.assert_array_equal(load(path, "w"), np.zeros(3))
+    assert names(tmp_path) == [path.name, f"{path.name}.jmudsc"]
+
+
+@pytest.mark.parametrize(
+    ("event", "about", "expected"),
+    [
+        ("os.rename", "jmudsc-old", 0.0),
+        ("shutil.rmtree", "jmudsc-old", 0.0),
+        ("ctypes.dlsym", "renameat2", 0.0),
+        ("os.remove", "jmudsc-tmp", 1.0),
+    ],
+)
+def test_an_overwritten_file_is_the_old_or_the_new_and_can_be_overwritten(
+    event, about, expected, tmp_path
+):
+    path = save(
+        tmp_path / "merged.npz", writers.result_of({"w": jnp.zeros((256, 256))})
+    )
+    save_and_die(path, event, about)
+    np.testing.assert_array_equal(load(path, "w"), np.full((256, 256), expected))
+    save(path, writers.result_of({"w": jnp.full(3, 2.0)}), overwrite=True)
+    np.testing.assert_array_equal(load(path, "w"), np.full(3, 2.0))
+    assert names(tmp_path) == [path.name, f"{path.name}.jmudsc"]
+
+
+def build_file_late(target):
+    with building(target) as place:
+        place.write_text("ours")
+        target.write_text("theirs")
+
+
+@pytest.mark.parametrize("system", ["renames without replacing", "only renames"])
+def test_a_file_made_meanwhile_is_kept(system, tmp_path, monkeypatch):
+    if system == "only renames":
+        monkeypatch.setattr(atomic, "_renamed", lambda source, target, how: False)
+    with pytest.raises(FileExistsError, match="was made by another process meanwhile"):
+        build_file_late(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "theirs"
+    assert names(tmp_path) == ["out"]
+
+
 def overwrite_with(target, name):
     with building(target, overwrite=True) as place:
         place.mkdir()

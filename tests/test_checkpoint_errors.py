@@ -33,10 +33,7 @@ def merged(tmp_path, big_tree):
 
 
 def test_nothing_there(tmp_path):
-    expected = (
-        f"{tmp_path}/run: does not exist, needed the directory of an orbax "
-        "checkpoint; check the path."
-    )
+    expected = f"{tmp_path}/run: does not exist, needed a checkpoint; check the path."
     with pytest.raises(FileNotFoundError, match=sentence(expected)):
         load(tmp_path / "run")
 
@@ -51,11 +48,12 @@ def test_an_empty_directory(tmp_path):
 
 
 def test_a_file(tmp_path):
-    file = tmp_path / "checkpoint_7"
-    file.write_bytes(b"")
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"\x80\x02}q\x00.")
     expected = (
-        f"{file}: is a file, needed the directory of an orbax checkpoint; if Flax "
-        "wrote it, read it with flax.serialization.msgpack_restore."
+        f"{file}: is a file of no format that can be read, needed .safetensors, .npz, "
+        ".msgpack or the directory of an orbax checkpoint; nothing is ever unpickled, "
+        "convert it where it was made."
     )
     with pytest.raises(ValueError, match=sentence(expected)):
         load(file)

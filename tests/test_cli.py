@@ -79,6 +79,35 @@ def test_merge_writes_a_checkpoint_with_its_report_and_recipe(
     assert "cli_model:apply_fn" in (notes / "recipe.yaml").read_text()
 
 
+def test_models_in_files_of_other_names_are_merged_into_a_file(
+    project, monkeypatch, capsys
+):
+    first = jmudsc.load(project / "first")
+    second = jmudsc.load(project / "second")
+    flat = {"net.up.weight": second["in"], "net.down.weight": second["out"]}
+    np.savez(project / "second.npz", **flat, steps=np.int32(3))
+    path = project / "recipe.yaml"
+    path.write_text(
+        RECIPE.replace(
+            "second]",
+            "{path: second.npz, separator: ., rename: {steps: null, net/*/weight: '*', "
+            "up: in, down: out}}]",
+        ).replace("output: merged", "output: merged.safetensors")
+    )
+    run(monkeypatch, "merge", path)
+    out = project / "merged.safetensors"
+    assert f"Wrote {out}" in capsys.readouterr().out
+    np.testing.assert_array_equal(jmudsc.load(out)["in"], first["in"])
+    notes = project / "merged.safetensors.jmudsc"
+    assert "net/*/weight: '*'" in (notes / "recipe.yaml").read_text()
+    path.write_text(path.read_text() + "separate: [out]\n")
+    run(monkeypatch, "merge", path)
+    assert f"Wrote {project / 'merged'}" in capsys.readouterr().out
+    for number in range(2):
+        found = jmudsc.load(project / "merged" / f"model-{number}.safetensors")
+        np.testing.assert_allclose(found["out"], first["out"], rtol=1e-6)
+
+
 def test_a_merge_that_is_there_is_only_replaced_on_demand(project, monkeypatch):
     run(monkeypatch, "merge", project / "recipe.yaml")
     expected = (

@@ -53,6 +53,12 @@ def test_a_recipe_is_read_with_its_defaults():
         {"refit": "least-squares", "ridge": 0.1, "repair": "rescale"},
         {"repair": "pooled"},
         {"losses": {"left": "my_data:loss", "right": {"factory": "m:f", "n": 1}}},
+        {
+            "models": [
+                "a.npz",
+                {"path": "b", "rename": {"x/*": "*", "n": None}, "separator": "."},
+            ],
+        },
     ],
 )
 def test_a_recipe_written_is_read_back(more, tmp_path):
@@ -116,6 +122,17 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         (
             ["a", {"path": "b", "subtree": 3}],
             '"models" must be corrected: entry 1 has a subtree that is no name or list',
+        ),
+        (
+            ["a", {"path": "b", "rename": {"a/*": "b"}, "separator": 1}],
+            '"models" must be corrected: entry 1 has a rename that is wrong: "a/*" has '
+            '1 "*" and "b" 0, needed as many; entry 1 has a separator that is no text; '
+            '"" is for none',
+        ),
+        (
+            ["a", {"path": "b", "rename": ["a"]}],
+            '"models" must be corrected: entry 1 has a rename that is no mapping of '
+            "patterns to new paths, or null to leave out",
         ),
     ],
 )
