@@ -49,7 +49,7 @@ def by_two_processes():
 
 @pytest.mark.parametrize("case", ["own batches", "spread"])
 def test_two_processes_merge_as_one_does(case, by_two_processes):
-    expected = two_processes.merged(*two_processes.inputs())
+    expected = two_processes.merged(*two_processes.inputs()).variables
     for found in by_two_processes:
         for path, leaf in expected.items():
             np.testing.assert_allclose(found[case][path], leaf, atol=1e-4)

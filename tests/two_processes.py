@@ -4,8 +4,11 @@ Each reads its own batches. Prints, for variables that every process holds and f
 variables and batches that are spread over both, the merged leaves.
 """
 
+import dataclasses
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,13 +34,13 @@ def inputs():
 
 def merged(models, batches):
     key = jax.random.key(1)
-    return jmudsc.merge(sharded.apply_fn, models, batches, key=key, **OPTIONS).variables
+    return jmudsc.merge(sharded.apply_fn, models, batches, key=key, **OPTIONS)
 
 
 def main(number, port):
     jax.distributed.initialize(f"localhost:{port}", 2, number)
     models, batches = inputs()
-    own = merged(models, batches[number::2])
+    own = merged(models, batches[number::2]).variables
     mesh = jax.make_mesh((2,), ("all",), axis_types=(AxisType.Auto,))
     spread = [
         {n: put(x, NamedSharding(mesh, SPREAD[n])) for n, x in model.items()}
@@ -48,11 +51,22 @@ def main(number, port):
     read = [
         jax.make_array_from_process_local_data(rows, batch[half]) for batch in batches
     ]
-    found = merged(spread, read)
+    result = merged(spread, read)
+    found = result.variables
     assert all(x.sharding == spread[0][n].sharding for n, x in found.items())
     whole = multihost_utils.process_allgather(found, tiled=True)
+    if number == 0:
+        check_saved(dataclasses.replace(result, variables=whole))
     leaves = [{n: np.asarray(x).tolist() for n, x in v.items()} for v in (own, whole)]
     json.dump(dict(zip(("own batches", "spread"), leaves, strict=True)), sys.stdout)
+
+
+def check_saved(result):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "merged.safetensors"
+        jmudsc.save(file, result)
+        for path, leaf in jmudsc.load(file).items():
+            np.testing.assert_array_equal(leaf, result.variables[path])
 
 
 def put(array, sharding):
