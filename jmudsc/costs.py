@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from jmudsc.groups import families
 from jmudsc.match import uses_activations
+from jmudsc.memory import BUDGET
 from jmudsc.moves import anonymous, names_in_leaf
 from jmudsc.paths import flatten
 from jmudsc.rates import Rates
@@ -18,8 +19,9 @@ from jmudsc.taps import Tap
 from jmudsc.trace import Program, shape_of
 from jmudsc.work import live_bytes, work_of
 
-# How many sweeps of matching are taken to be needed, and how many equations of a model
-# take as long to compile as one small program: about what was seen with small networks.
+# How many sweeps of matching are taken to be needed, with nothing remembered between
+# them, and how many equations of a model take as long to compile as one small program:
+# about what was seen with small networks.
 SWEEPS, EQUATIONS = 10, 30
 
 
@@ -160,7 +162,7 @@ def _collecting(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
         for tap in where:
             steps = math.prod(loop.params["length"] for loop in tap.place.loops)
             samples = steps * math.prod(shape_of(tap.place.var)) * models / units
-            grams += 2 * samples * units**2
+            grams += 2 * samples * units**2 * _share(models, within=True)
     one = models * _pass(job, rates) + grams / rates.flops
     return Stage("collecting activations", {}, device, compiled + job.batches * one)
 
@@ -179,9 +181,11 @@ def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
         **held,
         "one leaf of all models": 2 * max(wide, default=0),
         "its moments": 3 * max(squares.values(), default=0),
+        "moments that are remembered": min(BUDGET, 2 * _sited(job, squares)),
     }
     sweeps = 0 if job.method.startswith("activation-") else SWEEPS
-    grams = sum(_weight_flops(job, name) for name in job.spec.labels)
+    share = _share(models, within=job.method.endswith("-zip"))
+    grams = share * sum(_weight_flops(job, name) for name in job.spec.labels)
     solved = _solving(job, rates)
     programs = (len(_site_kinds(job)) if sweeps else 0) + 3 * len(set(squares.values()))
     once = sweeps * (grams / rates.flops + solved) + uses * solved
@@ -274,6 +278,16 @@ def _weight_flops(job: Job, name: str) -> int:
         if site.path not in job.spec.statistics
     ]
     return sum(2 * size * len(job.models) * units for size in sizes)
+
+
+def _share(models: int, within: bool) -> float:
+    """Return the share of the blocks of a Gram matrix that are multiplied."""
+    return (models + 1 if within else models - 1) / (2 * models)
+
+
+def _sited(job: Job, squares: Mapping[str, int]) -> int:
+    """Return the bytes of the moments of every label at every place."""
+    return sum(squares[n] * len(label.sites) for n, label in job.spec.labels.items())
 
 
 def _leaf_kinds(job: Job) -> set[Any]:

@@ -183,8 +183,7 @@ def _check_options(
     _attempt(problems, check_balance, "recipe", *balance)
     update_fn = (lambda variables, batch: variables) if updated else None
     finish = Finish(update_fn, recipe.refit, ridge=recipe.ridge, repair=recipe.repair)
-    separate, models = bool(recipe.separate), len(recipe.models)
-    _attempt(problems, check_finish, "recipe", finish, (), separate, models)
+    _attempt(problems, check_finish, "recipe", finish, (), len(recipe.models))
 
 
 def _model(recipe: Recipe, source: Source) -> Model:
