@@ -291,17 +291,20 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
     Raises:
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if `path` is a URL, or several processes would save.
+        ValueError: if `path` is a URL, or several processes would save: of several
+            only the first may, and only a file.
     """
     if "://" in os.fspath(path):
         raise ValueError(
             f"{os.fspath(path)}: is a URL, needed a local directory, where a rename is "
             "atomic; save locally and copy the directory."
         )
-    if jax.process_count() > 1:
+    is_first_with_file = format_of(path) is not None and jax.process_index() == 0
+    if jax.process_count() > 1 and not is_first_with_file:
         raise ValueError(
             f"{os.fspath(path)}: this is one of {jax.process_count()} processes, "
-            "needed a single one to save; gather the variables and save them there."
+            "needed a single one to save; gather the variables, and save them there, "
+            "or in process 0 as a file, merged.safetensors say."
         )
     target = Path(path).expanduser().resolve()
     if target.exists() and not overwrite:

@@ -30,7 +30,6 @@ from jmudsc.experiment_config import Experiment, read_experiment
 from jmudsc.ground import Ground, lay_ground
 from jmudsc.match import match
 from jmudsc.moments import collect
-from jmudsc.refit import refit
 from jmudsc.report import mean_and_deviation, table
 from jmudsc.spec import Label, PermutationSpec, Site
 
@@ -106,16 +105,6 @@ def joint_of(
             ).candidate
             merged = merged_of(best)
             found[method][name] = joint(merged)
-            fitted = refit(
-                together if name == "heads whole" else apart,
-                apply,
-                parents,
-                best.assignment,
-                merged,
-                ground.by_task,
-                owners=ground.owners,
-            )
-            found[method][f"{name} + refit by task"] = joint(fitted)
     return found
 
 

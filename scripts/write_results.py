@@ -60,7 +60,7 @@ def main() -> None:
     left = [name for name, file in reports.items() if not file.exists()]
     if left:
         commands = [f"jmudsc experiment configs/{n}.yaml --data-dir DIR" for n in left]
-        text = "## Not run\n\nFor an accelerator:\n\n```sh\n{}\n```\n"
+        text = "## Without results here\n\n```sh\n{}\n```\n"
         sections.append(text.format("\n".join(commands)))
     (ROOT / "docs/results.md").write_text("\n".join([INTRO, *sections]))
 

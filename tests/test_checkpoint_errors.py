@@ -348,7 +348,8 @@ def test_saving_from_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     expected = (
         f"{tmp_path}/merged: this is one of 2 processes, needed a single one to save; "
-        "gather the variables and save them there."
+        "gather the variables, and save them there, or in process 0 as a file, "
+        "merged.safetensors say."
     )
     with pytest.raises(ValueError, match=sentence(expected)):
         save(tmp_path / "merged", writers.result_of({"w": jnp.ones(2)}))

@@ -44,7 +44,12 @@ def by_two_processes():
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     both = [started(HERE / "two_processes.py", number, port) for number in range(2)]
-    return [ended(process) for process in both]
+    try:
+        return [ended(process) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("case", ["own batches", "spread"])
