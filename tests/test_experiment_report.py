@@ -27,11 +27,12 @@ def test_the_table_has_means_deviations_and_every_alpha():
         }
         for joint, alpha in ((0.2, 0.1), (0.4, 0.9))
     ]
-    text = describe(experiment, [3, 5], runs)
+    text = describe(experiment, "jmudsc experiment x.yaml", [3, 5], runs)
+    assert "```sh\njmudsc experiment x.yaml\n```" in text
     assert "seeds 3, 5;" in text
     assert "- network: MLP(widths=(4,), outputs=2)\n" in text
     assert "1 minutes in all" in text
-    row = text.splitlines()[-1]
+    row = next(x for x in text.splitlines() if x.startswith("| mudsc-zip"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:2] == ["mudsc-zip", "0.300 ± 0.141"]
     assert cells[4:] == ["0.600 ± 0.000", "0.1, 0.9", "30"]
