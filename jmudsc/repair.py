@@ -225,9 +225,10 @@ def _mixed(counts: Sequence, means: Sequence, variances: Sequence) -> tuple:
     """Return mean and variance over samples in parts, by those of each part."""
     shares = np.divide(counts, sum(counts))
     mean = np.tensordot(shares, np.asarray(means, float), 1)
-    pairs = zip(means, variances, strict=True)
-    spread = [np.asarray(v + np.square(m - mean), float) for m, v in pairs]
-    return mean, np.tensordot(shares, spread, 1)
+    with np.errstate(invalid="ignore"):  # what is not finite is found by the caller
+        apart = np.asarray(means, float) - mean
+        spread = np.asarray(variances, float) + np.square(apart)
+        return mean, np.tensordot(shares, spread, 1)
 
 
 @functools.partial(jax.jit, static_argnames="samples")

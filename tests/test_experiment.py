@@ -84,7 +84,7 @@ def test_alpha_is_one_of_those_to_choose_from_and_the_same_for_a_finish(done):
 def test_a_finished_experiment_is_not_done_again(done, config, monkeypatch):
     out, text = done
     monkeypatch.setattr(experiment, "train", None)
-    monkeypatch.setattr(experiment, "match", None)
+    monkeypatch.setattr(experiment, "matcher", None)
     assert run_experiment(config, (0, 1), out)[1] == text
 
 
