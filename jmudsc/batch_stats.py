@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.sharding import is_of_one_process, over_processes, placed_like, to_host
+from jmudsc.sharding import over_processes, placed_like, to_host
 
 # Far from any statistic of a batch, so that rounding does not blur the momentum.
 _FAR = 2.0**20
@@ -46,7 +46,8 @@ def reset_batch_stats(
     leaves = paths.flatten(variables)
     retained: dict[str, float] = {}
     total: dict[str, Any] = {}
-    examples, of_one_process = 0, False
+    after: dict[str, Any] = {}
+    examples = 0
     for number, batch in enumerate(batches):
         if number == 0:
             retained = _momenta(update, variables, batch)
@@ -58,16 +59,14 @@ def reset_batch_stats(
             seen = to_host(after[name]).astype(np.float64) / (1 - momentum)
             _check_finite(name, seen, number)
             total[name] = total[name] + size * seen
-        of_one_process = is_of_one_process(list(after.values()))
     if examples == 0:
         raise ValueError(
             "reset_batch_stats: there are no batches, at least one is needed; pass a "
             "list of batches (an iterator may already have been consumed)."
         )
-    if of_one_process:
-        parts = over_processes((examples, total))
-        examples = sum(int(count) for count, _ in parts)
-        total = jax.tree.map(lambda *x: np.sum(x, axis=0), *[each for _, each in parts])
+    counts, totals = zip(*over_processes((examples, total), after), strict=True)
+    examples = sum(map(int, counts))
+    total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *totals)
     fresh = {
         name: placed_like(
             jnp.asarray(value / examples, jnp.result_type(leaves[name])), leaves[name]

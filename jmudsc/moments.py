@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jmudsc import paths
 from jmudsc.axes import Units
 from jmudsc.blocks import Block, blocks, places_of, units_last
-from jmudsc.sharding import is_of_one_process, over_processes, to_host
+from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec import PermutationSpec
 from jmudsc.taps import find_taps, read_tap, Tap
 from jmudsc.trace import ApplyFn, Place, run, trace
@@ -94,11 +94,9 @@ def collect(
 def _of_all_processes(total: dict[str, Moments]) -> dict[str, Moments]:
     """Put together what every process gathered from batches of its own."""
     parts = {name: (m.count, m.mean, m.comoment) for name, m in total.items()}
-    if not is_of_one_process(parts):
-        return total
     gathered = [
         {name: Moments(int(count), *rest) for name, (count, *rest) in each.items()}
-        for each in over_processes(parts)
+        for each in over_processes(parts, parts)
     ]
     return functools.reduce(merge_moments, gathered)
 

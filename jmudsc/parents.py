@@ -1,7 +1,7 @@
 """Parents: the networks that were merged, and their values in the merged order."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +50,15 @@ class Parents:
         return functools.reduce(jnp.add, moved)
 
     def target(
-        self, values: Sequence[jax.Array], axes: Sequence[Axis], owner: int | None
+        self,
+        value_of: Callable[[int], jax.Array],
+        axes: Sequence[Axis],
+        owner: int | None,
     ) -> jax.Array:
         """Return what a merged network should make of some samples.
 
         Args:
-            values: what each model makes of them.
+            value_of: what a model makes of them, by its number.
             axes: of the values.
             owner: the model whose task the samples are from; None for none.
 
@@ -64,13 +67,19 @@ class Parents:
             its units that went there; where none did, and without an owner, `mean`.
         """
         if owner is None:
-            return self.mean(values, axes)
-        own = self._moved(values[owner], axes, self.alone, owner)
-        ones = jnp.ones_like(values[owner])
-        present = self._moved(ones, axes, self.alone, owner) > 0
-        return (
-            own if present.all() else jnp.where(present, own, self.mean(values, axes))
-        )
+            return self.mean([value_of(n) for n in range(len(self.leaves))], axes)
+        value = value_of(owner)
+        own = self._moved(value, axes, self.alone, owner)
+        moves = [self.alone[name][owner] for name in self._names(axes)]
+        if all(move.scale is None for move in moves):  # one-to-one: no unit is without
+            return own
+        present = self._moved(jnp.ones_like(value), axes, self.alone, owner) > 0
+        return jnp.where(present, own, self.target(value_of, axes, None))
+
+    def _names(self, axes: Sequence[Axis]) -> list[str]:
+        """Return the labels of some axes, and after them those they are nested in."""
+        used = dict.fromkeys(name for axis in axes for name in axis.labels())
+        return list(dict.fromkeys([*used, *(p for n in used for p in self.nesting[n])]))
 
     def _moved(
         self,
@@ -80,10 +89,7 @@ class Parents:
         model: int,
     ) -> jax.Array:
         """Bring a value of one model to the merged order, units shared averaged."""
-        used = dict.fromkeys(name for axis in axes for name in axis.labels())
-        names = list(
-            dict.fromkeys([*used, *(p for n in used for p in self.nesting[n])])
-        )
+        names = self._names(axes)
         new = {name: str(number) for number, name in enumerate(names)}
         nesting = tuple((new[n], tuple(new[p] for p in self.nesting[n])) for n in names)
         axes = tuple(axis.renamed(new) for axis in axes)

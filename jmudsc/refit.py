@@ -18,7 +18,7 @@ from jmudsc.layers import Norm
 from jmudsc.layerwise import Change, change_layers, log_skipped, outputs, Seen
 from jmudsc.parents import Leaves, Parents
 from jmudsc.repair import reset_norm
-from jmudsc.sharding import is_of_one_process, over_processes, to_host
+from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
 
@@ -276,9 +276,7 @@ def joined(a: Regression, b: Regression) -> Regression:
 def _of_all_processes(total: Regression) -> Regression:
     """Put together what every process gathered from batches of its own."""
     parts = total.count, total.mean, total.comoment
-    if not is_of_one_process(parts):
-        return total
-    gathered = [Regression(int(n), *rest) for n, *rest in over_processes(parts)]
+    gathered = [Regression(int(n), *rest) for n, *rest in over_processes(parts, parts)]
     return functools.reduce(joined, gathered)
 
 
@@ -292,11 +290,10 @@ def _regressions(
     for each, owner in zip(seen, owners or [None] * len(seen), strict=True):
         layer = each.layer
         assert not isinstance(layer, Norm)
-        of_parents = [
-            outputs(layer, x, own)
-            for x, own in zip(each.parents, parents.leaves, strict=True)
-        ]
-        target = parents.target(of_parents, layer.makes, owner)
+        of_parent = lambda number, each=each, layer=layer: outputs(
+            layer, each.parents[number], parents.leaves[number]
+        )
+        target = parents.target(of_parent, layer.makes, owner)
         residual = target - outputs(layer, each.merged, leaves)
         shape = layer.kernel.index.shape
         count = residual.size // math.prod(residual.shape[a] for a in layer.unit_axes)

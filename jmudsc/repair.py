@@ -17,7 +17,7 @@ from jmudsc.entries import read, write
 from jmudsc.layers import Map, Norm
 from jmudsc.layerwise import change_layers, log_skipped, outputs, Seen
 from jmudsc.parents import Leaves, Parents
-from jmudsc.sharding import is_of_one_process, over_processes, to_host
+from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
 
@@ -209,10 +209,9 @@ def _pooled(
         parts = _mean_and_variance(array, samples)
         means.append(to_host(parts[0]).astype(float))
         variances.append(to_host(parts[1]).astype(float))
-    mean, variance = _mixed(counts, means, variances)
-    if is_of_one_process([array for array, _ in values]):
-        here = sum(counts), mean, variance
-        mean, variance = _mixed(*zip(*over_processes(here), strict=True))
+    here = sum(counts), *_mixed(counts, means, variances)
+    gathered = over_processes(here, [array for array, _ in values])
+    mean, variance = _mixed(*zip(*gathered, strict=True))
     if bad := int((~np.isfinite(mean + variance)).sum()):
         raise ValueError(
             f"{where}: {bad} of {mean.size} units at {path} are not finite, all must "

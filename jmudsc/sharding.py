@@ -72,28 +72,28 @@ def to_host(array: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def over_processes(parts: PyTree) -> list[PyTree]:
-    """Gather what every process has of one tree of small arrays.
+def over_processes(parts: PyTree, source: PyTree) -> list[PyTree]:
+    """Gather what every process made of data of its own.
 
     Every process must call this alike, with arrays of the same shapes.
 
     Args:
-        parts: arrays that this process holds all of.
+        parts: small arrays that this process holds all of.
+        source: what they were made of.
 
     Returns:
-        One tree for each process, in their order; the same in every process.
+        One tree for each process, in their order, the same in every process; only
+        `parts` if there is one process, or the source is spread over all of them.
     """
+    arrays = [leaf for leaf in jax.tree.leaves(source) if isinstance(leaf, jax.Array)]
+    is_shared = not all(array.is_fully_addressable for array in arrays)
+    if jax.process_count() == 1 or is_shared:
+        return [parts]
     stacked = multihost_utils.process_allgather(parts)
     return [
         jax.tree.map(lambda x, n=number: jnp.asarray(x[n]), stacked)
         for number in range(jax.process_count())
     ]
-
-
-def is_of_one_process(tree: PyTree) -> bool:
-    """Whether other processes may hold other values of the same arrays."""
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    return jax.process_count() > 1 and all(x.is_fully_addressable for x in arrays)
 
 
 def placed_like(array: Any, leaf: Any) -> Any:
