@@ -4,10 +4,11 @@ Everything that is finished is on disk: trainings, networks, and the scores of e
 network. A run that was stopped goes on where it was.
 """
 
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 from jaxtyping import PyTree
@@ -16,7 +17,6 @@ from jmudsc import models
 from jmudsc.balance import search_alpha
 from jmudsc.batch_stats import reset_batch_stats
 from jmudsc.check import check_spec
-from jmudsc.checkpoints import load, save_variables
 from jmudsc.combine import combine
 from jmudsc.datasets import load_splits, only, Split
 from jmudsc.derive import infer_spec
@@ -35,14 +35,15 @@ from jmudsc.moments import collect, Moments
 from jmudsc.progress import prefixed, Progress
 from jmudsc.refit import refit
 from jmudsc.repair import repair
+from jmudsc.resume import states_every, trained_once
 from jmudsc.spec import PermutationSpec
 from jmudsc.task_config import TaskExperiment
 from jmudsc.task_experiment import score_pairs
-from jmudsc.task_report import describe_tasks
+from jmudsc.task_report import describe_tasks, row_name
 from jmudsc.training import train
 
 ALL = "all classes"
-_STATES = 20  # how often, in a training, its state is kept
+Found = TypeVar("Found")
 
 
 def run_experiment(
@@ -79,43 +80,29 @@ def run_experiment(
     _claim(out, experiment)
     command = _command(config, seeds, data_dir)
     if isinstance(experiment, TaskExperiment):
-        text = _report_tasks(experiment, command, seeds, splits, out, progress)
+        score = partial(score_pairs, experiment)
+        runs = _runs(score, seeds, splits, out, progress)
+        text = describe_tasks(experiment, command, seeds, runs)
     else:
-        text = _report_classes(experiment, command, seeds, splits, out, progress)
+        score = partial(_score_all, experiment)
+        runs = _runs(score, seeds, splits, out, progress)
+        text = describe(experiment, command, seeds, runs)
     write_whole(out / "report.md", text)
     return out / "report.md", text
 
 
-def _report_classes(
-    experiment: Experiment,
-    command: str,
+def _runs(
+    score: Callable[[int, Split, Split, Path, Progress], Found],
     seeds: Sequence[int],
     splits: tuple[Split, Split],
     out: Path,
     progress: Progress | None,
-) -> str:
-    runs = []
-    for seed in seeds:
-        ground = lay_ground(experiment, seed, *splits)
-        say = prefixed(progress, f"seed {seed}: ")
-        runs.append(_score_all(ground, out / f"seed-{seed}", say))
-    return describe(experiment, command, seeds, runs)
-
-
-def _report_tasks(
-    experiment: TaskExperiment,
-    command: str,
-    seeds: Sequence[int],
-    splits: tuple[Split, Split],
-    out: Path,
-    progress: Progress | None,
-) -> str:
-    runs = []
-    for seed in seeds:
-        say = prefixed(progress, f"seed {seed}: ")
-        folder = out / f"seed-{seed}"
-        runs.append(score_pairs(experiment, seed, *splits, folder, say))
-    return describe_tasks(experiment, command, seeds, runs)
+) -> list[Found]:
+    """Score the networks of every seed, each in a folder of its own."""
+    return [
+        score(seed, *splits, out / f"seed-{seed}", prefixed(progress, f"seed {seed}: "))
+        for seed in seeds
+    ]
 
 
 def _command(config: Path, seeds: Sequence[int], data_dir: Path | None) -> str:
@@ -137,8 +124,16 @@ def _claim(out: Path, experiment: Experiment | TaskExperiment) -> None:
         )
 
 
-def _score_all(ground: Ground, folder: Path, say: Progress) -> dict[str, Entry]:
+def _score_all(
+    experiment: Experiment,
+    seed: int,
+    training: Split,
+    test: Split,
+    folder: Path,
+    say: Progress,
+) -> dict[str, Entry]:
     """Train, merge and score all networks of a seed that have no score yet."""
+    ground = lay_ground(experiment, seed, training, test)
     file, wanted = folder / "scores.json", _names(ground)
     found = read_entries(file)
     if all(name in found for name in wanted):
@@ -180,7 +175,7 @@ def _ways(ground: Ground) -> list[tuple[str, str]]:
 
 def _row(method: str, reference: str, finish: str) -> str:
     way = method if reference == "first" else f"{method} ({reference})"
-    return way if finish == "none" else f"{way} + {finish}"
+    return row_name(way, finish)
 
 
 def _scores(ground: Ground, variables: PyTree) -> Scores:
@@ -191,28 +186,25 @@ def _scores(ground: Ground, variables: PyTree) -> Scores:
 def _network(ground: Ground, number: int, folder: Path, say: Progress) -> PyTree:
     """Load a parent, or the network of all classes after them; train it if need be."""
     name = _trained_names(ground)[number]
-    place = folder / name.replace(" ", "-")
-    if place.exists():
-        return load(place)
     every = tuple(sorted(c for task in ground.tasks for c in task))
     classes = (*ground.tasks, every)[number]
     init_key, train_key = jax.random.split(ground.network_keys[number])
-    experiment, state = ground.experiment, folder / f"training-{place.name}"
-    variables = train(
-        experiment.network,
-        models.init(experiment.network, init_key, ground.training.images.shape[1:]),
-        only(ground.training, classes),
-        ground.vectors,
-        classes,
-        key=train_key,
-        config=experiment.training,
-        folder=state,
-        every=-(-experiment.training.epochs // _STATES),
-        progress=prefixed(say, f"{name} "),
+    experiment, shape = ground.experiment, ground.training.images.shape[1:]
+    return trained_once(
+        folder / name.replace(" ", "-"),
+        lambda state: train(
+            experiment.network,
+            models.init(experiment.network, init_key, shape),
+            only(ground.training, classes),
+            ground.vectors,
+            classes,
+            key=train_key,
+            config=experiment.training,
+            folder=state,
+            every=states_every(experiment.training.epochs),
+            progress=prefixed(say, f"{name} "),
+        ),
     )
-    save_variables(place, variables)
-    shutil.rmtree(state)
-    return variables
 
 
 def _merges(

@@ -22,16 +22,7 @@ from jmudsc.keys import read_keys, read_yaml, Reader, refuse
 from jmudsc.match import METHODS
 from jmudsc.models import NETWORKS
 from jmudsc.references import REFERENCES
-from jmudsc.settings import (
-    alphas,
-    FINISHES,
-    images,
-    is_count,
-    network_from,
-    some_of,
-    text,
-    training,
-)
+from jmudsc.settings import COMMON, FINISHES, is_count, network_from, some_of, text
 from jmudsc.task_config import has_tasks, parse_task_experiment, TaskExperiment
 from jmudsc.training import TrainConfig
 
@@ -133,17 +124,10 @@ def _tasks(value: Any) -> int | tuple[tuple[int, ...], ...]:
 
 
 _READERS: dict[str, Reader] = {
-    "dataset": text,
+    **COMMON,
     "title": text,
     "network": network_from(NETWORKS),
-    "training": training,
     "tasks": _tasks,
-    "train_split": text,
-    "test_split": text,
-    "methods": some_of(METHODS),
-    "alphas": alphas,
     "references": some_of(REFERENCES),
     "finishes": some_of(_FINISHES),
-    "calibration": images,
-    "search": images,
 }

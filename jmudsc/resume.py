@@ -7,15 +7,43 @@ it is removed, so that a process killed at any moment leaves a whole one.
 import hashlib
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jmudsc.checkpoints import load, save_variables
 
 State = TypeVar("State")
+
+_STATES = 20  # how often, in a training, its state is kept
+
+
+def trained_once(place: Path, train: Callable[[Path], PyTree]) -> PyTree:
+    """Load what was trained before; if nothing was, train and save it.
+
+    Args:
+        place: the checkpoint.
+        train: trains, keeping its state in a folder.
+
+    Returns:
+        The variables.
+    """
+    if place.exists():
+        return load(place)
+    state = place.with_name(f"training-{place.name}")
+    variables = train(state)
+    save_variables(place, variables)
+    shutil.rmtree(state)
+    return variables
+
+
+def states_every(epochs: int) -> int:
+    """Return after how many epochs each the state of a training is worth keeping."""
+    return -(-epochs // _STATES)
 
 
 def keep_state(folder: Path, epoch: int, state: Any, what: str) -> None:

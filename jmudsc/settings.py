@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from jmudsc.keys import is_number, Reader
+from jmudsc.match import METHODS
 from jmudsc.paths import did_you_mean
 from jmudsc.training import TrainConfig
 
@@ -109,3 +110,17 @@ def images(value: Any) -> int | None:
     if value is not None and not is_count(value, 1):
         raise ValueError(f"is {value!r}, it must be a number of images")
     return value
+
+
+# Of the keys that every experiment has.
+COMMON: Mapping[str, Reader] = {
+    "dataset": text,
+    "training": training,
+    "train_split": text,
+    "test_split": text,
+    "methods": some_of(METHODS),
+    "alphas": alphas,
+    "finishes": some_of(FINISHES),
+    "calibration": images,
+    "search": images,
+}

@@ -17,16 +17,7 @@ import flax.linen as nn
 from jmudsc.keys import read_keys, Reader, refuse
 from jmudsc.match import METHODS
 from jmudsc.paths import did_you_mean
-from jmudsc.settings import (
-    alphas,
-    FINISHES,
-    images,
-    is_count,
-    network_from,
-    some_of,
-    text,
-    training,
-)
+from jmudsc.settings import COMMON, is_count, network_from
 from jmudsc.tasknets import ENCODERS
 from jmudsc.tasks import TASKS
 from jmudsc.training import TrainConfig
@@ -115,16 +106,8 @@ def _code(value: Any) -> int:
 
 
 _READERS: dict[str, Reader] = {
-    "dataset": text,
+    **COMMON,
     "network": network_from(ENCODERS),
-    "training": training,
     "tasks": _tasks,
     "code": _code,
-    "train_split": text,
-    "test_split": text,
-    "methods": some_of(METHODS),
-    "alphas": alphas,
-    "finishes": some_of(FINISHES),
-    "calibration": images,
-    "search": images,
 }

@@ -4,7 +4,6 @@ As in an experiment on classes everything that is finished is on disk, and a run
 was stopped goes on where it was.
 """
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import models
-from jmudsc.checkpoints import load, save_variables
 from jmudsc.datasets import some, Split
 from jmudsc.merge import merge
 from jmudsc.progress import prefixed, Progress
 from jmudsc.result import MergeResult
+from jmudsc.resume import states_every, trained_once
 from jmudsc.scaled import constant_loss, mean_loss, scaled_performance
 from jmudsc.task_config import TaskExperiment
 from jmudsc.task_report import (
@@ -39,7 +38,6 @@ from jmudsc.tasknets import HEAD, network_of
 from jmudsc.tasks import check_tasks, Examples, examples_of, TASKS
 from jmudsc.training import descend
 
-_STATES = 20  # how often, in a training, its state is kept
 _FINISHES: Mapping[str, dict[str, str]] = {
     "none": {},
     "refit": {"refit": "least-squares"},
@@ -186,26 +184,23 @@ def test_loss(place: Place, task: str, variables: PyTree) -> float:
 
 def network_at(place: Place, task: str, folder: Path, say: Progress) -> PyTree:
     """Load the network of a task; train it if need be."""
-    at = folder / task
-    if at.exists():
-        return load(at)
     init_key, train_key = jax.random.split(place.keys[task])
     model, config = place.networks[task], place.experiment.training
-    variables = descend(
-        model,
-        models.init(model, init_key, place.training.images.shape[1:]),
-        place.training,
-        TASKS[task].objective,
-        key=train_key,
-        config=config,
-        what=task,
-        folder=(state := folder / f"training-{task}"),
-        every=-(-config.epochs // _STATES),
-        progress=prefixed(say, f"{task} "),
+    return trained_once(
+        folder / task,
+        lambda state: descend(
+            model,
+            models.init(model, init_key, place.training.images.shape[1:]),
+            place.training,
+            TASKS[task].objective,
+            key=train_key,
+            config=config,
+            what=task,
+            folder=state,
+            every=states_every(config.epochs),
+            progress=prefixed(say, f"{task} "),
+        ),
     )
-    save_variables(at, variables)
-    shutil.rmtree(state)
-    return variables
 
 
 def _merges(
