@@ -156,8 +156,8 @@ def merge(
     first = None
     if batches is not None:
         first = first_batch(batches)
-        batches = Automatic(batches) if is_explicit(first) else batches
-        first = first_batch(batches)
+        if is_explicit(first):
+            batches, first = Automatic(batches), automatic(first)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
     check_key, match_key = jax.random.split(key)
     seconds: dict[str, float] = {}

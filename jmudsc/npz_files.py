@@ -38,7 +38,7 @@ def open_npz(file: Path) -> dict[str, LazyArray]:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: _typed(arrays[name]) for name in names}
-        except Exception as error:
+        except Exception as error:  # of zipfile and zlib, as above
             raise ValueError(_damaged(file, error)) from error
 
     found = {}

@@ -28,7 +28,7 @@ from jmudsc.derive import infer_spec
 from jmudsc.evaluate import evaluate
 from jmudsc.experiment_config import Experiment, read_experiment
 from jmudsc.ground import Ground, lay_ground
-from jmudsc.match import match
+from jmudsc.match import match, matcher
 from jmudsc.moments import collect
 from jmudsc.report import mean_and_deviation, table
 from jmudsc.spec import Label, PermutationSpec, Site
@@ -93,8 +93,8 @@ def joint_of(
     for method in METHODS:
         found[method] = {}
         for name, spec in {"heads whole": together, "apart": apart}.items():
-            matched_at = lambda alpha, spec=spec, method=method: match(
-                spec, parents, moments, method=method, alpha=alpha, key=ground.match_key
+            matched_at = matcher(
+                spec, parents, moments, method=method, key=ground.match_key
             )
             merged_of = lambda m, spec=spec: combine(spec, parents, m.assignment)
             alphas = experiment.alphas if method.startswith("mudsc-") else (0.5,)

@@ -59,6 +59,18 @@ def test_the_last_map_comes_nearer_to_the_outputs_of_the_parents(assign, seed):
     assert errors[0] < np.square(MLP.apply_fn(merged, x) - wanted).mean()
 
 
+def assert_is_fitted(found, merged, into, wanted, ridge):
+    """Hold the second layer against ridge regression, written as least squares."""
+    kernel = np.asarray(merged["b/kernel"], float)
+    n, d = into.shape
+    penalty = np.sqrt(n * ridge * into.var(axis=0).mean()) * np.eye(d)
+    left = np.block([[into, np.ones((n, 1))], [penalty, np.zeros((d, 1))]])
+    right = np.concatenate([wanted, penalty @ kernel])
+    expected = np.linalg.lstsq(left, right, rcond=None)[0]
+    np.testing.assert_allclose(found["b/kernel"], expected[:-1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found["b/bias"], expected[-1], rtol=1e-3, atol=1e-5)
+
+
 def test_a_layer_is_what_least_squares_give():
     spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
     rows, ridge, weights = shuffled(spec, 2), 0.1, (0.75, 0.25)
@@ -72,14 +84,7 @@ def test_a_layer_is_what_least_squares_give():
         w * preactivations(m, x)["b"][:, r.argsort()]
         for w, m, r in zip(weights, models, row, strict=True)
     )
-    kernel = np.asarray(merged["b/kernel"], float)
-    n, d = into.shape
-    penalty = np.sqrt(n * ridge * into.var(axis=0).mean()) * np.eye(d)
-    left = np.block([[into, np.ones((n, 1))], [penalty, np.zeros((d, 1))]])
-    right = np.concatenate([wanted, penalty @ kernel])
-    expected = np.linalg.lstsq(left, right, rcond=None)[0]
-    np.testing.assert_allclose(found["b/kernel"], expected[:-1], rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found["b/bias"], expected[-1], rtol=1e-3, atol=1e-5)
+    assert_is_fitted(found, merged, into, wanted, ridge)
 
 
 @pytest.mark.parametrize("name", ["attention", "grouped convolution", "experts"])
@@ -110,13 +115,7 @@ def test_a_batch_is_fitted_to_what_its_owner_makes_of_it():
         ]
     )
     into = np.maximum(preactivations(found, x)["a"], 0)
-    n, d = into.shape
-    penalty = np.sqrt(n * ridge * into.var(axis=0).mean()) * np.eye(d)
-    left = np.block([[into, np.ones((n, 1))], [penalty, np.zeros((d, 1))]])
-    right = np.concatenate([wanted, penalty @ np.asarray(merged["b/kernel"], float)])
-    expected = np.linalg.lstsq(left, right, rcond=None)[0]
-    np.testing.assert_allclose(found["b/kernel"], expected[:-1], rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found["b/bias"], expected[-1], rtol=1e-3, atol=1e-5)
+    assert_is_fitted(found, merged, into, wanted, ridge)
 
 
 def test_units_without_one_of_the_owner_follow_the_mean():
