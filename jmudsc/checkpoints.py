@@ -19,13 +19,15 @@ from jaxtyping import PyTree
 from jmudsc import provenance
 from jmudsc.atomic import building, discard, remains
 from jmudsc.formats import find_file, FLAT, format_of, open_file, write_file
-from jmudsc.host import abstract, to_host, to_jax_types
+from jmudsc.host import abstract, lazily_typed, savable, to_jax_types
+from jmudsc.journal import digest_of
 from jmudsc.layouts import find_item
-from jmudsc.lazy import Fetch, LazyArray, read_all
+from jmudsc.lazy import Fetch, LazyArray, parts_of, read_all
 from jmudsc.orbax_trees import open_tree, write_tree
-from jmudsc.paths import flatten, listed
+from jmudsc.paths import flatten, listed, unflatten
 from jmudsc.renaming import Rename, renamed, split
 from jmudsc.result import MergeResult
+from jmudsc.safetensors_files import INDEX
 from jmudsc.subtrees import (
     at,
     chosen_routes,
@@ -62,7 +64,8 @@ def load(
     rename: Rename | None = None,
     separator: str | None = None,
     sharding: PyTree[jax.sharding.Sharding] | None = None,
-) -> PyTree[jax.Array]:
+    lazy: bool = False,
+) -> PyTree[jax.Array | LazyArray]:
     """Load arrays from a checkpoint without knowing its tree.
 
     Read are orbax checkpoints, safetensors files (also several with an index), Flax's
@@ -88,6 +91,8 @@ def load(
             flat, and for none elsewhere.
         sharding: where to put the leaves: one sharding for all, or a tree of them
             that is a prefix of the result. The default device, if None.
+        lazy: leave the arrays on disk, for `merge` to read each when it is needed;
+            nothing is put on a device. What only arrays tell is then found later.
 
     Returns:
         The arrays, in nested dicts and lists.
@@ -98,6 +103,8 @@ def load(
             subtree or what is to be renamed, or was changed after jmudsc wrote it.
     """
     stored = open_variables(path, subtree, rename=rename, separator=separator)
+    if lazy:
+        return lazily_typed(stored.where, stored.variables)
     host = to_jax_types(stored.where, read_all(stored.variables))
     return jax.device_put(host, sharding)
 
@@ -190,6 +197,27 @@ def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {**merge, "assignment": assignment}
 
 
+def fingerprint(path: str | os.PathLike[str]) -> str | None:
+    """Return what changes when a checkpoint is written anew, without reading it.
+
+    Args:
+        path: as for `load`.
+
+    Returns:
+        A digest of the names, sizes and times of its files; None for a URL.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+    """
+    if "://" in os.fspath(path):
+        return None
+    place = Path(find_file(path) or find_item(path))
+    inside = place.parent if place.name.endswith(INDEX) else place
+    files = [place] if inside.is_file() else sorted(inside.rglob("*"))
+    seen = [(str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
+    return digest_of([repr(seen).encode()])
+
+
 def save(
     path: str | os.PathLike[str],
     result: MergeResult,
@@ -209,6 +237,9 @@ def save(
     If the process dies at any moment, `path` is either absent or complete. What was
     written is read back and compared before it is put into place.
 
+    Variables that are on disk, as `merge` gives them for models that are, are read and
+    merged leaf by leaf while they are written; only a msgpack file is written at once.
+
     Args:
         path: a directory or file to make, on a local file system; missing parents are
             made.
@@ -227,28 +258,24 @@ def save(
     """
     target = check_free(path, overwrite)
     kind = format_of(target)
-    variables = to_host(result.variables, kind or "orbax")
+    variables = savable(result.variables, kind or "orbax")
+    content = provenance.record(result, extra or {})
+    kept = result.assignment, notes or {}
     if kind:
         leaves = _by_route(variables)
-        digests = provenance.tree_digests(_named(leaves))
-        content = provenance.record(result, digests, extra or {})
-        content["keys"] = dict(zip(digests, leaves, strict=True))
+        content["keys"] = _named({keys: keys for keys in leaves})
         beside = Path(_records(target))
-        with building(beside, overwrite=True) as folder:
-            provenance.write(
-                epath.Path(folder), content, result.assignment, notes or {}
-            )
-            with building(target, overwrite) as temporary:
-                _write_file(target, temporary, kind, leaves)
-                discard(beside)  # it is of what is about to be replaced
+        with (
+            building(beside, overwrite=True) as folder,
+            building(target, overwrite) as temporary,
+        ):
+            content["digests"] = _write_file(target, temporary, kind, leaves)
+            provenance.write(epath.Path(folder), content, *kept)
+            discard(beside)  # it is of what is about to be replaced
         return target
-    digests = provenance.tree_digests(variables)
-    content = provenance.record(result, digests, extra or {})
     with building(target, overwrite) as temporary:
-        write_tree(target, temporary, variables)
-        folder = _records(epath.Path(temporary))
-        provenance.write(folder, content, result.assignment, notes or {})
-        _check_read_back(temporary, digests)
+        content["digests"] = _write_tree(target, temporary, variables)
+        provenance.write(_records(epath.Path(temporary)), content, *kept)
     return target
 
 
@@ -258,7 +285,7 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
     Args:
         path: a directory, or a file with an ending as for `save`, to make on a local
             file system; missing parents are made.
-        variables: the arrays.
+        variables: the arrays; lazy ones are read one by one.
 
     Returns:
         The absolute path of the checkpoint.
@@ -269,13 +296,12 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
     """
     target = check_free(path)
     kind = format_of(target)
-    host = to_host(variables, kind or "orbax")
+    arrays = savable(variables, kind or "orbax")
     with building(target) as temporary:
         if kind:
-            _write_file(target, temporary, kind, _by_route(host))
+            _write_file(target, temporary, kind, _by_route(arrays))
         else:
-            write_tree(target, temporary, host)
-            _check_read_back(temporary, provenance.tree_digests(host))
+            _write_tree(target, temporary, arrays)
     return target
 
 
@@ -396,41 +422,73 @@ def _check_unchanged(
 # Writing
 
 
-def _by_route(variables: PyTree) -> dict[Route, np.ndarray]:
+def _by_route(variables: PyTree[LazyArray]) -> dict[Route, LazyArray]:
     """Return leaves by their keys; an NNX variable is its value."""
     last = -1 if provenance.is_nnx_state(variables) else None
     leaves = flatten(variables)
     return {keys[:last]: leaves[path] for path, keys in routes_of(variables).items()}
 
 
-def _named(leaves: Mapping[Route, np.ndarray]) -> dict[str, np.ndarray]:
+def _named(leaves: Mapping[Route, Any]) -> dict[str, Any]:
     return {"/".join(map(str, keys)): leaf for keys, leaf in leaves.items()}
 
 
 def _write_file(
-    target: Path, temporary: Path, kind: str, leaves: Mapping[Route, np.ndarray]
-) -> None:
+    target: Path, temporary: Path, kind: str, leaves: Mapping[Route, LazyArray]
+) -> dict[str, str]:
+    """Write a file, compare what is read back, and return the digests of its leaves."""
+    named, digests = _digested(_named(leaves))
     try:
-        write_file(temporary, kind, leaves)
+        write_file(temporary, kind, dict(zip(leaves, named.values(), strict=True)))
     except OSError as error:
         raise ValueError(
             f"{target}: could not be written ({error}), needed room and the right to "
             "write; nothing was left there."
         ) from error
     _, found = open_file(temporary)
-    expected = provenance.tree_digests(_named(leaves))
-    if wrong := provenance.changed(provenance.tree_digests(read_all(found)), expected):
+    if wrong := _changed(found, digests):
         raise ValueError(
             f"{target}: {len(wrong)} of {len(leaves)} leaves are read back changed, "
             f"needed all as they were; save with orbax:\n{listed(wrong)}"
         )
+    return digests
 
 
-def _check_read_back(temporary: Path, digests: Mapping[str, str]) -> None:
-    found = provenance.tree_digests(read_all(open_tree(find_item(temporary))))
-    if wrong := provenance.changed(found, digests):
+def _write_tree(
+    target: Path, temporary: Path, variables: PyTree[LazyArray]
+) -> dict[str, str]:
+    """Write an item, compare what is read back; return the digests of its leaves."""
+    leaves, digests = _digested(flatten(variables))
+    write_tree(target, temporary, unflatten(variables, leaves))
+    if wrong := _changed(open_tree(find_item(temporary)), digests):
         raise ValueError(
             f"variables: orbax gives back {len(wrong)} of {len(digests)} leaves "
             'changed, needed names that differ even where "/" and "." count as one; '
             f"rename:\n{listed(wrong)}"
         )
+    return digests
+
+
+def _digested(
+    leaves: Mapping[str, LazyArray],
+) -> tuple[dict[str, LazyArray], dict[str, str]]:
+    """Have the digest of every leaf put down when it is read to be written."""
+    digests: dict[str, str] = dict.fromkeys(leaves, "")
+
+    def digested(name: str, leaf: LazyArray) -> LazyArray:
+        def fetch(names: Sequence[str]) -> Mapping[str, Any]:
+            array = np.asarray(leaf.read())
+            digests[name] = provenance.leaf_digest(array)
+            return dict.fromkeys(names, array)
+
+        return replace(leaf, fetch=fetch)
+
+    return {name: digested(name, leaf) for name, leaf in leaves.items()}, digests
+
+
+def _changed(found: PyTree[LazyArray], digests: Mapping[str, str]) -> list[str]:
+    """Return the leaves that are not read back as they were written."""
+    seen: dict[str, str] = {}
+    for part in parts_of(flatten(found)):
+        seen |= {n: provenance.leaf_digest(x) for n, x in read_all(part).items()}
+    return provenance.changed(seen, digests)

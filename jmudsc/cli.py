@@ -37,18 +37,25 @@ def demo(
 
 
 def merge(
-    recipe: Annotated[Path, tyro.conf.Positional], overwrite: bool = False
+    recipe: Annotated[Path, tyro.conf.Positional],
+    overwrite: bool = False,
+    memory: float | None = None,
 ) -> None:
     """Merge checkpoints as a recipe says, and save the result as a checkpoint.
+
+    Started again, it goes on where it was stopped.
 
     Args:
         recipe: YAML file; `jmudsc demo` writes examples.
         overwrite: replace an earlier merge at the recipe's output.
+        memory: GiB that the models may take; more are left on disk and read leaf by
+            leaf. Half of what the machine has, if not given.
     """
     from jmudsc.cook import cook
 
+    room = None if memory is None else int(memory * 2**30)
     with _progress() as progress:
-        path, text = cook(recipe, overwrite=overwrite, progress=progress)
+        path, text = cook(recipe, overwrite=overwrite, memory=room, progress=progress)
     print(text)
     print(f"Wrote {path}")
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.axes import Axis
+from jmudsc.lazy import LazyArray, present
 from jmudsc.moves import anonymous, Move, move_leaf, moves_of, names_in_leaf, Parents
 from jmudsc.sharding import sharding_of
 from jmudsc.spec import PermutationSpec
@@ -41,7 +43,8 @@ def combine(
             equal shares.
 
     Returns:
-        Variables of the structure, shapes, dtypes and shardings of `models[0]`. Leaves
+        Variables of the structure, shapes, dtypes and shardings of `models[0]`; of lazy
+        arrays, where its leaves are, which are merged whenever they are read. Leaves
         that are not floating-point are taken from the first model where the models
         agree, rounded means where they are integers that differ, else the first
         model's.
@@ -58,11 +61,23 @@ def combine(
     moves = {
         name: moves_of(np.asarray(assignment[name]), shares) for name in spec.labels
     }
-    merged = {
-        path: combine_leaf(spec, path, [model[path] for model in leaves], moves, shares)
-        for path in leaves[0]
+
+    def merged(path: str) -> jax.Array:
+        values = [present(model[path]) for model in leaves]
+        return combine_leaf(spec, path, values, moves, shares)
+
+    def lazily(path: str, leaf: LazyArray) -> LazyArray:
+        return replace(
+            leaf,
+            name=path,
+            fetch=lambda names: {name: np.asarray(merged(name)) for name in names},
+        )
+
+    combined = {
+        path: lazily(path, leaf) if isinstance(leaf, LazyArray) else merged(path)
+        for path, leaf in leaves[0].items()
     }
-    return paths.unflatten(models[0], merged)
+    return paths.unflatten(models[0], combined)
 
 
 def combine_leaf(

@@ -1,29 +1,54 @@
 """Cook: do what a recipe says."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
 
 from jmudsc.chained import Chained
-from jmudsc.checkpoints import check_free, save
+from jmudsc.checkpoints import check_free, fingerprint, save
 from jmudsc.freeze import freeze
-from jmudsc.ingredients import load_model, outputs, resolved, spec_by
+from jmudsc.ingredients import (
+    load_model,
+    load_models,
+    outputs,
+    place,
+    resolved,
+    spec_by,
+)
+from jmudsc.journal import digest_of, Journal
+from jmudsc.lazy import is_lazy
+from jmudsc.match import uses_activations
 from jmudsc.merge import merge
 from jmudsc.progress import Progress
+from jmudsc.provenance import versions
 from jmudsc.recipe import dump_recipe, read_recipe, Recipe
 from jmudsc.report import report
+from jmudsc.room import room
 from jmudsc.spec import PermutationSpec
 
 
 def cook(
-    path: Path, *, overwrite: bool = False, progress: Progress | None = None
+    path: Path,
+    *,
+    overwrite: bool = False,
+    memory: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, str]:
     """Merge the checkpoints of a recipe and save the result.
+
+    Until all is saved, the steps of matching are kept in a hidden folder beside the
+    output; if the process dies, the next one for the same models takes them up.
+
+    Models that have no room in memory stay on disk and are read leaf by leaf. The spec
+    is then checked only where activations are collected, since it takes a whole model.
 
     Args:
         path: the recipe, a YAML file.
         overwrite: replace an earlier merge at the recipe's output.
+        memory: bytes that the models and the merged one may take together; half of what
+            the machine has, if None.
         progress: called with the stage, how much of it is done, and out of how much.
 
     Returns:
@@ -42,7 +67,8 @@ def cook(
     batches, owners = named["batches"], None
     if recipe.refit and isinstance(batches, Chained):
         owners = batches.owners()
-    models = [load_model(recipe, source, progress) for source in recipe.models]
+    models = load_models(recipe, room() if memory is None else memory, progress)
+    journal = _journal(recipe, places[0].parent if recipe.separate else places[0])
     written = None
     if recipe.spec is not None:
         written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
@@ -64,16 +90,30 @@ def cook(
         ridge=recipe.ridge,
         owners=owners,
         repair=recipe.repair,
+        check=uses_activations(recipe.method) or not is_lazy(models),
+        journal=journal,
         progress=progress,
     )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
     notes = {"report.md": text, "recipe.yaml": dump_recipe(recipe)}
     networks = result.networks or [result.variables]
-    for place, network in zip(places, networks, strict=True):
+    for where, network in zip(places, networks, strict=True):
         own = dataclasses.replace(result, variables=network)
-        save(place, own, notes=notes, overwrite=overwrite)
+        save(where, own, notes=notes, overwrite=overwrite)
+    if journal:
+        shutil.rmtree(journal.folder, ignore_errors=True)
     return places[0].parent if recipe.separate else places[0], text
+
+
+def _journal(recipe: Recipe, output: Path) -> Journal | None:
+    """Return the journal of merges of these models to an output."""
+    prints = [fingerprint(place(recipe, source.path)) for source in recipe.models]
+    if not all(prints):
+        return None
+    folder = output.with_name(f".{output.name}.jmudsc-journal")
+    decisive = recipe.models, prints, versions()
+    return Journal(folder, digest_of([repr(decisive).encode()]))
 
 
 def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:

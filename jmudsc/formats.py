@@ -101,17 +101,17 @@ def open_file(file: Path) -> tuple[str, PyTree[LazyArray]]:
     )
 
 
-def write_file(file: Path, kind: str, leaves: Mapping[Route, np.ndarray]) -> None:
-    """Write arrays to a file.
+def write_file(file: Path, kind: str, leaves: Mapping[Route, LazyArray]) -> None:
+    """Write arrays to a file, each read when it is its turn.
 
     Args:
         file: where.
-        kind: one of the values of `ENDINGS`.
-        leaves: keys in the tree -> host array, of types that the format has; in flat
+        kind: one of the values of `ENDINGS`; for msgpack all are read at once.
+        leaves: keys in the tree -> array, of types that the format has; in flat
             formats the names are the keys joined by `/`.
     """
     if kind == "msgpack":
-        text = [(tuple(map(str, keys)), leaf) for keys, leaf in leaves.items()]
+        text = [(tuple(map(str, keys)), leaf.read()) for keys, leaf in leaves.items()]
         msgpack_files.write_msgpack(file, nested(str(file), text))
         return
     named = {"/".join(map(str, keys)): leaf for keys, leaf in leaves.items()}

@@ -1,5 +1,7 @@
 """Arrays on their way between devices and files: what either side cannot hold."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,28 +10,29 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc.formats import can_hold
+from jmudsc.lazy import in_memory, LazyArray
 from jmudsc.paths import flatten, listed, unflatten
 
 # The types of `jax.numpy` that orbax 0.12 has no way to store.
 _NOT_STORED = ("uint2", "uint4", "float8_e4m3", "float6_e2m3fn", "float6_e3m2fn")
 
 
-def to_host(variables: PyTree, kind: str = "orbax") -> PyTree:
-    """Copy variables to the host, each leaf as an array.
+def savable(variables: PyTree, kind: str) -> PyTree[LazyArray]:
+    """Return variables as they are to be saved: to be copied to the host one by one.
 
     Args:
-        variables: the variables.
+        variables: arrays, lazy or not, or numbers.
         kind: the format they are to be saved in.
 
     Raises:
         ValueError: naming every leaf that could not be saved.
     """
     check_savable(variables, kind)
-    arrays = {
-        name: np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
-        for name, leaf in flatten(variables).items()
-    }
-    return unflatten(variables, arrays)
+
+    def array(leaf: Any) -> Any:
+        return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+
+    return in_memory(jax.tree.map(array, variables))
 
 
 def check_savable(variables: PyTree, kind: str) -> None:
@@ -102,6 +105,24 @@ def to_jax_types(where: str, tree: PyTree) -> PyTree[np.ndarray]:
     """
     leaves = {name: _to_jax_type(where, name, x) for name, x in flatten(tree).items()}
     return unflatten(tree, leaves)
+
+
+def lazily_typed(where: str, tree: PyTree[LazyArray]) -> PyTree[LazyArray]:
+    """Return leaves of a file such that each is read as `to_jax_types` gives it.
+
+    Raises:
+        ValueError: naming the leaves that are text.
+    """
+    shapes = flatten(abstract(where, tree))
+
+    def typed(path: str, leaf: LazyArray) -> LazyArray:
+        def fetch(names: Sequence[str]) -> Mapping[str, np.ndarray]:
+            return {name: _to_jax_type(where, path, leaf.read()) for name in names}
+
+        dtype = shapes[path].dtype
+        return leaf if dtype == leaf.dtype else replace(leaf, dtype=dtype, fetch=fetch)
+
+    return unflatten(tree, {name: typed(name, x) for name, x in flatten(tree).items()})
 
 
 def _to_jax_type(where: str, name: str, leaf: Any) -> np.ndarray:

@@ -17,20 +17,41 @@ from jmudsc.landscape import Loss
 from jmudsc.paths import listed
 from jmudsc.progress import Progress
 from jmudsc.recipe import Recipe, Reference, resolve, Source
+from jmudsc.room import fits
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn
 
 
-def load_model(recipe: Recipe, source: Source, progress: Progress | None) -> PyTree:
-    """Load the variables of one model of a recipe."""
-    if progress:
+def load_model(
+    recipe: Recipe, source: Source, progress: Progress | None, *, lazy: bool = False
+) -> PyTree:
+    """Load the variables of one model of a recipe, or leave them on disk."""
+    if progress and not lazy:
         progress(f"loading {source.path}", 0, None)
     return load(
         place(recipe, source.path),
         source.subtree,
         rename=dict(source.rename),
         separator=source.separator,
+        lazy=lazy,
     )
+
+
+def load_models(recipe: Recipe, memory: int, progress: Progress | None) -> list[PyTree]:
+    """Load the variables of all models of a recipe, if there is room for them.
+
+    Args:
+        recipe: the recipe.
+        memory: bytes that the models and the merged one may take together.
+        progress: called with the stage.
+
+    Returns:
+        One tree for each model; of lazy arrays if all would take more.
+    """
+    lazy = [load_model(recipe, x, progress, lazy=True) for x in recipe.models]
+    if not fits(lazy, memory):
+        return lazy
+    return [load_model(recipe, source, progress) for source in recipe.models]
 
 
 def place(recipe: Recipe, path: str) -> str:

@@ -1,18 +1,26 @@
-"""Lazy arrays: leaves that are still on disk, of known shape and dtype."""
+"""Lazy arrays: leaves of known shape and dtype that are read when they are needed.
+
+They are on disk, or computed from others that are.
+"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc.paths import flatten, unflatten
 
+Key = TypeVar("Key")
 # Reads the arrays of some names at once.
 Fetch = Callable[[Sequence[str]], Mapping[str, Any]]
+
+# Arrays that take no more bytes together are read at once: each takes time to find.
+_PART = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,33 +40,98 @@ class LazyArray:
     fetch: Fetch
 
     @property
+    def ndim(self) -> int:
+        """How many axes the array has."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many elements the array has."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """How many bytes the array takes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.size * self.dtype.itemsize
 
     def read(self) -> Any:
         """Read the array to the host."""
         return self.fetch([self.name])[self.name]
 
 
-def read_all(tree: PyTree[LazyArray]) -> PyTree:
-    """Read all arrays of a tree to the host, those that are stored together at once."""
+Leaf = ArrayLike | LazyArray
+
+
+def present(leaf: Any) -> Any:
+    """Return a leaf itself, read to the host if it is lazy."""
+    return leaf.read() if isinstance(leaf, LazyArray) else leaf
+
+
+def is_lazy(tree: PyTree) -> bool:
+    """Whether any leaf of a tree is lazy."""
+    return any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(tree))
+
+
+def read_all(tree: PyTree) -> PyTree:
+    """Read all lazy arrays of a tree to the host, those stored together at once."""
+    lazy = [x for x in jax.tree.leaves(tree) if isinstance(x, LazyArray)]
     names: dict[Fetch, list[str]] = {}
-    for leaf in jax.tree.leaves(tree):
+    for leaf in lazy:
         names.setdefault(leaf.fetch, []).append(leaf.name)
     found = {fetch: fetch(wanted) for fetch, wanted in names.items()}
-    return jax.tree.map(lambda leaf: found[leaf.fetch][leaf.name], tree)
+
+    def read(leaf: Any) -> Any:
+        if isinstance(leaf, LazyArray):
+            return found[leaf.fetch][leaf.name]
+        return leaf
+
+    return jax.tree.map(read, tree)
+
+
+def to_device(tree: PyTree) -> PyTree:
+    """Read a tree to the default device if it is lazy; else return it as it is."""
+    return jax.device_put(read_all(tree)) if is_lazy(tree) else tree
+
+
+def parts_of(leaves: Mapping[Key, LazyArray]) -> Iterator[dict[Key, LazyArray]]:
+    """Yield lazy arrays in parts that are small enough to be read at once.
+
+    Args:
+        leaves: name -> array.
+
+    Yields:
+        Some of them: one, or several that take little memory together.
+    """
+    part: dict[Key, LazyArray] = {}
+    for name, leaf in leaves.items():
+        if part and sum(x.nbytes for x in part.values()) + leaf.nbytes > _PART:
+            yield part
+            part = {}
+        part[name] = leaf
+    if part:
+        yield part
 
 
 def in_memory(tree: PyTree) -> PyTree[LazyArray]:
-    """Return what was read already as if it were still on disk."""
+    """Return arrays that are there as lazy ones; those that are lazy stay as they are.
+
+    Args:
+        tree: arrays of any kind, or numbers.
+    """
     leaves = flatten(tree)
 
+    def is_array(leaf: Any) -> bool:
+        return hasattr(leaf, "dtype")
+
     def fetch(names: Sequence[str]) -> Mapping[str, Any]:
-        return {name: leaves[name] for name in names}
+        wanted = {name: leaves[name] for name in names}
+        return {n: np.asarray(x) if is_array(x) else x for n, x in wanted.items()}
 
     lazy = {}
     for name, leaf in leaves.items():
-        array = np.asarray(leaf)
-        lazy[name] = LazyArray(name, array.shape, array.dtype, fetch)
+        if isinstance(leaf, LazyArray):
+            lazy[name] = leaf
+            continue
+        kind = leaf if is_array(leaf) else np.asarray(leaf)
+        lazy[name] = LazyArray(name, tuple(kind.shape), np.dtype(kind.dtype), fetch)
     return unflatten(tree, lazy)

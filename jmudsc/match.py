@@ -1,16 +1,17 @@
 """Match: decide which units of the models become one, by one of seven methods."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.groups import families, match_family
+from jmudsc.journal import digest_of, Journal
+from jmudsc.lazy import Leaf
 from jmudsc.memory import BUDGET, Memory
 from jmudsc.moments import Moments
 from jmudsc.permute import identity
@@ -30,6 +31,10 @@ METHODS = (
     "mudsc-align",
     "mudsc-zip",
 )
+
+
+# What a step is kept as in a journal: the objective of each label, and assignments.
+_REACHED, _TO = "reached", "to/"
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def match(
     patience: int = 5,
     max_sweeps: int = 100,
     budget: int = BUDGET,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Match:
     """Match the units of models by weights, by activations, or by both.
@@ -106,7 +112,7 @@ def match(
 
     Args:
         spec: the permutation spec.
-        models: the variables of each model, two or more.
+        models: the variables of each model, two or more, lazy or not.
         moments: activation moments from `collect`; None for `weight-*` and `average`.
         method: one of `METHODS`; `align` is one-to-one, `zip` also merges units of one
             model.
@@ -120,6 +126,8 @@ def match(
         max_sweeps: sweeps after which to stop in any case.
         budget: bytes that may be spent on remembering what weights say of units (see
             `Memory`); they save time and make no other difference.
+        journal: where every step is kept, to be taken up again after a crash; its
+            identity must say what models these are.
         progress: called with the objective after every sweep.
 
     Returns:
@@ -142,6 +150,7 @@ def match(
         patience=patience,
         max_sweeps=max_sweeps,
         budget=budget,
+        journal=journal,
         progress=progress,
     )
     return at(alpha)
@@ -160,6 +169,7 @@ def matcher(
     patience: int = 5,
     max_sweeps: int = 100,
     budget: int = BUDGET,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Callable[[float], Match]:
     """Prepare to match the same models by several balances.
@@ -180,6 +190,7 @@ def matcher(
         patience: likewise.
         max_sweeps: likewise.
         budget: likewise.
+        journal: likewise.
         progress: likewise.
 
     Returns:
@@ -217,12 +228,13 @@ def matcher(
         a=a,
         b=b,
         reference=reference,
+        journal=journal and journal.of(_digest(spec)),
     )
     if uses_activations(method):
         # Labels without activations last: their weights meet the others' order.
         known = search.activation.keys()
         for family in sorted(families(spec), key=known.isdisjoint):
-            start |= search.matched(family, start)[0]
+            start |= search.step(family, start)[0]
     if method.startswith("activation-"):
         return lambda alpha: Match(start)
 
@@ -252,12 +264,19 @@ def _check_moments(
         )
 
 
+def _digest(spec: PermutationSpec) -> str:
+    """Return a digest of all of a spec that matching depends on."""
+    parts = dict(spec.axes), dict(spec.labels), spec.consumed, spec.statistics
+    ordered = [sorted(x) if isinstance(x, frozenset) else x for x in parts]
+    return digest_of([repr(ordered).encode()])
+
+
 @dataclass(frozen=True)
 class _Search:
     """Everything that stays the same during coordinate descent."""
 
     spec: PermutationSpec
-    leaves: Sequence[Mapping[str, ArrayLike]]
+    leaves: Sequence[Mapping[str, Leaf]]
     activation: Mapping[str, np.ndarray]
     alpha: float
     memory: Memory
@@ -265,11 +284,34 @@ class _Search:
     a: float
     b: float
     reference: str
+    journal: Journal | None
+
+    def step(
+        self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], list[float]]:
+        """Match one family; return its new assignment and the objective per label."""
+
+        def state() -> Iterator[bytes]:
+            options = self.alpha, self.zipped, self.a, self.b, self.reference, family
+            yield repr(options).encode()
+            yield from (assignment[n].tobytes() for n in _needed(self.spec, family))
+            yield from (
+                self.activation[n].tobytes() for n in family if n in self.activation
+            )
+
+        def compute() -> dict[str, np.ndarray]:
+            found, reached = self.matched(family, assignment)
+            moved = {f"{_TO}{name}": row for name, row in found.items()}
+            return {_REACHED: np.array(reached), **moved}
+
+        kept = self.journal.recall(state, compute) if self.journal else compute()
+        reached = kept.pop(_REACHED).tolist()
+        return {name.removeprefix(_TO): row for name, row in kept.items()}, reached
 
     def matched(
         self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Match one family; return its new assignment and the similarities used."""
+    ) -> tuple[dict[str, np.ndarray], list[float]]:
+        """Compute what `step` returns."""
         similarity = self.similarity(family, assignment)
         found = match_family(
             self.spec,
@@ -281,13 +323,6 @@ class _Search:
             b=self.b,
             reference=self.reference,
         )
-        return found, similarity
-
-    def step(
-        self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], list[float]]:
-        """Match one family; return its new assignment and the objective per label."""
-        found, similarity = self.matched(family, assignment)
         now = {**assignment, **found}
         return found, [
             mean_similarity(self.spec, name, matrix, now)

@@ -18,6 +18,8 @@ from jmudsc.derive import infer_spec
 from jmudsc.finish import check_finish, Finish, finished
 from jmudsc.freeze import freeze
 from jmudsc.heads import finished_apart
+from jmudsc.journal import Journal
+from jmudsc.lazy import to_device
 from jmudsc.match import check_method, Match, matcher, uses_activations
 from jmudsc.moments import collect
 from jmudsc.progress import counted, Progress, silent
@@ -61,6 +63,7 @@ def merge(
     score: Callable[[Any], float] | None = None,
     alphas: Sequence[float] = ALPHAS,
     check: bool = True,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Merge networks trained apart into one that does all their tasks.
@@ -68,10 +71,17 @@ def merge(
     Derives the permutation spec and checks it on the first model, gathers activation
     statistics, matches the units, averages them, and resets running statistics.
 
+    Models that are on disk are read leaf by leaf, one whole model at a time where
+    activations are collected, and the merged variables are lazy as well: `save` merges
+    them while it writes. The result is the same, bit for bit. `check` reads the first
+    model whole, `update_fn` the merged one; `refit`, `repair`, `separate` and a balance
+    that is searched for need all models at once, and read them first.
+
     Args:
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
             mode; with `separate` also one per model, where their heads differ.
-        models: the variables of each model, two or more of one architecture.
+        models: the variables of each model, two or more of one architecture; from
+            `load(..., lazy=True)` they stay on disk (see below).
         batches: calibration batches of what `apply_fn` takes, from all tasks; any
             re-iterable (a list, say). None for `average` and `weight-*` with a `spec`.
         method: `average`, `weight-align`, `activation-align`, `weight-zip`,
@@ -107,6 +117,8 @@ def merge(
             `separate` it is given the variables of all networks.
         alphas: the balances that `search` and `auto` try.
         check: whether to check the spec on the first model, with `separate` on all.
+        journal: where the steps of matching are kept, to be taken up again after a
+            crash; its identity must say what models these are.
         progress: called with the stage, how much of it is done, and out of how much
             (None where that is not known).
 
@@ -137,6 +149,8 @@ def merge(
     separate = [separate] if isinstance(separate, str) else list(separate)
     apply_fns = _per_model("apply_fn", apply_fn, len(models), separate)
     update_fns = _per_model("update_fn", update_fn, len(models), separate)
+    if refit or repair or separate or isinstance(alpha, str):
+        models = [to_device(model) for model in models]
     given, models = models, [automatic(model) for model in models]
     trunks = trunks_of("merge", models, separate) if separate else models
     check_same("merge", trunks)
@@ -175,7 +189,7 @@ def merge(
         say("checking the spec", 0, 1)
         with timed(seconds, "checking"):
             for own, apply, model in zip(specs, apply_fns, models, strict=False):
-                check_spec(own, apply, model, first, key=check_key)
+                check_spec(own, apply, to_device(model), first, key=check_key)
     moments = None
     if batches is not None and uses_activations(method):
         seen = counted(batches, "collecting activations", say)
@@ -194,6 +208,7 @@ def merge(
             method=method,
             reference=reference,
             key=match_key,
+            journal=journal,
             progress=say,
         )
 
@@ -204,6 +219,7 @@ def merge(
         say("combining", 0, 1)
         with timed(seconds, "combining"):
             merged = combine(parts.spec, trunks, found.assignment, shares)
+            merged = merged if update_fn is None else to_device(merged)
             jax.block_until_ready(merged)
         after = found.assignment, merged, batches, shares, say
         with timed(seconds, "finishing"):
@@ -240,6 +256,7 @@ def merge(
             len(parts.spec.statistics),
         )
     recipe = {"method": method, "alpha": best.alpha, "weights": list(shares)}
+    recipe |= {} if check else {"checked": False}
     if isinstance(alpha, str):
         recipe |= {"balance": alpha, "scores": {f"{x:g}": y for x, y in best.scores}}
     recipe |= {"frozen": frozen} if frozen else {}

@@ -1,8 +1,8 @@
 """Moments: exact streamed means and co-moments of the units of every label."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from jmudsc import paths
 from jmudsc.axes import Units
 from jmudsc.blocks import Block, blocks, places_of, units_last
+from jmudsc.lazy import is_lazy, to_device
 from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec import PermutationSpec
 from jmudsc.taps import find_taps, read_tap, Tap
@@ -23,6 +24,10 @@ Stacked = Mapping[str, Float[Array, "samples units"]]
 # Per label the mean of each unit, and how far every sample is from it.
 Centred = Mapping[str, tuple[Float[Array, " units"], Float[Array, "samples units"]]]
 Parts = tuple[Float[Array, " stacked"], Float[Array, "stacked stacked"]]
+
+
+# Bytes of units that may be kept while the models are read from disk in turn.
+HELD = 2**30
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,15 @@ def collect(
 
     Every batch goes once through every model; batches may differ in size. Activations
     are read at the taps of each label (see `find_taps`) and accumulated in float32.
-    Where there are several processes each may read batches of its own: what they found
+    Models on disk are read one at a time: all units of one, over as many batches as fit
+    into `HELD` bytes with those of the others, are kept while the next one is. Where
+    there are several processes each may read batches of its own: what they found
     is put together at the end. Arrays that are spread over devices stay where they are.
 
     Args:
         spec: the permutation spec.
         apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
-        models: the variables of each model.
+        models: the variables of each model, lazy or not.
         batches: what `apply_fn` takes, one by one; read once.
 
     Returns:
@@ -72,23 +79,65 @@ def collect(
     """
     for model in models:
         check_covers("collect", spec, paths.flatten(model))
-    readers: dict[Any, Callable[[list, list], Centred]] = {}
+    read = _Reading(spec, apply_fn, models[0])
     total: dict[str, Moments] = {}
-    for number, batch in enumerate(batches):
-        kind = batch_kind(batch)
-        if kind not in readers:
-            readers[kind] = _reader(spec, apply_fn, models[0], batch)
-        data = jax.tree.leaves(batch)
-        units = [readers[kind](jax.tree.leaves(model), data) for model in models]
-        seen = moments_of_centred(units)
-        _check_finite(seen, number, len(models))
-        total = merge_moments(total, seen) if total else seen
-    if not readers:
+    number = 0
+    one_by_one = ([batch] for batch in batches)
+    lazy = is_lazy(models)
+    for group in _groups(read, batches, len(models)) if lazy else one_by_one:
+        every = [_units_of(read, model, group) for model in models]
+        for units in zip(*every, strict=True):
+            seen = moments_of_centred(units)
+            _check_finite(seen, number, len(models))
+            total = merge_moments(total, seen) if total else seen
+            number += 1
+    if not number:
         raise ValueError(
             "collect: there are no batches, at least one is needed; pass a list of "
             "batches (an iterator may already have been consumed)."
         )
     return _of_all_processes(total)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Reads the units of every label; compiled once for every form of batch."""
+
+    spec: PermutationSpec
+    apply_fn: ApplyFn
+    model: PyTree
+    compiled: dict[Any, Callable[[list, list], Centred]] = field(default_factory=dict)
+
+    def reader(self, batch: PyTree) -> Callable[[list, list], Centred]:
+        kind = batch_kind(batch)
+        if kind not in self.compiled:
+            made = _reader(self.spec, self.apply_fn, self.model, batch)
+            self.compiled[kind] = made
+        return self.compiled[kind]
+
+
+def _units_of(read: _Reading, model: PyTree, batches: Sequence[PyTree]) -> list:
+    leaves = jax.tree.leaves(to_device(model))
+    return [read.reader(batch)(leaves, jax.tree.leaves(batch)) for batch in batches]
+
+
+def _groups(
+    read: _Reading, batches: Iterable[PyTree], models: int
+) -> Iterator[list[PyTree]]:
+    """Yield as many batches at once as may go through one model after the other."""
+    group: list[PyTree] = []
+    held = 0
+    for batch in batches:
+        leaves, data = jax.tree.leaves(read.model), jax.tree.leaves(batch)
+        units = jax.eval_shape(read.reader(batch), leaves, data)
+        size = models * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(units))
+        if group and held + size > HELD:
+            yield group
+            group, held = [], 0
+        group.append(batch)
+        held += size
+    if group:
+        yield group
 
 
 def _of_all_processes(total: dict[str, Moments]) -> dict[str, Moments]:

@@ -49,17 +49,17 @@ def open_npz(file: Path) -> dict[str, LazyArray]:
     return found
 
 
-def write_npz(file: Path, leaves: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to an archive.
+def write_npz(file: Path, leaves: Mapping[str, LazyArray]) -> None:
+    """Write arrays to an archive, one after the other.
 
     Args:
         file: where.
-        leaves: name -> host array, of a type that `can_hold` accepts.
+        leaves: name -> array, of a type that `can_hold` accepts.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, leaf in leaves.items():
             with archive.open(f"{name}{_ENDING}", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, leaf, allow_pickle=False)
+                np.lib.format.write_array(member, leaf.read(), allow_pickle=False)
 
 
 def can_hold(dtype: np.dtype) -> bool:

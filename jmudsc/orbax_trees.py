@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 
-from jmudsc.lazy import in_memory, LazyArray
+from jmudsc.lazy import in_memory, LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, unflatten
 from jmudsc.subtrees import prune, Route, route
 
@@ -55,30 +55,62 @@ def open_tree(item: epath.Path) -> PyTree[LazyArray]:
     return unflatten(structure, lazy)
 
 
-def write_tree(target: Path, temporary: Path, variables: PyTree) -> None:
-    """Write variables as one item.
+def write_tree(target: Path, temporary: Path, variables: PyTree[LazyArray]) -> None:
+    """Write variables as one item, each read when it is its turn.
 
     Args:
         target: where they are meant to be in the end, named in the error.
         temporary: the directory to make.
-        variables: host arrays.
+        variables: the arrays.
 
     Raises:
         ValueError: if orbax cannot write them.
     """
     import orbax.checkpoint as ocp
 
-    # Not ocp.StandardCheckpointer: if it cannot make the directory, its threads keep
-    # the process from ending for five minutes.
-    checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    failed: list[Exception] = []
+    types = _lazy_types(failed)
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
     try:
-        with checkpointer:
-            checkpointer.save(temporary, args=ocp.args.StandardSave(variables))
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(temporary, args=ocp.args.PyTreeSave(variables))
     except Exception as error:
+        if failed:
+            raise failed[0] from None
         raise ValueError(
             f"{target}: orbax could not write it ({_first_line(error)}), needed room "
             "and the right to write; nothing was left there."
         ) from error
+
+
+def _lazy_types(failed: list[Exception]) -> Any:
+    """Return how orbax is to write lazy arrays: as it writes numpy's, some at once.
+
+    Args:
+        failed: takes up what reading an array raises.
+    """
+    from orbax.checkpoint import type_handlers
+
+    class LazyHandler(type_handlers.NumpyHandler):
+        async def serialize(self, values, infos, args=None):
+            args = args or [type_handlers.SaveArgs()] * len(values)
+            lazy: Any = dict(enumerate(values))
+            for part in parts_of(lazy):
+                try:
+                    arrays = read_all(list(part.values()))
+                except Exception as error:
+                    failed.append(error)
+                    raise
+                where, how = [infos[n] for n in part], [args[n] for n in part]
+                for future in await super().serialize(arrays, where, how):
+                    future.result()
+            return []
+
+    return type_handlers.create_type_handler_registry(
+        # Without one for jax.Array orbax warns that it keeps no shardings of them.
+        (jax.Array, type_handlers.ArrayHandler()),
+        (LazyArray, LazyHandler(deepcopy_host_arrays=False)),
+    )
 
 
 def _read(item: epath.Path, structure: PyTree, routes: list[Route]) -> PyTree:

@@ -46,19 +46,16 @@ def tree_digests(tree: PyTree) -> dict[str, str]:
     return {path: leaf_digest(leaf) for path, leaf in flatten(tree).items()}
 
 
-def record(
-    result: MergeResult, digests: Mapping[str, str], extra: Mapping[str, Any]
-) -> dict[str, Any]:
+def record(result: MergeResult, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a merge in plain JSON values.
 
     Args:
         result: the merge.
-        digests: of its leaves, by the names they will be written under.
         extra: plain JSON values of the caller's own.
 
     Returns:
         What `write` stores and `read` gives back, but for the assignment, of which it
-        holds the digests only.
+        holds the digests only, and `digests` of the leaves, which are empty.
 
     Raises:
         ValueError: if a value is not plain JSON or an assignment not int32.
@@ -71,9 +68,9 @@ def record(
         "recipe": dict(result.recipe),
         "extra": dict(extra),
         "history": [float(objective) for objective in result.history],
-        "versions": _versions(),
+        "versions": versions(),
         "nnx": is_nnx_state(result.variables),
-        "digests": dict(digests),
+        "digests": {},
         "assignment": {k: leaf_digest(v) for k, v in result.assignment.items()},
     }
 
@@ -186,14 +183,15 @@ def _check_assignment(assignment: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Return the version of each library that has a part in a merge."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # run from a source folder
-            versions[package] = "unknown"
-    return versions
+            found[package] = "unknown"
+    return found
 
 
 def is_nnx_state(variables: PyTree) -> bool:

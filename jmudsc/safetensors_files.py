@@ -22,6 +22,7 @@ _TYPES = {
     **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
     **{f"U{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
 }
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def open_safetensors(file: Path) -> dict[str, LazyArray]:
@@ -102,22 +103,38 @@ def open_index(index: Path) -> dict[str, LazyArray]:
     return {name: found[shard][name] for name, shard in files.items()}
 
 
-def write_safetensors(file: Path, leaves: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to a file.
+def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
+    """Write arrays to a file, one after the other.
+
+    The library wants all of them in memory. A file is the length of a header, in eight
+    bytes, the header, and the bytes of the arrays, the widest types first.
 
     Args:
         file: where.
-        leaves: name -> host array, of a type that safetensors has.
+        leaves: name -> array, of a type that safetensors has.
     """
-    from safetensors.numpy import save_file
-
-    # It takes the bytes as they lie, whatever the strides say.
-    save_file({name: np.array(x, order="C") for name, x in leaves.items()}, file)
+    order = sorted(leaves, key=lambda name: (-leaves[name].dtype.itemsize, name))
+    header, end = {}, 0
+    for name in order:
+        leaf, start = leaves[name], end
+        end += leaf.nbytes
+        header[name] = {
+            "dtype": _NAMES[leaf.dtype],
+            "shape": leaf.shape,
+            "data_offsets": (start, end),
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = np.ascontiguousarray(leaves[name].read())
+            opened.write(array.reshape(-1).view(np.uint8).data)
 
 
 def can_hold(dtype: np.dtype) -> bool:
     """Whether safetensors has a type."""
-    return dtype in _TYPES.values()
+    return dtype in _NAMES
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jmudsc.lazy import Leaf
 from jmudsc.memory import Memory
 from jmudsc.moments import merge_moments, Moments, moments_of_centred
 from jmudsc.sharding import to_host
@@ -64,7 +65,7 @@ def activation_similarity(moments: Moments) -> Float[np.ndarray, "stacked stacke
 
 def weight_similarity(
     spec: PermutationSpec,
-    models: Sequence[Mapping[str, ArrayLike]],
+    models: Sequence[Mapping[str, Leaf]],
     assignment: Mapping[str, np.ndarray],
     label: str,
     *,

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence, Set
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jmudsc.axes import Axis, labels_by_axis
 from jmudsc.blocks import Block, blocks, placed, places_of, units_last
+from jmudsc.lazy import Leaf, present
 from jmudsc.moments import centred, real_samples
 from jmudsc.moves import anonymous, Move, move_units, moves_of, names_in_leaf, Parents
 from jmudsc.spec import PermutationSpec, Site
@@ -60,7 +60,7 @@ def _moved_with(spec: PermutationSpec, label: str, site: Site) -> Set[str] | Non
 
 def unit_slices(
     spec: PermutationSpec,
-    models: Sequence[Mapping[str, ArrayLike]],
+    models: Sequence[Mapping[str, Leaf]],
     assignment: Mapping[str, np.ndarray],
     label: str,
     site: Site,
@@ -69,7 +69,7 @@ def unit_slices(
 
     Args:
         spec: the permutation spec.
-        models: per model, leaf path -> array.
+        models: per model, leaf path -> array, lazy or not.
         assignment: label -> `int32[models, *parent units, units]`.
         label: the label; it can be read there, as `others_on` says.
         site: where.
@@ -99,7 +99,7 @@ def unit_slices(
     )
     return [
         read(
-            model[site.path],
+            present(model[site.path]),
             [
                 _by_order(spec, moves[name][i], assignment, name, still, i)
                 if name in moves

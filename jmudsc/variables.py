@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.lazy import present
 from jmudsc.spec import PermutationSpec
 
 
@@ -86,7 +87,7 @@ def check_finite(where: str, models: Sequence[PyTree]) -> None:
     problems = []
     for number, model in enumerate(models):
         for path, leaf in paths.flatten(model).items():
-            if _is_inexact(leaf) and (bad := int(_non_finite(leaf))):
+            if _is_inexact(leaf) and (bad := int(_non_finite(present(leaf)))):
                 problems.append(
                     f"model {number}: {path} has {bad} of {np.size(leaf)} values that "
                     "are NaN or infinite"
