@@ -9,6 +9,7 @@ one-to-one first, then what is nested in them is zipped set by set, each with it
 width and budget.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -54,8 +55,9 @@ def match_family(
         spec: the permutation spec.
         family: from `families`; a fixed label in it stays in place.
         similarity: label -> (models*units, models*units), the units of a nested label
-            running over its parents' units first; a label without evidence of its own
-            may be missing if it is fixed or labels are nested in it.
+            running over its parents' units first, where those of parents that stay in
+            place are axes that lead; a label without evidence of its own may be missing
+            if it is fixed or labels are nested in it.
         assignment: the current one; gives the number of models and, for a family
             nested in other labels, where their units go.
         zipped: whether to zip the innermost units or align them.
@@ -69,8 +71,9 @@ def match_family(
     models = len(assignment[family[0]])
     grids = {}
     for name, matrix in similarity.items():
-        shape = (models, *spec.row_shape(name))
-        grids[name] = matrix.reshape(shape + shape)
+        apart, compared = spec.compared_shape(name)
+        shape = models, *compared
+        grids[name] = matrix.reshape(apart + shape + shape)
     found = {name: np.empty_like(assignment[name]) for name in family}
 
     def fill(name: str, merged: Unit, own: list[Unit]) -> None:
@@ -78,11 +81,11 @@ def match_family(
         if spec.labels[name].fixed:
             row = np.tile(np.arange(spec.labels[name].size), (models, 1))
         elif zipped and not nested:
-            row = zip_units(_stacked(grids[name], own), models, a, b)
+            row = zip_units(_stacked(spec, name, grids[name], own), models, a, b)
         elif nested:
             row = _align_nested(spec, grids, name, own, reference)
         else:
-            row = align(_stacked(grids[name], own), models, reference)
+            row = align(_stacked(spec, name, grids[name], own), models, reference)
         found[name][(slice(None), *merged)] = row
         for child in nested:
             for unit in range(spec.labels[name].size):
@@ -128,14 +131,45 @@ def _members(
     ]
 
 
-def _stacked(grid: np.ndarray, own: Sequence[Unit]) -> np.ndarray:
+def stacked_shape(spec: PermutationSpec, name: str, models: int) -> tuple[int, ...]:
+    """Return the shape of the stacked units of a label, as `Moments` has them.
+
+    Args:
+        spec: the permutation spec.
+        name: the label.
+        models: number of models.
+
+    Returns:
+        The units of parents that stay in place, then all others of all models.
+    """
+    apart, compared = spec.compared_shape(name)
+    return *apart, models * math.prod(compared)
+
+
+def _stacked(
+    spec: PermutationSpec, name: str, grid: np.ndarray, own: Sequence[Unit]
+) -> np.ndarray:
     """Cut the rows and columns of one set of parent units, one per model."""
-    units = grid.shape[-1]
+    units, models = grid.shape[-1], range(len(own))
     stack = [
-        [grid[(i, *rows, slice(None), j, *columns)] for j, columns in enumerate(own)]
-        for i, rows in enumerate(own)
+        [_block(spec, name, grid, (i, j), (own[i], own[j])) for j in models]
+        for i in models
     ]
     return np.block(stack).reshape(len(own) * units, len(own) * units)
+
+
+def _block(
+    spec: PermutationSpec,
+    name: str,
+    grid: np.ndarray,
+    models: tuple[int, int],
+    own: tuple[Unit, Unit],
+) -> np.ndarray:
+    """Cut the rows of one model and the columns of another, under given parents."""
+    apart = len(spec.compared_shape(name)[0])
+    (one, other), (ours, theirs) = models, own
+    place = *ours[:apart], one, *ours[apart:], slice(None), other, *theirs[apart:]
+    return grid[place]
 
 
 def _align_nested(
@@ -162,8 +196,7 @@ def _scores(
     units = spec.labels[name].size
     scores = np.zeros((units, units))
     if name in grids:
-        (one, other), (ours, theirs) = models, own
-        scores += grids[name][(one, *ours, slice(None), other, *theirs)]
+        scores += _block(spec, name, grids[name], models, own)
     for child in spec.children(name):
         for j, k in np.ndindex(units, units):
             units_in = (*own[0], j), (*own[1], k)

@@ -1,6 +1,5 @@
 """Match: decide which units of the models become one, by one of seven methods."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.groups import families, match_family
+from jmudsc.groups import families, match_family, stacked_shape
 from jmudsc.journal import digest_of, Journal
 from jmudsc.lazy import Leaf
 from jmudsc.memory import BUDGET, Memory
@@ -251,12 +250,14 @@ def _check_moments(
 ) -> None:
     problems = []
     for name, label_moments in moments.items():
-        have = len(label_moments.mean)
+        have = label_moments.mean.shape
         if name not in spec.labels:
             hint = paths.did_you_mean(name, spec.labels)
             problems.append(f"{name} is no label of the spec{hint}")
-        elif have != (need := models * math.prod(spec.row_shape(name))):
-            problems.append(f"{name} has {have} stacked units, needed {need}")
+        elif have != (need := stacked_shape(spec, name, models)):
+            problems.append(
+                f"{name} has {_product(have)} stacked units, needed {_product(need)}"
+            )
     if problems:
         raise ValueError(
             f"match: the moments do not fit the spec and the {models} models:\n"
@@ -269,6 +270,10 @@ def _digest(spec: PermutationSpec) -> str:
     parts = dict(spec.axes), dict(spec.labels), spec.consumed, spec.statistics
     ordered = [sorted(x) if isinstance(x, frozenset) else x for x in parts]
     return digest_of([repr(ordered).encode()])
+
+
+def _product(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 @dataclass(frozen=True)
@@ -360,11 +365,10 @@ class _Search:
             elif activation is not None:
                 blends[name] = activation
             elif not self.spec.children(name):
-                units = assignment[name][0].size
-                models = len(self.leaves)
-                blends[name] = np.tile(
-                    np.eye(units, dtype=np.float32), (models, models)
-                )
+                shape = stacked_shape(self.spec, name, models := len(self.leaves))
+                own = np.eye(shape[-1] // models, dtype=np.float32)
+                tiled = np.tile(own, (models, models))
+                blends[name] = np.broadcast_to(tiled, (*shape, shape[-1]))
         return blends
 
 
@@ -440,24 +444,40 @@ def mean_similarity(
     Args:
         spec: the permutation spec.
         name: the label.
-        similarity: (models*units, models*units), of its stacked units.
+        similarity: (models*units, models*units), of its stacked units; parents that
+            stay in place are axes that lead.
         assignment: of this label and its parents.
 
     Returns:
         The mean, in [-1, 1]; 0 if no two units share one.
     """
+    models = len(assignment[name])
+    apart, _ = spec.compared_shape(name)
     merged = np.stack(
-        [merged_units(spec, assignment, name, m) for m in range(len(assignment[name]))]
-    ).ravel()
-    order = merged.argsort(kind="stable")
+        [merged_units(spec, assignment, name, m) for m in range(models)], len(apart)
+    )
+    stacked = stacked_shape(spec, name, models)[-1]
     total, pairs = 0.0, 0
+    for units, values in zip(
+        merged.reshape(-1, stacked),
+        similarity.reshape(-1, stacked, stacked),
+        strict=True,
+    ):
+        found = _shared(units, values)
+        total, pairs = total + float(found.sum(dtype=np.float64)), pairs + len(found)
+    return total / pairs if pairs else 0.0
+
+
+def _shared(merged: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """Return the similarities of all pairs of stacked units with one merged unit."""
+    order = merged.argsort(kind="stable")
+    found = [np.empty(0, similarity.dtype)]
     for apart in range(1, len(order)):
         same = merged[order[:-apart]] == merged[order[apart:]]
         if not same.any():
             break
-        values = similarity[order[:-apart][same], order[apart:][same]]
-        total, pairs = total + float(values.sum(dtype=np.float64)), pairs + len(values)
-    return total / pairs if pairs else 0.0
+        found.append(similarity[order[:-apart][same], order[apart:][same]])
+    return np.concatenate(found)
 
 
 def merged_units(

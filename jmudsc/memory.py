@@ -7,8 +7,12 @@ it need not be computed again.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from jmudsc.crossed import Crossed
 from jmudsc.moments import Moments
+
+Kept = TypeVar("Kept", bound=Moments | Crossed)
 
 BUDGET = 2**30
 
@@ -17,7 +21,8 @@ BUDGET = 2**30
 class Memory:
     """Moments, each with what it was computed from.
 
-    One leaf and label take `4 * (models * units)**2` bytes. Of each the first moments
+    One leaf and label take `4 * (models * units)**2` bytes, or less than half of that
+    where only units of different models are compared. Of each the first moments
     are kept, from which every balance starts, and the latest; where both do not fit,
     the latest.
 
@@ -28,12 +33,12 @@ class Memory:
     """
 
     budget: int = BUDGET
-    kept: dict[Hashable, dict[Hashable, Moments]] = field(default_factory=dict)
+    kept: dict[Hashable, dict[Hashable, Any]] = field(default_factory=dict)
     size: int = 0
 
     def recall(
-        self, place: Hashable, state: Hashable, compute: Callable[[], Moments]
-    ) -> Moments:
+        self, place: Hashable, state: Hashable, compute: Callable[[], Kept]
+    ) -> Kept:
         """Return the moments at a place in a state, computed if they are not known.
 
         Args:
@@ -57,10 +62,10 @@ class Memory:
         return moments
 
     def _forget(
-        self, versions: dict[Hashable, Moments], states: Sequence[Hashable]
+        self, versions: dict[Hashable, Any], states: Sequence[Hashable]
     ) -> None:
         self.size -= sum(_bytes(versions.pop(state)) for state in states)
 
 
-def _bytes(moments: Moments) -> int:
-    return moments.mean.nbytes + moments.comoment.nbytes
+def _bytes(moments: Moments | Crossed) -> int:
+    return sum(x.nbytes for x in vars(moments).values() if hasattr(x, "nbytes"))

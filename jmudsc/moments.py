@@ -22,8 +22,10 @@ from jmudsc.variables import check_covers
 
 Stacked = Mapping[str, Float[Array, "samples units"]]
 # Per label the mean of each unit, and how far every sample is from it.
-Centred = Mapping[str, tuple[Float[Array, " units"], Float[Array, "samples units"]]]
-Parts = tuple[Float[Array, " stacked"], Float[Array, "stacked stacked"]]
+Centred = Mapping[
+    str, tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]
+]
+Parts = tuple[Float[Array, "*apart stacked"], Float[Array, "*apart stacked stacked"]]
 
 
 # Bytes of units that may be kept while the models are read from disk in turn.
@@ -35,7 +37,9 @@ class Moments:
     """Mean and co-moment of the stacked units of all models, over some samples.
 
     The units are stacked model by model; those of a nested label run over its parents'
-    units, outermost first, and then over its own.
+    units, outermost first, and then over its own. Parents that stay in place, such as a
+    stack of layers, are axes that lead: what is nested in different units of theirs is
+    not compared (see `PermutationSpec.compared_shape`).
 
     Attributes:
         count: number of samples.
@@ -44,8 +48,8 @@ class Moments:
     """
 
     count: int
-    mean: Float[Array, " stacked"]
-    comoment: Float[Array, "stacked stacked"]
+    mean: Float[Array, "*apart stacked"]
+    comoment: Float[Array, "*apart stacked stacked"]
 
 
 def collect(
@@ -162,27 +166,23 @@ def moments_of(units: Sequence[Stacked]) -> dict[str, Moments]:
     return moments_of_centred([_centred(dict(model)) for model in units])
 
 
-def moments_of_centred(
-    units: Sequence[Centred], within: bool = True
-) -> dict[str, Moments]:
+def moments_of_centred(units: Sequence[Centred]) -> dict[str, Moments]:
     """Compute the moments of the units of all models from deviations.
 
     Args:
         units: for every model, per label what `centred` returns.
-        within: whether to compare units of one model with each other; if not, those
-            co-moments are 0, but for the diagonal.
 
     Returns:
         Per label the moments of the stacked units.
     """
     counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
-    parts = _parts([dict(model) for model in units], within)
+    parts = _parts([dict(model) for model in units])
     return {name: Moments(counts[name], *parts[name]) for name in counts}
 
 
 def centred(
-    samples: Float[Array, "samples units"],
-) -> tuple[Float[Array, " units"], Float[Array, "samples units"]]:
+    samples: Float[Array, "samples *apart units"],
+) -> tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]:
     """Take the mean from samples; use under `jit`.
 
     Args:
@@ -253,7 +253,8 @@ def _reader(
             ]
             if runs:
                 samples = real_samples(jnp.concatenate(runs))
-                units[name] = centred(samples.reshape(len(samples), -1))
+                apart, _ = spec.compared_shape(name)
+                units[name] = centred(samples.reshape(len(samples), *apart, -1))
         return units
 
     return units_of
@@ -284,33 +285,41 @@ def _centred(units: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Arra
     return {name: centred(x.astype(jnp.float32)) for name, x in units.items()}
 
 
-@functools.partial(jax.jit, static_argnames="within")
-def _parts(
-    units: list[dict[str, tuple[jax.Array, jax.Array]]], within: bool
-) -> dict[str, Parts]:
+@jax.jit
+def _parts(units: list[dict[str, tuple[jax.Array, jax.Array]]]) -> dict[str, Parts]:
     parts = {}
     for name in units[0]:
         means, deviations = zip(*(model[name] for model in units), strict=True)
-        parts[name] = jnp.concatenate(means), _comoment(deviations, within)
+        mean = jnp.concatenate(means, axis=-1)
+        parts[name] = mean, _comoment(deviations)
     return parts
 
 
 def _comoment(
-    deviations: Sequence[Float[Array, "samples units"]], within: bool
-) -> Float[Array, "stacked stacked"]:
+    deviations: Sequence[Float[Array, "samples *apart units"]],
+) -> Float[Array, "*apart stacked stacked"]:
     """Multiply block by block: no copy of the samples, and no block twice."""
     rows: list[list[jax.Array]] = []
     for i, x in enumerate(deviations):
-        row = [rows[j][i].T for j in range(i)]
-        row += [_product(x, x) if within else jnp.diag((x * x).sum(axis=0))]
-        rows.append(row + [_product(x, y) for y in deviations[i + 1 :]])
+        row = [rows[j][i].mT for j in range(i)]
+        rows.append(row + [products(x, y) for y in deviations[i:]])
     return jnp.block(rows)
 
 
-def _product(
-    x: Float[Array, "samples units"], y: Float[Array, "samples others"]
-) -> Float[Array, "units others"]:
-    return jnp.matmul(x.T, y, precision=jax.lax.Precision.HIGHEST)
+def products(
+    x: Float[Array, "samples *apart units"], y: Float[Array, "samples *apart others"]
+) -> Float[Array, "*apart units others"]:
+    """Sum the products of every two units over samples; use under `jit`.
+
+    Args:
+        x: samples of some units.
+        y: samples of others.
+
+    Returns:
+        The sums, accumulated in float32.
+    """
+    how = jax.lax.Precision.HIGHEST
+    return jnp.einsum("s...i,s...j->...ij", x, y, precision=how)
 
 
 @jax.jit
@@ -321,7 +330,8 @@ def _merged(
     for name, (share, weight) in shares.items():
         (mean_a, comoment_a), (mean_b, comoment_b) = a[name], b[name]
         step = mean_b - mean_a
-        comoment = comoment_a + comoment_b + weight * jnp.outer(step, step)
+        outer = step[..., :, None] * step[..., None, :]
+        comoment = comoment_a + comoment_b + weight * outer
         merged[name] = mean_a + share * step, comoment
     return merged
 
@@ -336,7 +346,8 @@ def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None
     bad = _non_finite({n: m.comoment for n, m in seen.items()})
     problems = []
     for name, flags in bad.items():
-        for model, flagged in enumerate(to_host(flags).reshape(models, -1)):
+        each = np.moveaxis(to_host(flags).reshape(*flags.shape[:-1], models, -1), -2, 0)
+        for model, flagged in enumerate(each):
             if flagged.any():
                 problems.append(
                     f"{name}: {flagged.sum()} of {flagged.size} units of model {model}"
@@ -350,4 +361,7 @@ def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None
 
 @jax.jit
 def _non_finite(comoments: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: ~jnp.isfinite(jnp.diagonal(c)) for name, c in comoments.items()}
+    return {
+        name: ~jnp.isfinite(jnp.diagonal(c, axis1=-2, axis2=-1))
+        for name, c in comoments.items()
+    }

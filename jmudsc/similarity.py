@@ -1,13 +1,13 @@
 """Similarity of the units of a label: Pearson correlation of activations or weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from jmudsc.correlation import correlation
+from jmudsc.crossed import crossed_of, crossed_similarity, merge_crossed
 from jmudsc.lazy import Leaf
 from jmudsc.memory import Memory
 from jmudsc.moments import merge_moments, Moments, moments_of_centred
@@ -18,36 +18,10 @@ from jmudsc.spec import PermutationSpec, Site
 # One name for all labels: with their own, each would be compiled anew.
 _ANY = "units"
 
-# A unit whose deviation is within this many rounding errors of its mean is constant.
-_CONSTANT = 16 * np.finfo(np.float32).eps
 
-
-@jax.jit
-def correlation(
-    mean: Float[Array, " units"],
-    comoment: Float[Array, "units units"],
-    count: ArrayLike = 1,
-) -> Float[Array, "units units"]:
-    """Turn a covariance matrix, or co-moments, into Pearson correlations.
-
-    Args:
-        mean: mean of each unit, only used to tell rounding errors from variation.
-        comoment: covariance of the units, times `count`.
-        count: number of samples.
-
-    Returns:
-        Values in [-1, 1], exactly symmetric. A unit that never changes has correlation
-        0 with every unit, itself included.
-    """
-    variance = comoment / jnp.asarray(count, comoment.dtype)
-    deviation = jnp.sqrt(jnp.diagonal(variance))
-    varies = deviation > _CONSTANT * jnp.abs(mean)
-    inverse = jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0)
-    scaled = jnp.clip(variance * jnp.outer(inverse, inverse), -1, 1)
-    return (scaled + scaled.T) / 2
-
-
-def activation_similarity(moments: Moments) -> Float[np.ndarray, "stacked stacked"]:
+def activation_similarity(
+    moments: Moments,
+) -> Float[np.ndarray, "*apart stacked stacked"]:
     """Correlate the activations of the stacked units of all models.
 
     Pearson correlation over all samples (Li et al. 2016, arXiv:1511.07543, section
@@ -71,7 +45,7 @@ def weight_similarity(
     *,
     within: bool = True,
     memory: Memory | None = None,
-) -> Float[np.ndarray, "stacked stacked"] | None:
+) -> Float[np.ndarray, "*apart stacked stacked"] | None:
     """Correlate the weight vectors of the stacked units of all models.
 
     A unit's weight vector is the concatenation of its slices at every site of the
@@ -87,8 +61,9 @@ def weight_similarity(
         models: per model, leaf path -> array.
         assignment: the current one, label -> `int32[models, *parent units, units]`.
         label: the label to compare.
-        within: whether to compare units of one model with each other too; if not, they
-            have similarity 0. A one-to-one matching does not look at them.
+        within: whether to compare units of one model with each other too; if not, the
+            blocks above the diagonal ones are all that is not 0. A one-to-one matching
+            does not look at others.
         memory: what is known from earlier calls with these models; the result is the
             same without it.
 
@@ -96,7 +71,8 @@ def weight_similarity(
         Values in [-1, 1]; None if the label is only on running statistics.
     """
     memory = Memory(budget=0) if memory is None else memory
-    total: dict[str, Moments] = {}
+    of, join, correlate = _comparison(within)
+    seen: list[Any] = []
     for site in spec.labels[label].sites:
         if site.path in spec.statistics:
             continue
@@ -105,12 +81,22 @@ def weight_similarity(
             continue
         state = tuple(assignment[name].tobytes() for name in others)
 
-        def compute(site: Site = site) -> Moments:
-            slices = unit_slices(spec, models, assignment, label, site)
-            return moments_of_centred([{_ANY: x} for x in slices], within)[_ANY]
+        def compute(site: Site = site) -> Any:
+            return of(unit_slices(spec, models, assignment, label, site))
 
-        seen = {_ANY: memory.recall((label, site, within), state, compute)}
-        total = merge_moments(total, seen) if total else seen
-    if not total:
-        return None
-    return activation_similarity(total[_ANY])
+        found = memory.recall((label, site, within), state, compute)
+        seen = [join(seen[0], found) if seen else found]
+    return correlate(seen[0]) if seen else None
+
+
+def _comparison(
+    within: bool,
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., np.ndarray]]:
+    """Return how moments are computed, combined, and turned into similarities."""
+    if not within:
+        return crossed_of, merge_crossed, crossed_similarity
+    return (
+        lambda slices: moments_of_centred([{_ANY: x} for x in slices])[_ANY],
+        lambda a, b: merge_moments({_ANY: a}, {_ANY: b})[_ANY],
+        activation_similarity,
+    )

@@ -64,7 +64,7 @@ def unit_slices(
     assignment: Mapping[str, np.ndarray],
     label: str,
     site: Site,
-) -> list[tuple[Float[Array, " units"], Float[Array, "entries units"]]]:
+) -> list[tuple[Float[Array, "*apart units"], Float[Array, "entries *apart units"]]]:
     """Read the slices of the units of a label at one site, in every model.
 
     Args:
@@ -75,7 +75,8 @@ def unit_slices(
         site: where.
 
     Returns:
-        Per model the mean of each unit's entries, and the entries without it.
+        Per model the mean of each unit's entries, and the entries without it; parents
+        that stay in place are axes that lead, as in `Moments`.
     """
     names = names_in_leaf(spec, site.path)
     axes, parents = anonymous(spec, site.path, names)
@@ -96,6 +97,7 @@ def unit_slices(
         ),
         label=str(names.index(label)),
         number=site.axis,
+        apart=spec.compared_shape(label)[0],
     )
     return [
         read(
@@ -155,7 +157,7 @@ def _in_order(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("axes", "parents", "summed", "label", "number")
+    jax.jit, static_argnames=("axes", "parents", "summed", "label", "number", "apart")
 )
 def _read_units(
     leaf: jax.Array,
@@ -165,7 +167,8 @@ def _read_units(
     summed: tuple[bool, ...],
     label: str,
     number: int,
-) -> tuple[Float[Array, " units"], Float[Array, "entries units"]]:
+    apart: tuple[int, ...],
+) -> tuple[Float[Array, "*apart units"], Float[Array, "entries *apart units"]]:
     """Return the slices at axis `number`, every other axis in the merged order."""
 
     def read(values: jax.Array, block: Block, axis: int, lead: tuple[int, ...]):
@@ -184,4 +187,4 @@ def _read_units(
         if block.origins[axis] == number
     ]
     entries = real_samples(jnp.concatenate(runs))
-    return centred(entries.reshape(len(entries), -1))
+    return centred(entries.reshape(len(entries), *apart, -1))

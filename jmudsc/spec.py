@@ -88,6 +88,26 @@ class PermutationSpec:
         label = self.labels[name]
         return (*(self.labels[parent].size for parent in label.parents), label.size)
 
+    def compared_shape(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return `row_shape` in two parts: what stays in place, and what is compared.
+
+        Units of a stack of layers, say, keep their positions, so that what is nested in
+        one of them is never compared with what is nested in another.
+
+        Args:
+            name: a label.
+
+        Returns:
+            The sizes of its outermost parents that are fixed; those of its other
+            parents and its own.
+        """
+        shape, apart = self.row_shape(name), 0
+        for parent in self.labels[name].parents:
+            if not self.labels[parent].fixed:
+                break
+            apart += 1
+        return shape[:apart], shape[apart:]
+
     def __str__(self) -> str:
         return "\n".join(_lines(self))
 

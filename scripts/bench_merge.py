@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
+import decoders
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ from plain_merge import is_plain, plain_combine, plain_match
 
 import jmudsc
 from jmudsc import models
-from jmudsc.paths import flatten
+from jmudsc.paths import flatten, unflatten
 from jmudsc.report import table
 from jmudsc.similarity import activation_similarity
 
@@ -49,15 +50,7 @@ Clock = Callable[[], float]
 
 CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 SMALL = ("resnet20x1", "resnet20x2", "vit-s", "decoder-10m")
-DECODERS = {
-    "10m": (256, 8),
-    "30m": (384, 13),
-    "100m": (640, 18),
-    "300m": (1024, 22),
-    "1b": (1792, 25),
-}
 VITS = {"s": (384, 6), "b": (768, 12)}
-WORDS, TOKENS = 8192, 128
 STAGES: tuple[str, ...] = (
     "deriving",
     "checking",
@@ -86,8 +79,8 @@ def case_of(name: str, samples: int | None, batch: int | None) -> Case:
         width, heads = VITS[match[1]]
         model = models.ViT(1000, 16, width, 12, heads)
         return _images(model, 224, samples or 64, batch or 16, width)
-    if match := re.fullmatch(r"decoder-(?:(\d+)x(\d+)|(\w+))", name):
-        width, layers = DECODERS[match[3]] if match[3] else map(int, match.groups()[:2])
+    if name.startswith("decoder-"):
+        width, layers = decoders.size_of(name.removeprefix("decoder-"))
         return _decoder(width, layers, samples or 32, batch or 8)
     raise SystemExit(f"{name} is no network; see scripts/bench_merge.py --help")
 
@@ -106,54 +99,16 @@ def _images(model: Any, side: int, samples: int, batch: int, size: float) -> Cas
 
 
 def _decoder(width: int, layers: int, samples: int, batch: int) -> Case:
-    heads, hidden = width // 64, 11 * width // 4
-    square, wide = (width, width), (width, hidden)
-    shapes = dict.fromkeys(("query", "key", "value", "out"), square)
-    shapes |= {"gate": wide, "up": wide, "down": wide[::-1]}
-    shapes |= dict.fromkeys(("norm0", "norm1"), (width,))
-
-    @jax.jit
-    def init(key: jax.Array) -> Any:
-        keys = iter(jax.random.split(key, 9 * layers + 3))
-
-        def leaf(*shape: int) -> jax.Array:
-            draw = jax.random.normal(next(keys), shape) / np.sqrt(shape[0])
-            return (1 + draw if len(shape) == 1 else draw).astype(jnp.bfloat16)
-
-        every = [{n: leaf(*s) for n, s in shapes.items()} for _ in range(layers)]
-        ends = {"embedding": leaf(WORDS, width), "head": leaf(width, WORDS)}
-        return {"layers": every, "norm": leaf(width), **ends}
-
-    def apply_fn(v: Any, tokens: jax.Array) -> jax.Array:
-        x = v["embedding"][tokens]
-        for leaves in v["layers"]:
-            x = _layer(x, leaves, heads)
-        return _norm(x, v["norm"]) @ v["head"]
-
-    draw = np.random.default_rng(0)
-    batches = [
-        jnp.asarray(draw.integers(WORDS, size=(batch, TOKENS), dtype=np.int32))
-        for _ in range(samples // batch)
+    every = decoders.shapes(width, layers)
+    pair = [
+        unflatten(
+            every,
+            {p: decoders.draw(p, x.shape, seed) for p, x in flatten(every).items()},
+        )
+        for seed in range(2)
     ]
-    return Case(apply_fn, [init(jax.random.key(s)) for s in range(2)], batches, layers)
-
-
-def _norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-    return x * lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + 1e-6) * scale
-
-
-def _layer(x: jax.Array, leaves: Mapping[str, jax.Array], heads: int) -> jax.Array:
-    y = _norm(x, leaves["norm0"])
-    q, k, v = (
-        (y @ leaves[name]).reshape(*y.shape[:2], heads, -1)
-        for name in ("query", "key", "value")
-    )
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1]).astype(q.dtype)
-    causal = jnp.tril(jnp.ones((TOKENS, TOKENS), bool))
-    weights = jax.nn.softmax(jnp.where(causal, scores, -1e9))
-    x = x + jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape) @ leaves["out"]
-    y = _norm(x, leaves["norm1"])
-    return x + (jax.nn.silu(y @ leaves["gate"]) * (y @ leaves["up"])) @ leaves["down"]
+    batches = decoders.tokens(samples, batch)
+    return Case(decoders.apply_fn(width), pair, batches, layers)
 
 
 def seconds(clock: Clock, call: Callable[[], Any], repeats: int = 1) -> float:

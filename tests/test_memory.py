@@ -77,19 +77,21 @@ def spied(monkeypatch, method, budget, alphas):
     """Return per label matched by weights the rows it met, and the products taken."""
     module, similarity = (sys.modules[f"jmudsc.{n}"] for n in ("match", "similarity"))
     asked, products = [], []
-    compare, multiply = module.weight_similarity, similarity.moments_of_centred
+    compare = module.weight_similarity
 
     def weight_similarity(spec, leaves, assignment, label, **options):
         asked.append((label, {n: rows.tobytes() for n, rows in assignment.items()}))
         products.append(0)
         return compare(spec, leaves, assignment, label, **options)
 
-    def moments_of_centred(*args):
+    def counted(multiply, *args):
         products[-1] += 1
         return multiply(*args)
 
     monkeypatch.setattr(module, "weight_similarity", weight_similarity)
-    monkeypatch.setattr(similarity, "moments_of_centred", moments_of_centred)
+    for name in ("moments_of_centred", "crossed_of"):
+        multiply = functools.partial(counted, getattr(similarity, name))
+        monkeypatch.setattr(similarity, name, multiply)
     at = matcher(*strangers(), method=method, key=jax.random.key(0), budget=budget)
     found = [at(alpha) for alpha in alphas]
     return asked, products, found

@@ -14,8 +14,9 @@ from jmudsc import (
     random_permutations,
     Units,
 )
+from jmudsc.correlation import correlation
 from jmudsc.permute import identity
-from jmudsc.similarity import correlation, weight_similarity
+from jmudsc.similarity import weight_similarity
 from jmudsc.spec import labels_of, Site
 
 
