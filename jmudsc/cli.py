@@ -53,15 +53,18 @@ def merge(
     """
     from jmudsc.cook import cook
 
-    room = None if memory is None else int(memory * 2**30)
     with _progress() as progress:
-        path, text = cook(recipe, overwrite=overwrite, memory=room, progress=progress)
+        path, text = cook(
+            recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
+        )
     print(text)
     print(f"Wrote {path}")
 
 
 def plan(
-    recipe: Annotated[Path, tyro.conf.Positional], overwrite: bool = False
+    recipe: Annotated[Path, tyro.conf.Positional],
+    overwrite: bool = False,
+    memory: float | None = None,
 ) -> None:
     """Tell what a recipe would do and take, and all that is wrong with it.
 
@@ -70,12 +73,15 @@ def plan(
     Args:
         recipe: YAML file.
         overwrite: allow an earlier merge at the recipe's output.
+        memory: GiB that the models may take, as for merge.
     """
     from jmudsc.plan import plan
     from jmudsc.plan_report import plan_report
 
     with _progress() as progress:
-        found = plan(recipe, overwrite=overwrite, progress=progress)
+        found = plan(
+            recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
+        )
     print(plan_report(found), end="")
     if found.problems:
         sys.exit(1)
@@ -177,6 +183,10 @@ def main() -> None:
         )
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"jmudsc: {error}")
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 @contextlib.contextmanager

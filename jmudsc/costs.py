@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jmudsc.groups import families
+from jmudsc.groups import families, stacked_shape
 from jmudsc.match import uses_activations
 from jmudsc.memory import BUDGET
 from jmudsc.moves import anonymous, names_in_leaf
@@ -58,6 +58,7 @@ class Job:
         balances: how many values of alpha are tried.
         finish: what is done after averaging: some of `refit`, `repair` and `reset`.
         checked: whether the spec is checked.
+        streamed: whether the models stay on disk.
     """
 
     spec: PermutationSpec
@@ -70,6 +71,7 @@ class Job:
     balances: int = 1
     finish: Sequence[str] = ()
     checked: bool = True
+    streamed: bool = False
 
 
 def tree_bytes(tree: PyTree) -> int:
@@ -87,8 +89,8 @@ def moment_bytes(
         taps: from `find_taps`.
         models: number of models.
     """
-    stacked = [_stacked(spec, name, models) for name, where in taps.items() if where]
-    return sum(4 * (units**2 + units) for units in stacked)
+    read = [name for name, where in taps.items() if where]
+    return sum(4 * (_square(spec, n, models) + _units(spec, n, models)) for n in read)
 
 
 def stages_of(job: Job, rates: Rates) -> list[Stage]:
@@ -106,23 +108,30 @@ def stages_of(job: Job, rates: Rates) -> list[Stage]:
     Returns:
         The stages in order.
     """
-    held = {"models": sum(map(tree_bytes, job.models))}
+    held = {} if job.streamed else {"models": sum(map(tree_bytes, job.models))}
     networks = len(job.models) if len(job.merged) < len(flatten(job.models[0])) else 1
     largest = max(map(tree_bytes, job.models))
-    stages = [Stage("loading", {"one model": largest}, held)]
+    one = {"one model": largest} if job.streamed else held
+    stages = [] if job.streamed else [Stage("loading", {"one model": largest}, held)]
     if job.checked:
-        stages.append(_checking(job, rates, held))
+        stages.append(_checking(job, rates, one))
     if uses_activations(job.method):
-        stages.append(_collecting(job, rates, held))
+        stages.append(_collecting(job, rates, one))
     if job.method != "average":
         stages.append(_matching(job, rates, held))
+    combining = _combining(job, rates, held)
+    written = 2 * networks * largest / rates.digested
+    if job.streamed and not job.finish:
+        seconds = (combining.seconds or 0.0) + written
+        leaf = max(map(_bytes, job.merged.values()))
+        parts = {"one merged leaf": leaf}
+        return [*stages, Stage("writing", parts, combining.device, seconds)]
     out = {**held, "merged": networks * largest}
-    stages.append(_combining(job, rates, out))
+    stages.append(replace(combining, device={**out, **combining.device}))
     kinds = {"refit": _refitting, "repair": _repairing, "reset": _resetting}
     stages += [kinds[what](job, rates, out) for what in job.finish]
-    written = 2 * networks * largest / rates.digested
-    copies = {"merged": networks * largest, "what is read back": largest}
-    return [*stages, Stage("writing", copies, out, written)]
+    leaf = max(map(_bytes, flatten(job.models[0]).values()))
+    return [*stages, Stage("writing", {"one leaf": leaf}, out, written)]
 
 
 def _checking(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
@@ -158,18 +167,20 @@ def _collecting(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
         return Stage("collecting activations", {}, device)
     grams = 0.0
     for name, where in job.taps.items():
-        units = _stacked(job.spec, name, models)
+        square = _square(job.spec, name, models) * _share(models, within=True)
         for tap in where:
             steps = math.prod(loop.params["length"] for loop in tap.place.loops)
-            samples = steps * math.prod(shape_of(tap.place.var)) * models / units
-            grams += 2 * samples * units**2 * _share(models, within=True)
+            numbers = steps * math.prod(shape_of(tap.place.var)) * models
+            grams += 2 * numbers / _units(job.spec, name, models) * square
     one = models * _pass(job, rates) + grams / rates.flops
     return Stage("collecting activations", {}, device, compiled + job.batches * one)
 
 
 def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
     models = len(job.models)
-    squares = {n: 4 * _stacked(job.spec, n, models) ** 2 for n in job.spec.labels}
+    squares = {n: 4 * _square(job.spec, n, models) for n in job.spec.labels}
+    share = _share(models, within=job.method.endswith("-zip"))
+    kept = squares if job.method.endswith("-zip") else _scaled(squares, share)
     known = {n for n, where in job.taps.items() if where}
     uses = uses_activations(job.method)
     host = {
@@ -180,11 +191,10 @@ def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
     device = {
         **held,
         "one leaf of all models": 2 * max(wide, default=0),
-        "its moments": 3 * max(squares.values(), default=0),
-        "moments that are remembered": min(BUDGET, 2 * _sited(job, squares)),
+        "its moments": 3 * max(kept.values(), default=0),
+        "moments that are remembered": min(BUDGET, 2 * _sited(job, kept)),
     }
     sweeps = 0 if job.method.startswith("activation-") else SWEEPS
-    share = _share(models, within=job.method.endswith("-zip"))
     grams = share * sum(_weight_flops(job, name) for name in job.spec.labels)
     solved = _solving(job, rates)
     programs = (len(_site_kinds(job)) if sweeps else 0) + 3 * len(set(squares.values()))
@@ -269,15 +279,17 @@ def _solving(job: Job, rates: Rates) -> float:
     return total
 
 
-def _weight_flops(job: Job, name: str) -> int:
+def _weight_flops(job: Job, name: str) -> float:
     """Return the operations of the Gram matrices of one label's weights."""
-    units = _stacked(job.spec, name, len(job.models))
+    models = len(job.models)
+    per_number = models * _square(job.spec, name, models)
+    per_number /= _units(job.spec, name, models)
     sizes = [
         math.prod(job.merged[site.path].shape)
         for site in job.spec.labels[name].sites
         if site.path not in job.spec.statistics
     ]
-    return sum(2 * size * len(job.models) * units for size in sizes)
+    return sum(2 * size * per_number for size in sizes)
 
 
 def _share(models: int, within: bool) -> float:
@@ -310,8 +322,19 @@ def _leaf_kind(job: Job, path: str) -> Any:
     return leaf.shape, str(leaf.dtype), anonymous(job.spec, path, names)
 
 
-def _stacked(spec: PermutationSpec, name: str, models: int) -> int:
+def _units(spec: PermutationSpec, name: str, models: int) -> int:
+    """Return the units of a label in all models."""
     return models * math.prod(spec.row_shape(name))
+
+
+def _square(spec: PermutationSpec, name: str, models: int) -> int:
+    """Return how many pairs of units are compared, of one model too."""
+    *apart, stacked = stacked_shape(spec, name, models)
+    return math.prod(apart) * stacked**2
+
+
+def _scaled(sizes: Mapping[str, int], share: float) -> dict[str, int]:
+    return {name: round(size * share) for name, size in sizes.items()}
 
 
 def _bytes(leaf: Any) -> int:

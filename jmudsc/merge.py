@@ -149,7 +149,7 @@ def merge(
     separate = [separate] if isinstance(separate, str) else list(separate)
     apply_fns = _per_model("apply_fn", apply_fn, len(models), separate)
     update_fns = _per_model("update_fn", update_fn, len(models), separate)
-    if refit or repair or separate or isinstance(alpha, str):
+    if reads_all(alpha, refit, repair, separate):
         models = [to_device(model) for model in models]
     given, models = models, [automatic(model) for model in models]
     trunks = trunks_of("merge", models, separate) if separate else models
@@ -291,6 +291,23 @@ class Candidate:
     found: Match
     networks: list[PyTree]
     changes: dict[str, str]
+
+
+def reads_all(
+    alpha: float | str,
+    refit: str | None,
+    repair: str | None,
+    separate: str | Iterable[str],
+) -> bool:
+    """Whether a merge needs all models in memory at once, wherever they are.
+
+    Args:
+        alpha: as for `merge`, like the others.
+        refit: likewise.
+        repair: likewise.
+        separate: likewise.
+    """
+    return bool(refit or repair or separate or isinstance(alpha, str))
 
 
 def _per_model(

@@ -4,6 +4,7 @@ Checkpoints are asked for shapes and dtypes only, the model is traced on shapes,
 check ends at the first error.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,12 @@ from jmudsc.host import abstract, check_savable
 from jmudsc.ingredients import place, resolved, spec_by
 from jmudsc.keys import read_yaml
 from jmudsc.match import uses_activations
-from jmudsc.merge import check_batches, first_batch
+from jmudsc.merge import check_batches, first_batch, reads_all
 from jmudsc.paths import flatten
 from jmudsc.progress import Progress, silent
 from jmudsc.rates import measure_rates, Rates
 from jmudsc.recipe import parse_keys, Recipe, Reference, Source
+from jmudsc.room import fits, room
 from jmudsc.separate import check_carried, check_read, take_apart, trunks_of
 from jmudsc.spec import PermutationSpec
 from jmudsc.taps import find_taps, Tap
@@ -73,6 +75,7 @@ class Plan:
         stages: what is done, and what it takes; none where something else is wrong
             without which it cannot be told.
         rates: how fast the machine was found to be.
+        streamed: whether the models have no room in memory and stay on disk.
         problems: everything that is wrong, each as `merge` would say it.
     """
 
@@ -82,6 +85,7 @@ class Plan:
     spec: PermutationSpec | None = None
     stages: tuple[Stage, ...] = ()
     rates: Rates | None = None
+    streamed: bool = False
     problems: tuple[str, ...] = ()
 
 
@@ -89,6 +93,7 @@ def plan(
     path: Path,
     *,
     overwrite: bool = False,
+    memory: int | None = None,
     rates: Rates | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -101,6 +106,7 @@ def plan(
     Args:
         path: the recipe, a YAML file.
         overwrite: whether an earlier merge at its output may be replaced.
+        memory: bytes that the models may take, as for `cook`.
         rates: how fast the machine is; measured if None.
         progress: called with the stage, how much of it is done, and out of how much.
 
@@ -129,6 +135,7 @@ def plan(
     whole = bool(models) and all(models)
     trunks = _trunks(problems, recipe, variables) if variables else None
     count, batch = _batches(problems, named.get("batches"), recipe.method)
+    streamed = whole and not fits(variables, room() if memory is None else memory)
     spec, stages = None, []
     if "apply_fn" in named and batch is not None and models and models[0] and trunks:
         say("tracing the model", 0, 1)
@@ -137,8 +144,17 @@ def plan(
         if job and whole:
             say("measuring the machine", 0, 1)
             rates = rates or measure_rates()
-            stages = stages_of(job, rates)
-    return Plan(recipe, models, count, spec, tuple(stages), rates, tuple(problems))
+            stages = stages_of(_streamed(job, recipe) if streamed else job, rates)
+    found = recipe, models, count, spec, tuple(stages), rates, streamed
+    return Plan(*found, tuple(problems))
+
+
+def _streamed(job: Job, recipe: Recipe) -> Job:
+    """Return what is to be done where models have no room, as `merge` does it."""
+    if reads_all(recipe.alpha, recipe.refit, recipe.repair, recipe.separate):
+        return job
+    checked = uses_activations(recipe.method)
+    return dataclasses.replace(job, streamed=True, checked=checked)
 
 
 def _attempt(

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jmudsc.costs import Stage, SWEEPS
+from jmudsc.merge import reads_all
 from jmudsc.paths import flatten
 from jmudsc.plan import Plan
 from jmudsc.rates import Rates
+from jmudsc.recipe import Recipe
 from jmudsc.report import table
 from jmudsc.spec import PermutationSpec
 
@@ -25,6 +27,7 @@ def plan_report(plan: Plan) -> str:
     over = "" if count is None else f" over {count} batches"
     lines = [f"# Plan: {recipe.method} of {len(recipe.models)} models{over}"]
     lines += ["", *_models(plan)] if plan.models else []
+    lines += ["", _streaming(plan.recipe)] if plan.streamed else []
     lines += ["", *_labels(plan.spec)] if plan.spec else []
     lines += ["", *_fixed(plan.spec)] if plan.spec and plan.spec.fixed else []
     if plan.stages and plan.rates:
@@ -57,6 +60,15 @@ def _models(plan: Plan) -> list[str]:
         told = [str(len(leaves)), f"{numbers:,}", size_text(model.nbytes)]
         rows.append([source.path, model.kind, *told])
     return [table(["model", "format", "leaves", "numbers", "size"], rows)]
+
+
+def _streaming(recipe: Recipe) -> str:
+    if reads_all(recipe.alpha, recipe.refit, recipe.repair, recipe.separate):
+        why = "refit, repair, separate and a balance that is searched for"
+        return (
+            f"The models have no room in memory; {why} read all of them nevertheless."
+        )
+    return "The models have no room in memory: they stay on disk, read leaf by leaf."
 
 
 def _labels(spec: PermutationSpec) -> list[str]:

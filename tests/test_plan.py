@@ -277,3 +277,24 @@ def test_rates_are_those_of_a_machine():
     assert 1e8 < rates.flops < 1e15
     assert all(value > 0 for value in vars(rates).values())
     assert np.isfinite(list(vars(rates).values())).all()
+
+
+@pytest.mark.parametrize("method", ["weight-align", "mudsc-zip"])
+def test_models_without_room_are_planned_to_stay_on_disk(method, project):
+    change = {"method": method}
+    whole = planned(project, change, memory=2**30)
+    found = planned(project, change, memory=0)
+    assert found.streamed
+    assert not whole.streamed
+    names = [stage.name for stage in found.stages]
+    assert "loading" not in names
+    assert ("checking the spec" in names) == (method == "mudsc-zip")
+    assert all("models" not in stage.device for stage in found.stages)
+    assert "they stay on disk, read leaf by leaf" in plan_report(found)
+    assert "no room" not in plan_report(whole)
+
+
+def test_what_reads_all_models_nevertheless_is_said(project):
+    found = planned(project, {"refit": "least-squares"}, memory=0)
+    assert "read all of them nevertheless" in plan_report(found)
+    assert found.stages[0].name == "loading"
