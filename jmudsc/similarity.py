@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from jmudsc.correlation import correlation
 from jmudsc.crossed import crossed_of, crossed_similarity, merge_crossed
-from jmudsc.lazy import Leaf
+from jmudsc.lazy import LazyArray, Leaf
 from jmudsc.memory import Memory
 from jmudsc.moments import merge_moments, Moments, moments_of_centred
 from jmudsc.sharding import to_host
@@ -82,7 +83,11 @@ def weight_similarity(
         state = tuple(assignment[name].tobytes() for name in others)
 
         def compute(site: Site = site) -> Any:
-            return of(unit_slices(spec, models, assignment, label, site))
+            found = of(unit_slices(spec, models, assignment, label, site))
+            if isinstance(models[0][site.path], LazyArray):
+                # Or leaves are read faster than their products are taken, and pile up.
+                jax.block_until_ready(list(vars(found).values()))
+            return found
 
         found = memory.recall((label, site, within), state, compute)
         seen = [join(seen[0], found) if seen else found]

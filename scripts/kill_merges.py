@@ -1,4 +1,4 @@
-"""Kill merges at random moments, and see that nothing is lost and nothing is half done.
+"""Kill merges at random moments, and see that nothing is lost or half done.
 
     python scripts/kill_merges.py --kills 20
     python scripts/kill_merges.py --kills 20 --ending "" --method mudsc-zip
@@ -6,8 +6,8 @@
 Two decoders are written to disk and merged once, undisturbed. Then the same merge is
 started again and again and killed (SIGKILL) after a random part of the time that it
 takes, until it has been killed as often as asked. After every kill the output is either
-not there or whole, by the digests of all its leaves; when a merge is left to come to its
-end, it must have the same bits, and nothing else may be left beside it.
+not there or whole, by the digests of all its leaves; when a merge comes to its end it
+must have the same bits, and nothing else may be left beside it.
 """
 
 import argparse
