@@ -175,20 +175,20 @@ def merge(
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)
     check_key, match_key = jax.random.split(key)
     seconds: dict[str, float] = {}
-    specs = [spec] * len(models) if spec else []
-    if not specs:
+    whole = list(zip(apply_fns, models, strict=True))[: None if separate else 1]
+    if spec is None:
         say("deriving the spec", 0, 1)
-        traced = list(zip(apply_fns, models, strict=True))[: None if separate else 1]
         with timed(seconds, "deriving"):
-            specs = [infer_spec(apply, model, first) for apply, model in traced]
-    specs = specs if separate else specs[:1]
+            specs = [infer_spec(apply, model, first) for apply, model in whole]
+    else:
+        specs = [spec] * len(whole)
     specs = [freeze(specs[0], frozen), *specs[1:]] if frozen else specs
     parts = take_apart("merge", specs, models, trunks)
     check_carried("merge", parts, method.endswith("-zip"))
     if check and first is not None:
         say("checking the spec", 0, 1)
         with timed(seconds, "checking"):
-            for own, apply, model in zip(specs, apply_fns, models, strict=False):
+            for own, (apply, model) in zip(specs, whole, strict=True):
                 check_spec(own, apply, to_device(model), first, key=check_key)
     moments = None
     if batches is not None and uses_activations(method):
@@ -228,8 +228,8 @@ def merge(
                     finishes, parts, apply_fns, models, trunks, *after
                 )
             else:
-                whole = parts.spec, apply_fns[0], models
-                ended = [finished(finishes[0], *whole, *after)]
+                parents = parts.spec, apply_fns[0], models
+                ended = [finished(finishes[0], *parents, *after)]
             jax.block_until_ready([network for network, _ in ended])
         return Candidate(found, [n for n, _ in ended], ended[0][1])
 
@@ -238,8 +238,8 @@ def merge(
 
     def scored(candidate: Candidate) -> float:
         networks = candidate.networks
-        whole = separate or alpha == "auto"
-        return score(networks if whole else networks[0]) if score else 0.0
+        every = separate or alpha == "auto"
+        return score(networks if every else networks[0]) if score else 0.0
 
     balances = alphas if isinstance(alpha, str) else (alpha,)
     best = search_alpha(merged_at, scored, balances)
@@ -255,17 +255,21 @@ def merge(
             "batches, or call reset_batch_stats.",
             len(parts.spec.statistics),
         )
+    searched = isinstance(alpha, str)
+    options = {
+        "balance": alpha if searched else None,
+        "scores": {f"{x:g}": y for x, y in best.scores} if searched else None,
+        "frozen": frozen,
+        "separate": separate,
+        "reference": reference if len(models) > 2 else None,
+        "refit": refit,
+        "ridge": ridge if refit else None,
+        "batches per model": owned and [owned.count(n) for n in range(len(models))],
+        "repair": repair,
+    }
     recipe = {"method": method, "alpha": best.alpha, "weights": list(shares)}
     recipe |= {} if check else {"checked": False}
-    if isinstance(alpha, str):
-        recipe |= {"balance": alpha, "scores": {f"{x:g}": y for x, y in best.scores}}
-    recipe |= {"frozen": frozen} if frozen else {}
-    recipe |= {"separate": separate} if separate else {}
-    recipe |= {"reference": reference} if len(models) > 2 else {}
-    recipe |= {"refit": refit, "ridge": ridge} if refit else {}
-    if owned:
-        recipe["batches per model"] = [owned.count(n) for n in range(len(models))]
-    recipe |= {"repair": repair} if repair else {}
+    recipe |= {name: value for name, value in options.items() if value}
     return MergeResult(
         networks[0],
         parts.spec,
