@@ -11,6 +11,7 @@ width and budget.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -74,33 +75,60 @@ def match_family(
         apart, compared = spec.compared_shape(name)
         shape = models, *compared
         grids[name] = matrix.reshape(apart + shape + shape)
+    matching = _Matching(spec, grids, zipped, a, b, reference)
     found = {name: np.empty_like(assignment[name]) for name in family}
-
-    def fill(name: str, merged: Unit, own: list[Unit]) -> None:
-        nested = spec.children(name)
-        if spec.labels[name].fixed:
-            row = np.tile(np.arange(spec.labels[name].size), (models, 1))
-        elif zipped and not nested:
-            row = zip_units(_stacked(spec, name, grids[name], own), models, a, b)
-        elif nested:
-            row = _align_nested(spec, grids, name, own, reference)
-        else:
-            row = align(_stacked(spec, name, grids[name], own), models, reference)
-        found[name][(slice(None), *merged)] = row
-        for child in nested:
-            for unit in range(spec.labels[name].size):
-                members = [int(np.flatnonzero(r == unit)[0]) for r in row]
-                fill(
-                    child,
-                    (*merged, unit),
-                    [(*o, member) for o, member in zip(own, members, strict=True)],
-                )
-
     root = family[0]
     parents = spec.labels[root].parents
     for merged in np.ndindex(*spec.row_shape(root)[:-1]):
-        fill(root, merged, _members(spec, assignment, parents, merged, models))
+        own = _members(spec, assignment, parents, merged, models)
+        _fill(found, matching, root, merged, own)
     return found
+
+
+@dataclass(frozen=True)
+class _Matching:
+    """How the units of a family are matched.
+
+    Attributes:
+        grids: label -> similarity, with an axis for each parent, model, and unit.
+    """
+
+    spec: PermutationSpec
+    grids: Mapping[str, np.ndarray]
+    zipped: bool
+    a: float
+    b: float
+    reference: str
+
+    def rows(self, name: str, own: Sequence[Unit]) -> np.ndarray:
+        """Match the units of a label under one set of parent units, one per model."""
+        spec, models, nested = self.spec, len(own), self.spec.children(name)
+        if spec.labels[name].fixed:
+            return np.tile(np.arange(spec.labels[name].size), (models, 1))
+        if nested:
+            return _align_nested(spec, self.grids, name, own, self.reference)
+        similarity = _stacked(spec, name, self.grids[name], own)
+        if self.zipped:
+            return zip_units(similarity, models, self.a, self.b)
+        return align(similarity, models, self.reference)
+
+
+def _fill(
+    found: Mapping[str, np.ndarray],
+    matching: _Matching,
+    name: str,
+    merged: Unit,
+    own: Sequence[Unit],
+) -> None:
+    """Match a label and all nested in it, under one set of parent units."""
+    row = matching.rows(name, own)
+    found[name][(slice(None), *merged)] = row
+    spec = matching.spec
+    for child in spec.children(name):
+        for unit in range(spec.labels[name].size):
+            members = [int(np.flatnonzero(r == unit)[0]) for r in row]
+            below = [(*o, member) for o, member in zip(own, members, strict=True)]
+            _fill(found, matching, child, (*merged, unit), below)
 
 
 def _descendants(spec: PermutationSpec, name: str) -> list[str]:
