@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmudsc.assignment import align, zip_units
+from jmudsc.assignment import zip_units
 from jmudsc.references import align_to, best_pairs
 from jmudsc.spec import PermutationSpec
 
@@ -105,12 +105,14 @@ class _Matching:
         spec, models, nested = self.spec, len(own), self.spec.children(name)
         if spec.labels[name].fixed:
             return np.tile(np.arange(spec.labels[name].size), (models, 1))
-        if nested:
-            return _align_nested(spec, self.grids, name, own, self.reference)
-        similarity = _stacked(spec, name, self.grids[name], own)
-        if self.zipped:
+        if self.zipped and not nested:
+            similarity = _stacked(spec, name, self.grids[name], own)
             return zip_units(similarity, models, self.a, self.b)
-        return align(similarity, models, self.reference)
+
+        def between(i: int, j: int) -> np.ndarray:
+            return _scores(spec, self.grids, name, (i, j), (own[i], own[j]))
+
+        return align_to(self.reference, between, models, spec.labels[name].size)
 
 
 def _fill(
@@ -200,19 +202,6 @@ def _block(
     return grid[place]
 
 
-def _align_nested(
-    spec: PermutationSpec,
-    grids: Mapping[str, np.ndarray],
-    name: str,
-    own: Sequence[Unit],
-    reference: str,
-) -> np.ndarray:
-    def between(i: int, j: int) -> np.ndarray:
-        return _scores(spec, grids, name, (i, j), (own[i], own[j]))
-
-    return align_to(reference, between, len(own), spec.labels[name].size)
-
-
 def _scores(
     spec: PermutationSpec,
     grids: Mapping[str, np.ndarray],
@@ -221,6 +210,8 @@ def _scores(
     own: tuple[Unit, Unit],
 ) -> np.ndarray:
     """Score every pair of units: own similarity plus the best of the nested units."""
+    if not spec.children(name):
+        return _block(spec, name, grids[name], models, own)
     units = spec.labels[name].size
     scores = np.zeros((units, units))
     if name in grids:
