@@ -55,19 +55,15 @@ Measured = dict[tuple[str, ...], Numbers]
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two networks, and the data that they are merged with.
+    """Two networks.
 
     Attributes:
         ground: of their seed.
         parents: the variables of the two.
-        batches: to repair and refit on.
-        owners: the parent that knows the classes of each batch; None if both do.
     """
 
     ground: Ground
     parents: Sequence[PyTree]
-    batches: Sequence[np.ndarray]
-    owners: Sequence[int] | None
 
     @property
     def apply(self) -> ApplyFn:
@@ -82,9 +78,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=PAIRS)
-    parser.add_argument(
-        "--finishes", nargs="+", choices=FINISHES, default=("none", "repair")
-    )
+    parser.add_argument("--finishes", nargs="+", choices=FINISHES, default=FINISHES)
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
     start = time.perf_counter()
@@ -117,10 +111,10 @@ def pair_of(ground: Ground, name: str, folder: Path) -> Pair:
             trained(ground, n, task, folder / f"parent-{'AB'[n]}")
             for n, task in enumerate(ground.tasks)
         ]
-        return Pair(ground, parents, ground.by_task, ground.owners)
+        return Pair(ground, parents)
     every = classes_of(ground)
     parents = [trained(ground, n, every, folder / f"same-{'AB'[n]}") for n in range(2)]
-    return Pair(ground, parents, ground.calibration, None)
+    return Pair(ground, parents)
 
 
 def trained(ground: Ground, number: int, classes: Sequence[int], place: Path) -> PyTree:
@@ -202,7 +196,7 @@ def merges(
     """Yield a merged network, finished in every way."""
     for finish in finishes:
         parts = whole, spec, pair.apply, pair.parents, assignment
-        yield finish, finished(*parts, finish, pair.batches, pair.owners)
+        yield finish, finished(*parts, finish, pair.ground.calibration)
 
 
 def scores_of(ground: Ground, split: Split, variables: PyTree) -> Numbers:

@@ -8,7 +8,6 @@ of another: such a spec is no symmetry. For comparisons only, see `compare_heads
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import jax
 import numpy as np
@@ -17,12 +16,11 @@ from jaxtyping import PyTree
 from jmudsc.axes import Axis
 from jmudsc.check import check_spec
 from jmudsc.combine import combine
-from jmudsc.refit import refit_layers
-from jmudsc.repair import repair_layers
+from jmudsc.repair import repair, repair_layers
 from jmudsc.spec import Label, PermutationSpec, Site
 from jmudsc.trace import ApplyFn
 
-FINISHES = ("none", "repair", "refit")
+FINISHES = ("none", "repair")
 
 Assignment = Mapping[str, np.ndarray]
 
@@ -82,13 +80,13 @@ def finished(
     assignment: Assignment,
     finish: str,
     batches: Sequence,
-    owners: Sequence[int] | None = None,
 ) -> PyTree:
-    """Average matched parents, and do what is to be done after that.
+    """Average matched parents, and repair what came out or not.
 
-    With heads apart every map is still fitted to what the parents themselves make of
-    its units: queries and keys by the one pairing of heads, all else by the other. A
-    layer is fitted again after all before it were.
+    With heads apart every unit still gets the mean and deviation that it has in the
+    parents themselves: queries and keys by the one pairing of heads, all else by the
+    other. After those of an attention all else is repaired again, which changes only
+    what comes after them.
 
     Args:
         whole: the derived spec.
@@ -97,8 +95,7 @@ def finished(
         parents: their variables.
         assignment: by `spec`.
         finish: one of `FINISHES`.
-        batches: to repair and refit on.
-        owners: see `refit`.
+        batches: to repair on.
 
     Returns:
         The merged variables.
@@ -106,19 +103,19 @@ def finished(
     merged = combine(spec, parents, assignment)
     if finish == "none":
         return merged
-    refit = partial(refit_layers, owners=owners)
-    change = repair_layers if finish == "repair" else refit
     if spec is whole:
-        return change(whole, apply, parents, assignment, merged, batches)[0]
+        return repair(whole, apply, parents, assignment, merged, batches)
     names = value_heads(whole)
     by_scores = {name: assignment[name] for name in whole.labels}
     by_values = by_scores | {name: assignment[own] for name, own in names.items()}
-    scores = {name: _leaves_of(whole, whole.children(name)[0]) for name in names}
-    others = set(whole.axes).difference(*scores.values())
-    for own in scores.values():
-        for pairing, within in ((by_scores, own), (by_values, others)):
-            parts = whole, apply, parents, pairing, merged, batches
-            merged, _ = change(*parts, within=within)
+    scores = [_leaves_of(whole, whole.children(name)[0]) for name in names]
+    others = set(whole.axes).difference(*scores)
+    steps = [(by_values, others)]
+    for own in scores:
+        steps += [(by_scores, own), (by_values, others)]
+    for pairing, within in steps:
+        parts = whole, apply, parents, pairing, merged, batches
+        merged, _ = repair_layers(*parts, within=within)
     return merged
 
 
