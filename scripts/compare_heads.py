@@ -1,152 +1,274 @@
 """Compare pairing whole heads with pairing the heads of q/k and of v apart.
 
-    jmudsc experiment configs/digits-vit.yaml --seeds 0 1 2
-    python scripts/compare_heads.py --seeds 0 1 2
+    python scripts/compare_heads.py --seeds 0 1 2 3 4 5 6 7 8 9
 
-The derived spec has one label for the heads of an attention, in which the channels of
-queries and keys and those of values are nested. Paired apart, by two matchings that
-need not agree, the scores of one head meet the values of another: such a spec is no
-symmetry. This matches the networks that the experiment trained by both, alpha chosen on
-training images, and prints joint test accuracies.
+Trains pairs of vision transformers from different initialisations, both on all classes
+(`same`) or on the two parts of an experiment (`halves`; its parents are taken if they
+are there). Each pair is merged with the derived spec and with heads apart, which is no
+symmetry (`heads_apart`), alpha chosen for each on training images. Prints test accuracy
+and cross-entropy over all classes, means over the seeds with standard errors, those of
+differences paired. For `same`, what the loss of a merged network is above that of its
+parents is the barrier at the midpoint. The second table is what matching alone makes of
+the second parent, before anything is averaged.
 """
 
 import argparse
-import dataclasses
-from collections.abc import Mapping
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from heads_apart import Assignment, both_specs, differing, finished, FINISHES
+from jaxtyping import PyTree
 
 from jmudsc import models
-from jmudsc.axes import Axis
 from jmudsc.balance import search_alpha
-from jmudsc.check import check_spec
-from jmudsc.checkpoints import load
 from jmudsc.combine import combine
-from jmudsc.datasets import load_splits
+from jmudsc.datasets import batches, load_splits, only, Split
 from jmudsc.derive import infer_spec
-from jmudsc.evaluate import evaluate
 from jmudsc.experiment_config import Experiment, read_experiment
 from jmudsc.ground import Ground, lay_ground
 from jmudsc.match import match, matcher
-from jmudsc.moments import collect
-from jmudsc.report import mean_and_deviation, table
-from jmudsc.spec import Label, PermutationSpec, Site
+from jmudsc.moments import collect, Moments
+from jmudsc.report import table
+from jmudsc.resume import states_every, trained_once
+from jmudsc.spec import PermutationSpec
+from jmudsc.trace import ApplyFn
+from jmudsc.training import cosines, train
 
 ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs/digits-vit-wide.yaml"
 METHODS = ("weight-align", "activation-align", "mudsc-align", "mudsc-zip")
+PAIRS = ("same", "halves")
+
+# What is measured of one network, by name; and of all networks of a seed, by
+# ("parents",) the mean of both, ("second",) the second of them, (method, finish, spec)
+# a merged one, and (method, spec) the second parent as it was matched.
+Numbers = dict[str, float]
+Measured = dict[tuple[str, ...], Numbers]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two networks.
+
+    Attributes:
+        ground: of their seed.
+        parents: the variables of the two.
+    """
+
+    ground: Ground
+    parents: Sequence[PyTree]
+
+    @property
+    def apply(self) -> ApplyFn:
+        """The function of both."""
+        return models.apply_fn(self.ground.experiment.network)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/digits-vit.yaml")
+    parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=PAIRS)
+    parser.add_argument("--finishes", nargs="+", choices=FINISHES, default=FINISHES)
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
-    experiment = read_experiment(given.config)
-    if not isinstance(experiment, Experiment):
-        raise SystemExit(f"{given.config}: parts of classes are needed, not tasks.")
-    splits = load_splits(
-        experiment.dataset,
-        experiment.train_split,
-        experiment.test_split,
-        given.data_dir,
+    start = time.perf_counter()
+    grounds = grounds_of(given.config, given.seeds, given.data_dir)
+    for name in given.pairs:
+        runs = []
+        for seed, ground in grounds.items():
+            folder = given.runs / given.config.stem / f"seed-{seed}"
+            runs.append(measured(pair_of(ground, name, folder), given.finishes))
+        print(f"{name}:\n\n{merges_table(runs)}\n\n{moved_table(runs)}\n")
+    print(f"{time.perf_counter() - start:.0f} s in all")
+
+
+def grounds_of(
+    config: Path, seeds: Sequence[int], data_dir: Path | None
+) -> dict[int, Ground]:
+    """Lay the ground of every seed of an experiment on two parts of the classes."""
+    experiment = read_experiment(config)
+    if not isinstance(experiment, Experiment) or experiment.tasks != 2:
+        raise SystemExit(f"{config}: two random parts of the classes are needed.")
+    names = experiment.dataset, experiment.train_split, experiment.test_split
+    splits = load_splits(*names, data_dir)
+    return {seed: lay_ground(experiment, seed, *splits) for seed in seeds}
+
+
+def pair_of(ground: Ground, name: str, folder: Path) -> Pair:
+    """Load the two networks of a pair; train them if need be."""
+    if name == "halves":
+        parents = [
+            trained(ground, n, task, folder / f"parent-{'AB'[n]}")
+            for n, task in enumerate(ground.tasks)
+        ]
+        return Pair(ground, parents)
+    every = classes_of(ground)
+    parents = [trained(ground, n, every, folder / f"same-{'AB'[n]}") for n in range(2)]
+    return Pair(ground, parents)
+
+
+def trained(ground: Ground, number: int, classes: Sequence[int], place: Path) -> PyTree:
+    """Train as experiments do, each network from its own start in its own order."""
+    init_key, train_key = jax.random.split(ground.network_keys[number])
+    model, config = ground.experiment.network, ground.experiment.training
+    return trained_once(
+        place,
+        lambda state: train(
+            model,
+            models.init(model, init_key, ground.training.images.shape[1:]),
+            only(ground.training, classes),
+            ground.vectors,
+            classes,
+            key=train_key,
+            config=config,
+            folder=state,
+            every=states_every(config.epochs),
+        ),
     )
-    found: dict[str, dict[str, list[float]]] = {}
-    for seed in given.seeds:
-        ground = lay_ground(experiment, seed, *splits)
-        folder = given.runs / given.config.stem / f"seed-{seed}"
-        parents = [load(folder / f"parent-{chr(65 + n)}") for n in range(2)]
-        for row, scores in joint_of(experiment, ground, parents).items():
-            for column, joint in scores.items():
-                found.setdefault(row, {}).setdefault(column, []).append(joint)
-    columns = list(found[METHODS[0]])
-    rows = [
-        [row, *(mean_and_deviation(scores[c]) if c in scores else "-" for c in columns)]
-        for row, scores in found.items()
-    ]
-    print(table(["method", *columns], rows))
 
 
-def joint_of(
-    experiment: Experiment, ground: Ground, parents: list
-) -> dict[str, dict[str, float]]:
-    """Merge by all methods with both specs; return method -> spec -> accuracy."""
-    apply = models.apply_fn(experiment.network)
-    first = ground.calibration[0]
-    together = infer_spec(apply, parents[0], first)
-    apart = heads_apart(together)
-    check_spec(together, apply, parents[0], first, key=ground.check_key)
-    assert not is_symmetry(apart, apply, parents[0], first, ground.check_key)
-    moments = collect(together, apply, parents, ground.calibration)
+def classes_of(ground: Ground) -> list[int]:
+    """Return the classes of both parents, in ascending order."""
+    return sorted(c for task in ground.tasks for c in task)
 
-    def joint(variables: dict, search: bool = False) -> float:
-        split = ground.search if search else ground.test
-        scores = evaluate(apply, variables, split, ground.vectors, ground.tasks)
-        return scores.joint
 
-    stay = match(together, parents, None, method="average", key=ground.match_key)
-    average = combine(together, parents, stay.assignment)
-    found = {"average": {"heads whole": joint(average)}}
+def measured(pair: Pair, finishes: Sequence[str]) -> Measured:
+    """Measure the parents, all merges with both specs, and what matching alone does."""
+    ground, first = pair.ground, pair.ground.calibration[0]
+    whole = infer_spec(pair.apply, pair.parents[0], first)
+    specs = both_specs(whole, pair.apply, pair.parents[0], first, ground.check_key)
+    moments = collect(whole, pair.apply, pair.parents, ground.calibration)
+    scores = functools.partial(scores_of, ground, ground.test)
+    one, other = map(scores, pair.parents)
+    mean = {name: (one[name] + other[name]) / 2 for name in one}
+    found: Measured = {("parents",): mean, ("second",): {**other, "differ": 0.0}}
+    stay = match(whole, pair.parents, None, method="average", key=ground.match_key)
+    for finish, merged in merges(pair, whole, whole, stay.assignment, finishes):
+        found["average", finish, "whole"] = scores(merged)
     for method in METHODS:
-        found[method] = {}
-        for name, spec in {"heads whole": together, "apart": apart}.items():
-            matched_at = matcher(
-                spec, parents, moments, method=method, key=ground.match_key
-            )
-            merged_of = lambda m, spec=spec: combine(spec, parents, m.assignment)
-            alphas = experiment.alphas if method.startswith("mudsc-") else (0.5,)
-            best = search_alpha(
-                matched_at,
-                lambda m, merged_of=merged_of: joint(merged_of(m), search=True),
-                alphas,
-            ).candidate
-            merged = merged_of(best)
-            found[method][name] = joint(merged)
+        for name, spec in specs.items():
+            assignment = matched(pair, spec, moments, method)
+            for finish, merged in merges(pair, whole, spec, assignment, finishes):
+                found[method, finish, name] = scores(merged)
+            if method.endswith("-align"):
+                moved = combine(spec, pair.parents, assignment, weights=[0.0, 1.0])
+                differ = differing(whole, assignment)
+                found[method, name] = {**scores(moved), "differ": differ}
     return found
 
 
-def is_symmetry(spec: PermutationSpec, apply, variables, batch, key: jax.Array) -> bool:
-    """Whether permutations by a spec leave the outputs as they are."""
-    try:
-        check_spec(spec, apply, variables, batch, key=key)
-    except ValueError:
-        return False
-    return True
+def matched(
+    pair: Pair, spec: PermutationSpec, moments: Mapping[str, Moments], method: str
+) -> Assignment:
+    """Match, `mudsc-*` by the alpha with the best accuracy on training images."""
+    ground, parents = pair.ground, pair.parents
+    key = ground.match_key
+    matched_at = matcher(spec, parents, moments, method=method, key=key)
+    if not method.startswith("mudsc-"):
+        return matched_at(0.5).assignment  # which says nothing here
+
+    def accuracy(assignment: Assignment) -> float:
+        merged = combine(spec, parents, assignment)
+        return scores_of(ground, ground.search, merged)["accuracy"]
+
+    alphas = ground.experiment.alphas
+    assignment_at = lambda alpha: matched_at(alpha).assignment
+    return search_alpha(assignment_at, accuracy, alphas).candidate
 
 
-def heads_apart(spec: PermutationSpec) -> PermutationSpec:
-    """Give the values of every attention a label of heads of their own."""
-    axes, labels = dict(spec.axes), dict(spec.labels)
-    for name in spec.labels:
-        nested = spec.children(name)
-        if len(nested) < 2:
+def merges(
+    pair: Pair,
+    whole: PermutationSpec,
+    spec: PermutationSpec,
+    assignment: Assignment,
+    finishes: Sequence[str],
+) -> Iterator[tuple[str, PyTree]]:
+    """Yield a merged network, finished in every way."""
+    for finish in finishes:
+        parts = whole, spec, pair.apply, pair.parents, assignment
+        yield finish, finished(*parts, finish, pair.ground.calibration)
+
+
+def scores_of(ground: Ground, split: Split, variables: PyTree) -> Numbers:
+    """Return accuracy and mean cross-entropy, over the classes of both parents."""
+    apply = models.apply_fn(ground.experiment.network)
+    classes = np.array(classes_of(ground))
+    vectors = ground.vectors[classes]
+    parts = [_cosines(apply, variables, x, vectors) for x in batches(split, 256)]
+    logits = ground.experiment.training.logit_scale * jnp.concatenate(parts)
+    labels = np.searchsorted(classes, split.labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    accuracy = np.mean(np.asarray(logits).argmax(axis=1) == labels)
+    return {"accuracy": float(accuracy), "loss": float(losses.mean())}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _cosines(
+    apply: ApplyFn, variables: PyTree, images: jax.Array, vectors: jax.Array
+) -> jax.Array:
+    return cosines(apply(variables, images), vectors)
+
+
+def merges_table(runs: Sequence[Measured]) -> str:
+    """Write what was measured of the parents and the merged networks."""
+    header = ["network"]
+    for name in ("accuracy", "loss"):
+        header += [f"{name}, whole", "over average", f"{name}, apart", "whole - apart"]
+    rows = [["parents", *_compared(runs, ("parents",))]]
+    for key in runs[0]:
+        if len(key) == 3 and key[2] == "whole":
+            method, finish, _ = key
+            name = method if finish == "none" else f"{method} + {finish}"
+            rows.append([name, *_compared(runs, key)])
+    return table(header, rows)
+
+
+def _compared(runs: Sequence[Measured], key: tuple[str, ...]) -> list[str]:
+    """Write a row: by accuracy and by loss, a network and how it is to others."""
+    cells = []
+    for name in ("accuracy", "loss"):
+        own = np.array([run[key][name] for run in runs])
+        cells.append(with_error(own))
+        if key[0] in ("parents", "average"):
+            cells += ["", "", ""]
             continue
-        for channels in nested[1:]:
-            apart = f"{name}_{channels}"
-            leaves = {site.path for site in labels[channels].sites}
-            labels[apart] = dataclasses.replace(labels[name], sites=())
-            labels[channels] = dataclasses.replace(labels[channels], parents=(apart,))
-            renamed = {label: label for label in labels} | {name: apart}
-            for path in leaves:
-                axes[path] = tuple(axis.renamed(renamed) for axis in axes[path])
-    return dataclasses.replace(spec, axes=axes, labels=_with_sites(axes, labels))
+        average, apart = (
+            np.array([run[k][name] for run in runs])
+            for k in (("average", *key[1:]), (*key[:2], "apart"))
+        )
+        cells += [with_error(own - average, "+"), with_error(apart)]
+        cells.append(with_error(own - apart, "+"))
+    return cells
 
 
-def _with_sites(
-    axes: Mapping[str, tuple[Axis, ...]], labels: Mapping[str, Label]
-) -> dict[str, Label]:
-    sites: dict[str, list[Site]] = {name: [] for name in labels}
-    for path, leaf in axes.items():
-        for number, axis in enumerate(leaf):
-            for name in dict.fromkeys(axis.labels()):
-                sites[name].append(Site(path, number))
-    return {
-        name: dataclasses.replace(label, sites=tuple(sites[name]))
-        for name, label in labels.items()
-    }
+def moved_table(runs: Sequence[Measured]) -> str:
+    """Write what matching alone, nothing averaged, makes of the second parent."""
+    columns = {"differ": "heads that differ", "accuracy": "accuracy", "loss": "loss"}
+    rows = []
+    for key in runs[0]:
+        if len(key) == 2 or key == ("second",):
+            name = "as trained" if key == ("second",) else f"{key[0]}, {key[1]}"
+            cells = [with_error([run[key][c] for run in runs]) for c in columns]
+            rows.append([name, *cells])
+    return table(["second parent", *columns.values()], rows)
+
+
+def with_error(values: Sequence[float] | np.ndarray, sign: str = "") -> str:
+    """Write the mean of values, with its standard error if there are several."""
+    mean = f"{np.mean(values):{sign}.3f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
 
 
 if __name__ == "__main__":
