@@ -14,6 +14,7 @@ ORDER = (
     "digits-mlp",
     "digits-resnet20",
     "digits-vit",
+    "digits-vit-wide",
     "mnist-mlp",
     "mnist-resnet20",
     "cifar10-resnet20x1-laptop",
