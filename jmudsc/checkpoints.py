@@ -27,7 +27,7 @@ from jmudsc.orbax_trees import open_tree, write_tree
 from jmudsc.paths import flatten, listed, unflatten
 from jmudsc.renaming import Rename, renamed, split
 from jmudsc.result import MergeResult
-from jmudsc.safetensors_files import INDEX
+from jmudsc.safetensors_files import INDEX, shards_of
 from jmudsc.subtrees import (
     at,
     chosen_routes,
@@ -208,13 +208,18 @@ def fingerprint(path: str | os.PathLike[str]) -> str | None:
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
+        ValueError: if what is there is not a whole checkpoint, or is several.
     """
     if "://" in os.fspath(path):
         return None
     place = Path(find_file(path) or find_item(path))
-    inside = place.parent if place.name.endswith(INDEX) else place
-    files = [place] if inside.is_file() else sorted(inside.rglob("*"))
-    seen = [(str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    files += shards_of(place) if place.name.endswith(INDEX) else []
+    # Archives may give all files one time; that of the last change is the system's.
+    seen = [
+        (str(x), at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+        for x, at in ((x, x.stat()) for x in files)
+    ]
     return digest_of([repr(seen).encode()])
 
 

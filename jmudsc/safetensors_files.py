@@ -103,6 +103,18 @@ def open_index(index: Path) -> dict[str, LazyArray]:
     return {name: found[shard][name] for name, shard in files.items()}
 
 
+def shards_of(index: Path) -> list[Path]:
+    """Return the files that an index names, in order.
+
+    Args:
+        index: as for `open_index`.
+
+    Raises:
+        ValueError: if the index is no index.
+    """
+    return [index.parent / name for name in sorted(set(_weight_map(index).values()))]
+
+
 def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
     """Write arrays to a file, one after the other.
 
