@@ -67,8 +67,9 @@ def cook(
     batches, owners = named["batches"], None
     if recipe.refit and isinstance(batches, Chained):
         owners = batches.owners()
-    models = load_models(recipe, room() if memory is None else memory, progress)
+    # Before the models are read: one that is replaced meanwhile is another later on.
     journal = _journal(recipe, places[0].parent if recipe.separate else places[0])
+    models = load_models(recipe, room() if memory is None else memory, progress)
     written = None
     if recipe.spec is not None:
         written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
