@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from jmudsc.lazy import in_memory, LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, unflatten
+from jmudsc.steady import steady
 from jmudsc.subtrees import prune, Route, route
 
 
@@ -47,11 +48,14 @@ def open_tree(item: epath.Path) -> PyTree[LazyArray]:
         routes = [route(str(item), structure, name) for name in names]
         return flatten(_read(item, structure, routes))
 
+    read = fetch
+    if "://" not in os.fspath(item):
+        read = steady(str(item), Path(item / "_METADATA"), fetch)
     lazy = {}
     for name, leaf in flatten(structure).items():
         text = isinstance(leaf, ocp.metadata.StringMetadata)
         dtype = np.dtype("U" if text else leaf.dtype)
-        lazy[name] = LazyArray(name, () if text else tuple(leaf.shape), dtype, fetch)
+        lazy[name] = LazyArray(name, () if text else tuple(leaf.shape), dtype, read)
     return unflatten(structure, lazy)
 
 

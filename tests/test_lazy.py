@@ -1,5 +1,6 @@
 """Models on disk: merged to the same bits as in memory, with little of them there."""
 
+import re
 import weakref
 from dataclasses import replace
 
@@ -179,6 +180,22 @@ def test_a_value_that_is_not_finite_is_found_on_disk(batches, tmp_path):
         ValueError, match="model 1: out has 1 of 48 values that are NaN"
     ):
         jmudsc.merge(apply_fn, lazy, batches, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("ending", ["", ".npz", ".safetensors"])
+@pytest.mark.parametrize("shape", [(2,), (3, 2)])
+def test_a_model_written_anew_after_it_was_opened_is_told(ending, shape, tmp_path):
+    path = save_variables(tmp_path / f"model{ending}", {"w": jnp.zeros(2)})
+    lazy = jmudsc.load(path, lazy=True)
+    lazy["w"].read()
+    path.rename(tmp_path / "old")
+    save_variables(path, {"w": jnp.ones(shape)})
+    expected = (
+        f"{path}: was written anew after it was opened, needed as it was; "
+        "load it again."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        lazy["w"].read()
 
 
 def test_an_error_while_a_leaf_is_read_is_told_as_it_is(tmp_path):
