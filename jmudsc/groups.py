@@ -80,7 +80,7 @@ def match_family(
         nested = spec.children(name)
         if spec.labels[name].fixed:
             row = np.tile(np.arange(spec.labels[name].size), (models, 1))
-        elif zipped and not nested:
+        elif zipped and is_innermost(spec, name):
             row = zip_units(_stacked(spec, name, grids[name], own), models, a, b)
         elif nested:
             row = _align_nested(spec, grids, name, own, reference)
@@ -101,6 +101,16 @@ def match_family(
     for merged in np.ndindex(*spec.row_shape(root)[:-1]):
         fill(root, merged, _members(spec, assignment, parents, merged, models))
     return found
+
+
+def is_innermost(spec: PermutationSpec, name: str) -> bool:
+    """Whether nothing is nested in a label, alone or together with other labels.
+
+    Args:
+        spec: the permutation spec.
+        name: the label.
+    """
+    return not any(name in label.parents for label in spec.labels.values())
 
 
 def _descendants(spec: PermutationSpec, name: str) -> list[str]:
