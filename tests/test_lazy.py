@@ -164,6 +164,17 @@ def test_numbers_of_64_bits_are_read_as_those_that_jax_has(tmp_path):
     assert_same_bits(read_all(lazy), {"w": np.ones(3, "f4"), "n": np.int32(2)})
 
 
+def test_arrays_that_stay_on_disk_are_put_nowhere(tmp_path):
+    path = save_variables(tmp_path / "model.npz", {"w": jnp.ones(2)})
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    expected = (
+        f"{path}: sharding was given with lazy=True, needed one of them, since lazy "
+        "arrays are on no device; leave sharding out."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        jmudsc.load(path, lazy=True, sharding=where)
+
+
 def test_text_is_refused_when_it_is_opened(tmp_path):
     np.savez(tmp_path / "model.npz", w=np.ones(3), name=np.array("vit"))
     with pytest.raises(ValueError, match="1 of 2 leaves are text, needed numbers"):
