@@ -113,7 +113,8 @@ def _journal(recipe: Recipe, output: Path) -> Journal | None:
     if not all(prints):
         return None
     folder = output.with_name(f".{output.name}.jmudsc-journal")
-    decisive = recipe.models, prints, versions()
+    machine = jax.default_backend(), jax.config.read("jax_enable_x64")
+    decisive = recipe.models, prints, versions(), machine
     return Journal(folder, digest_of([repr(decisive).encode()]))
 
 

@@ -14,8 +14,9 @@ import pytest
 import jmudsc
 from jmudsc import ingredients
 from jmudsc.checkpoints import fingerprint, save_variables
-from jmudsc.cook import cook
+from jmudsc.cook import _journal, cook
 from jmudsc.journal import digest_of, Journal
+from jmudsc.recipe import read_recipe
 
 MATCH = importlib.import_module("jmudsc.match")
 
@@ -164,6 +165,14 @@ def test_a_model_replaced_while_it_is_read_is_another(project, monkeypatch):
             cook(path)
         steps.append(len(list(journal_of(project, "replaced").iterdir())))
     assert steps[1] == 2 * steps[0]
+
+
+def test_steps_of_another_kind_of_device_are_not_taken(project, monkeypatch):
+    asked = read_recipe(recipe(project, "weight-align", "device"))
+    here = _journal(asked, project / "device")
+    assert here == _journal(asked, project / "device")
+    monkeypatch.setattr(jax, "default_backend", lambda: "other")
+    assert here != _journal(asked, project / "device")
 
 
 def test_a_step_is_computed_once(tmp_path):
