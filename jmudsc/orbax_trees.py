@@ -76,7 +76,7 @@ def write_tree(target: Path, temporary: Path, variables: PyTree[LazyArray]) -> N
     types = _lazy_types(failed)
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with _without_late_reports(), ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(temporary, args=ocp.args.PyTreeSave(variables))
     except Exception as error:
         if failed:
@@ -149,7 +149,7 @@ def _orbax_reading(item: os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_late_reports() -> Iterator[None]:
-    """Drop what tensorstore's threads report after orbax has given up on a read.
+    """Drop what tensorstore's threads report after orbax has given up.
 
     When one leaf fails orbax closes its event loop, and each leaf still under way
     then prints a traceback of its own, which would bury the error.
