@@ -27,7 +27,7 @@ from jmudsc.orbax_trees import open_tree, write_tree
 from jmudsc.paths import flatten, listed, unflatten
 from jmudsc.renaming import Rename, renamed, split
 from jmudsc.result import MergeResult
-from jmudsc.safetensors_files import INDEX
+from jmudsc.safetensors_files import INDEX, shards_of
 from jmudsc.subtrees import (
     at,
     chosen_routes,
@@ -100,8 +100,14 @@ def load(
     Raises:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if what is there is not a whole checkpoint, is several, lacks the
-            subtree or what is to be renamed, or was changed after jmudsc wrote it.
+            subtree or what is to be renamed, or was changed after jmudsc wrote it; or
+            if arrays that stay on disk are to be put somewhere.
     """
+    if lazy and sharding is not None:
+        raise ValueError(
+            f"{os.fspath(path)}: sharding was given with lazy=True, needed one of "
+            "them, since lazy arrays are on no device; leave sharding out."
+        )
     stored = open_variables(path, subtree, rename=rename, separator=separator)
     if lazy:
         return lazily_typed(stored.where, stored.variables)
@@ -208,13 +214,18 @@ def fingerprint(path: str | os.PathLike[str]) -> str | None:
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
+        ValueError: if what is there is not a whole checkpoint, or is several.
     """
     if "://" in os.fspath(path):
         return None
     place = Path(find_file(path) or find_item(path))
-    inside = place.parent if place.name.endswith(INDEX) else place
-    files = [place] if inside.is_file() else sorted(inside.rglob("*"))
-    seen = [(str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    files += shards_of(place) if place.name.endswith(INDEX) else []
+    # Archives may give all files one time; that of the last change is the system's.
+    seen = [
+        (str(x), at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+        for x, at in ((x, x.stat()) for x in files)
+    ]
     return digest_of([repr(seen).encode()])
 
 
@@ -271,7 +282,8 @@ def save(
         ):
             content["digests"] = _write_file(target, temporary, kind, leaves)
             provenance.write(epath.Path(folder), content, *kept)
-            discard(beside)  # it is of what is about to be replaced
+            if overwrite or not target.exists():  # else that of another process
+                discard(beside)  # it is of what is about to be replaced
         return target
     with building(target, overwrite) as temporary:
         content["digests"] = _write_tree(target, temporary, variables)
@@ -445,13 +457,24 @@ def _write_file(
             f"{target}: could not be written ({error}), needed room and the right to "
             "write; nothing was left there."
         ) from error
-    _, found = open_file(temporary)
+    found = _read_back(target, temporary)
     if wrong := _changed(found, digests):
         raise ValueError(
             f"{target}: {len(wrong)} of {len(leaves)} leaves are read back changed, "
             f"needed all as they were; save with orbax:\n{listed(wrong)}"
         )
     return digests
+
+
+def _read_back(target: Path, temporary: Path) -> PyTree[LazyArray]:
+    """Open a file that was written, which fails where a name means something else."""
+    try:
+        return open_file(temporary)[1]
+    except ValueError as error:
+        raise ValueError(
+            f"{target}: cannot be read back, needed names of leaves that mean nothing "
+            f"else in such a file; rename some, or save with orbax:\n  {error}"
+        ) from error
 
 
 def _write_tree(

@@ -6,6 +6,7 @@ comes at once.
 
 import contextlib
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,7 +187,11 @@ def main() -> None:
 
 
 def _bytes(gib: float | None) -> int | None:
-    return None if gib is None else int(gib * 2**30)
+    if gib is None:
+        return None
+    if not 0 <= gib < math.inf:
+        raise ValueError(f"--memory is {gib}, needed a number of GiB, 0 or more.")
+    return int(gib * 2**30)
 
 
 @contextlib.contextmanager

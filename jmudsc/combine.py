@@ -209,7 +209,7 @@ def _merged(
     consumed: tuple[bool, ...],
 ) -> jax.Array:
     dtype = jnp.result_type(leaves[0])
-    if not jnp.issubdtype(dtype, jnp.number):
+    if not jnp.issubdtype(dtype, jnp.number) or not leaves[0].size:
         return leaves[0]
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     wide = dtype if inexact and dtype.itemsize >= 4 else jnp.float32

@@ -67,8 +67,9 @@ def cook(
     batches, owners = named["batches"], None
     if recipe.refit and isinstance(batches, Chained):
         owners = batches.owners()
-    models = load_models(recipe, room() if memory is None else memory, progress)
+    # Before the models are read: one that is replaced meanwhile is another later on.
     journal = _journal(recipe, places[0].parent if recipe.separate else places[0])
+    models = load_models(recipe, room() if memory is None else memory, progress)
     written = None
     if recipe.spec is not None:
         written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
@@ -112,7 +113,8 @@ def _journal(recipe: Recipe, output: Path) -> Journal | None:
     if not all(prints):
         return None
     folder = output.with_name(f".{output.name}.jmudsc-journal")
-    decisive = recipe.models, prints, versions()
+    machine = jax.default_backend(), jax.config.read("jax_enable_x64")
+    decisive = recipe.models, prints, versions(), machine
     return Journal(folder, digest_of([repr(decisive).encode()]))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jmudsc.groups import families, stacked_shape
+from jmudsc.groups import families, is_innermost, stacked_shape
 from jmudsc.match import uses_activations
 from jmudsc.memory import BUDGET
 from jmudsc.moves import anonymous, names_in_leaf
@@ -272,9 +272,10 @@ def _solving(job: Job, rates: Rates) -> float:
             nested = label.parents[-1:] and label.parents[-1] in family
             sets = math.prod(labels[parent].size for parent in label.parents)
             pairs = sets * labels[label.parents[-1]].size if nested else sets
-            if not job.method.endswith("-zip") or nested or job.spec.children(name):
+            is_zipped = job.method.endswith("-zip") and is_innermost(job.spec, name)
+            if not is_zipped or nested:
                 total += (models - 1) * pairs * rates.align * label.size**2
-            if job.method.endswith("-zip") and not job.spec.children(name):
+            if is_zipped:
                 total += sets * rates.zipped * (models * label.size) ** 2
     return total
 

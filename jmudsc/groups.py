@@ -102,10 +102,10 @@ class _Matching:
 
     def rows(self, name: str, own: Sequence[Unit]) -> np.ndarray:
         """Match the units of a label under one set of parent units, one per model."""
-        spec, models, nested = self.spec, len(own), self.spec.children(name)
+        spec, models = self.spec, len(own)
         if spec.labels[name].fixed:
             return np.tile(np.arange(spec.labels[name].size), (models, 1))
-        if self.zipped and not nested:
+        if self.zipped and is_innermost(spec, name):
             similarity = _stacked(spec, name, self.grids[name], own)
             return zip_units(similarity, models, self.a, self.b)
 
@@ -131,6 +131,16 @@ def _fill(
             members = [int(np.flatnonzero(r == unit)[0]) for r in row]
             below = [(*o, member) for o, member in zip(own, members, strict=True)]
             _fill(found, matching, child, (*merged, unit), below)
+
+
+def is_innermost(spec: PermutationSpec, name: str) -> bool:
+    """Whether nothing is nested in a label, alone or together with other labels.
+
+    Args:
+        spec: the permutation spec.
+        name: the label.
+    """
+    return not any(name in label.parents for label in spec.labels.values())
 
 
 def _descendants(spec: PermutationSpec, name: str) -> list[str]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
+from numpy.typing import DTypeLike
 
 from jmudsc.paths import flatten, unflatten
 
@@ -58,6 +59,12 @@ class LazyArray:
         """Read the array to the host."""
         return self.fetch([self.name])[self.name]
 
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
+        """Read the array, for `numpy.asarray` and `jax.numpy.asarray`."""
+        return np.array(self.read(), dtype, copy=copy)
+
 
 Leaf = ArrayLike | LazyArray
 
@@ -103,11 +110,13 @@ def parts_of(leaves: Mapping[Key, LazyArray]) -> Iterator[dict[Key, LazyArray]]:
         Some of them: one, or several that take little memory together.
     """
     part: dict[Key, LazyArray] = {}
+    size = 0
     for name, leaf in leaves.items():
-        if part and sum(x.nbytes for x in part.values()) + leaf.nbytes > _PART:
+        if part and size + leaf.nbytes > _PART:
             yield part
-            part = {}
+            part, size = {}, 0
         part[name] = leaf
+        size += leaf.nbytes
     if part:
         yield part
 

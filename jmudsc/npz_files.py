@@ -10,6 +10,7 @@ import numpy as np
 
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import listed
+from jmudsc.steady import steady
 
 # Numpy writes bfloat16 as two bytes of no type, and no other type of JAX so.
 _BFLOAT16, _STORED = np.dtype(jnp.bfloat16), np.dtype("V2")
@@ -41,11 +42,11 @@ def open_npz(file: Path) -> dict[str, LazyArray]:
         except Exception as error:  # of zipfile and zlib, as above
             raise ValueError(_damaged(file, error)) from error
 
-    found = {}
+    found, read = {}, steady(str(file), file, fetch)
     for member, (shape, dtype) in headers.items():
         name = member.removesuffix(_ENDING)
         known = _BFLOAT16 if dtype == _STORED else dtype
-        found[name] = LazyArray(name, shape, known, fetch)
+        found[name] = LazyArray(name, shape, known, read)
     return found
 
 

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from jmudsc.lazy import in_memory, LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, unflatten
+from jmudsc.steady import steady
 from jmudsc.subtrees import prune, Route, route
 
 
@@ -47,11 +48,14 @@ def open_tree(item: epath.Path) -> PyTree[LazyArray]:
         routes = [route(str(item), structure, name) for name in names]
         return flatten(_read(item, structure, routes))
 
+    read = fetch
+    if "://" not in os.fspath(item):
+        read = steady(str(item), Path(item / "_METADATA"), fetch)
     lazy = {}
     for name, leaf in flatten(structure).items():
         text = isinstance(leaf, ocp.metadata.StringMetadata)
         dtype = np.dtype("U" if text else leaf.dtype)
-        lazy[name] = LazyArray(name, () if text else tuple(leaf.shape), dtype, fetch)
+        lazy[name] = LazyArray(name, () if text else tuple(leaf.shape), dtype, read)
     return unflatten(structure, lazy)
 
 
@@ -72,7 +76,7 @@ def write_tree(target: Path, temporary: Path, variables: PyTree[LazyArray]) -> N
     types = _lazy_types(failed)
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with _without_late_reports(), ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(temporary, args=ocp.args.PyTreeSave(variables))
     except Exception as error:
         if failed:
@@ -145,7 +149,7 @@ def _orbax_reading(item: os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_late_reports() -> Iterator[None]:
-    """Drop what tensorstore's threads report after orbax has given up on a read.
+    """Drop what tensorstore's threads report after orbax has given up.
 
     When one leaf fails orbax closes its event loop, and each leaf still under way
     then prints a traceback of its own, which would bury the error.

@@ -10,6 +10,7 @@ import numpy as np
 
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import listed
+from jmudsc.steady import steady
 
 INDEX = ".safetensors.index.json"
 
@@ -60,8 +61,9 @@ def open_safetensors(file: Path) -> dict[str, LazyArray]:
             f"{file}: {len(unknown)} of {len(kinds)} arrays have types that cannot be "
             f"read, needed {', '.join(_TYPES)}; convert them:\n{listed(unknown)}"
         )
+    read = steady(str(file), file, fetch)
     return {
-        name: LazyArray(name, tuple(part.get_shape()), _TYPES[kinds[name]], fetch)
+        name: LazyArray(name, tuple(part.get_shape()), _TYPES[kinds[name]], read)
         for name, part in parts.items()
     }
 
@@ -101,6 +103,18 @@ def open_index(index: Path) -> dict[str, LazyArray]:
             f"names for them, needed all; copy the checkpoint again:\n{listed(lost)}"
         )
     return {name: found[shard][name] for name, shard in files.items()}
+
+
+def shards_of(index: Path) -> list[Path]:
+    """Return the files that an index names, in order.
+
+    Args:
+        index: as for `open_index`.
+
+    Raises:
+        ValueError: if the index is no index.
+    """
+    return [index.parent / name for name in sorted(set(_weight_map(index).values()))]
 
 
 def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:

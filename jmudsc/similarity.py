@@ -75,7 +75,8 @@ def weight_similarity(
     of, join, correlate = _comparison(within)
     seen: list[Any] = []
     for site in spec.labels[label].sites:
-        if site.path in spec.statistics:
+        is_empty = not all(axis.size for axis in spec.axes[site.path])
+        if site.path in spec.statistics or is_empty:
             continue
         others = others_on(spec, label, site)
         if others is None:

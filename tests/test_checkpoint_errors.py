@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jmudsc import checkpoints
 from jmudsc.checkpoints import load, load_provenance, save
 
 
@@ -324,6 +325,22 @@ def test_something_at_the_output(merged):
     assert len(load(merged)) == 8
 
 
+def test_who_comes_second_leaves_the_first_its_record(tmp_path, monkeypatch):
+    path = tmp_path / "merged.npz"
+    write = checkpoints._write_file
+
+    def after_another(*arguments):
+        monkeypatch.setattr(checkpoints, "_write_file", write)
+        save(path, writers.result_of({"w": jnp.ones(2)}, recipe={"alpha": 0.1}))
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoints, "_write_file", after_another)
+    with pytest.raises(FileExistsError, match="was made by another process meanwhile"):
+        save(path, writers.result_of({"w": jnp.zeros(2)}))
+    assert load_provenance(path)["recipe"] == {"alpha": 0.1}
+    np.testing.assert_array_equal(load(path)["w"], np.ones(2))
+
+
 def test_overwriting_something_that_is_no_merge(tmp_path):
     path = writers.standard(tmp_path / "parent", {"w": jnp.ones(2)})
     expected = (
@@ -422,4 +439,18 @@ def test_a_path_that_cannot_be_written(tmp_path):
     end = re.escape("), needed room and the right to write; nothing was left there.")
     with pytest.raises(ValueError, match=f"^{expected}.*{end}$"):
         save(path, writers.result_of({"w": jnp.ones(2)}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ending", "name"), [("safetensors", "__metadata__"), ("npz", "a\0b")]
+)
+def test_a_name_that_means_something_else_in_a_file(ending, name, tmp_path):
+    path = tmp_path / f"merged.{ending}"
+    expected = (
+        f"{path}: cannot be read back, needed names of leaves that mean nothing else "
+        "in such a file; rename some, or save with orbax:\n"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
+        save(path, writers.result_of({name: jnp.ones(2)}))
     assert not list(tmp_path.iterdir())

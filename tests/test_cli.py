@@ -260,6 +260,13 @@ def test_no_batches_is_one_message(project, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("memory", ["inf", "nan", "-1.0"])
+def test_memory_that_is_no_number_of_bytes_is_one_message(memory, project, monkeypatch):
+    expected = f"jmudsc: --memory is {memory}, needed a number of GiB, 0 or more."
+    with pytest.raises(SystemExit, match=f"^{re.escape(expected)}$"):
+        run(monkeypatch, "merge", project / "recipe.yaml", f"--memory={memory}")
+
+
 def test_a_demo_needs_a_new_directory(tmp_path, monkeypatch):
     assert fails(monkeypatch, "demo", "--out", tmp_path) == (
         f"jmudsc: {tmp_path}: exists, a new directory is needed; remove it or choose "

@@ -11,6 +11,7 @@ from jmudsc import (
     combine,
     Concat,
     Fixed,
+    infer_spec,
     PermutationSpec,
     permute,
     Product,
@@ -219,6 +220,20 @@ def test_leaves_that_are_not_floating_point(leaves, expected):
     merged = combine(spec, drawn, shuffled(spec, 2))["step"]
     assert merged.dtype == leaves[0].dtype
     np.testing.assert_array_equal(merged, expected)
+
+
+def test_a_leaf_without_entries_stays_as_it_is():
+    def apply_fn(v, x):
+        nothing = jnp.zeros((len(x), 0)) @ v["nothing"]
+        return jnp.maximum(x @ v["in"] + nothing, 0) @ v["out"]
+
+    shapes = {"in": (5, 4), "nothing": (0, 4), "out": (4, 2)}
+    model = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    spec = infer_spec(apply_fn, model, jnp.ones((7, 5)))
+    zipped = {name: np.array([[0, 0, 1, 1], [2, 2, 3, 3]]) for name in spec.labels}
+    merged = combine(spec, [model, model], zipped)
+    assert merged["nothing"].shape == (0, 4)
+    np.testing.assert_array_equal(merged["in"], model["in"])
 
 
 def test_a_random_key_is_taken_from_the_first_model():

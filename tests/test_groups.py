@@ -141,6 +141,27 @@ def test_a_label_nested_in_two_is_matched_where_their_units_have_gone():
         np.testing.assert_array_equal(found["unit"][:, i, j], align(block, 2))
 
 
+def test_units_with_others_nested_in_them_and_in_a_second_label_are_not_zipped():
+    """Each model needs one unit of every merged one, to go on inside it."""
+    layer = {"layer": Label(2, (), (), fixed="is scanned")}
+    spec = spec_of(expert=(4,), unit=(3, "expert", "layer"))
+    spec = PermutationSpec({}, layer | dict(spec.labels))
+    similarity, found = draw(0, spec, 2), stay(spec, 2)
+    for name in ("expert", "unit"):
+        found |= match_family(spec, [name], similarity, found, zipped=True)
+    expected = align(similarity["expert"], 2)
+    np.testing.assert_array_equal(found["expert"], expected)
+    grid = similarity["unit"].reshape((2, 4, 2, 3) * 2)
+    for expert, layer in itertools.product(range(4), range(2)):
+        own = [int(np.flatnonzero(row == expert)[0]) for row in expected]
+        blocks = [
+            [grid[i, one, layer, :, j, two, layer] for j, two in enumerate(own)]
+            for i, one in enumerate(own)
+        ]
+        row = zip_units(np.block(blocks), 2)
+        np.testing.assert_array_equal(found["unit"][:, expert, layer], row)
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_fixed_label_stays_and_what_is_nested_in_it_is_matched(zipped):
     """Layers of a stack are not interchangeable, the units inside them are."""

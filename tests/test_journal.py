@@ -1,6 +1,8 @@
 """A merge that was killed goes on where it was, to the same bits."""
 
 import importlib
+import json
+import os
 import subprocess
 import sys
 
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 
 import jmudsc
+from jmudsc import ingredients
 from jmudsc.checkpoints import fingerprint, save_variables
-from jmudsc.cook import cook
+from jmudsc.cook import _journal, cook
 from jmudsc.journal import digest_of, Journal
+from jmudsc.recipe import read_recipe
 
 MATCH = importlib.import_module("jmudsc.match")
 
@@ -116,6 +120,59 @@ def test_models_written_anew_are_matched_anew(project, monkeypatch):
     with pytest.raises(Stop):
         cook(path)
     assert len(set(journal_of(project, "anew").iterdir())) == 2 * len(before)
+
+
+def test_another_model_of_the_same_size_and_time_is_another(tmp_path):
+    file = tmp_path / "model.npz"
+    seen = []
+    for value in (0.0, 1.0):
+        np.savez(file, w=np.full(3, value))
+        os.utime(file, (0, 0))
+        seen.append(fingerprint(file))
+    assert seen[0] != seen[1]
+
+
+def test_what_is_beside_an_index_makes_no_difference(tmp_path):
+    shard, index = "a-1.safetensors", tmp_path / "a.safetensors.index.json"
+    model = {"w": jnp.zeros(3)}
+    save_variables(tmp_path / shard, model)
+    index.write_text(json.dumps({"weight_map": {"w": shard}}))
+    was = fingerprint(index)
+    (tmp_path / ".merged.jmudsc-journal").mkdir()
+    save_variables(tmp_path / "b-1.safetensors", model)
+    assert fingerprint(index) == was
+    (tmp_path / shard).unlink()
+    save_variables(tmp_path / shard, model)
+    assert fingerprint(index) != was
+
+
+def test_a_model_replaced_while_it_is_read_is_another(project, monkeypatch):
+    def load_models(*arguments):
+        found = load(*arguments)
+        os.utime(project / "first.safetensors")
+        return found
+
+    def stop(*_, **__):
+        raise Stop
+
+    load = ingredients.load_models
+    path = recipe(project, "weight-align", "replaced")
+    monkeypatch.setattr("jmudsc.cook.save", stop)
+    steps = []
+    for loads in (load_models, load):
+        monkeypatch.setattr("jmudsc.cook.load_models", loads)
+        with pytest.raises(Stop):
+            cook(path)
+        steps.append(len(list(journal_of(project, "replaced").iterdir())))
+    assert steps[1] == 2 * steps[0]
+
+
+def test_steps_of_another_kind_of_device_are_not_taken(project, monkeypatch):
+    asked = read_recipe(recipe(project, "weight-align", "device"))
+    here = _journal(asked, project / "device")
+    assert here == _journal(asked, project / "device")
+    monkeypatch.setattr(jax, "default_backend", lambda: "other")
+    assert here != _journal(asked, project / "device")
 
 
 def test_a_step_is_computed_once(tmp_path):

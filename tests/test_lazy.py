@@ -1,5 +1,6 @@
 """Models on disk: merged to the same bits as in memory, with little of them there."""
 
+import re
 import weakref
 from dataclasses import replace
 
@@ -163,6 +164,17 @@ def test_numbers_of_64_bits_are_read_as_those_that_jax_has(tmp_path):
     assert_same_bits(read_all(lazy), {"w": np.ones(3, "f4"), "n": np.int32(2)})
 
 
+def test_arrays_that_stay_on_disk_are_put_nowhere(tmp_path):
+    path = save_variables(tmp_path / "model.npz", {"w": jnp.ones(2)})
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    expected = (
+        f"{path}: sharding was given with lazy=True, needed one of them, since lazy "
+        "arrays are on no device; leave sharding out."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        jmudsc.load(path, lazy=True, sharding=where)
+
+
 def test_text_is_refused_when_it_is_opened(tmp_path):
     np.savez(tmp_path / "model.npz", w=np.ones(3), name=np.array("vit"))
     with pytest.raises(ValueError, match="1 of 2 leaves are text, needed numbers"):
@@ -179,6 +191,22 @@ def test_a_value_that_is_not_finite_is_found_on_disk(batches, tmp_path):
         ValueError, match="model 1: out has 1 of 48 values that are NaN"
     ):
         jmudsc.merge(apply_fn, lazy, batches, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("ending", ["", ".npz", ".safetensors"])
+@pytest.mark.parametrize("shape", [(2,), (3, 2)])
+def test_a_model_written_anew_after_it_was_opened_is_told(ending, shape, tmp_path):
+    path = save_variables(tmp_path / f"model{ending}", {"w": jnp.zeros(2)})
+    lazy = jmudsc.load(path, lazy=True)
+    lazy["w"].read()
+    path.rename(tmp_path / "old")
+    save_variables(path, {"w": jnp.ones(shape)})
+    expected = (
+        f"{path}: was written anew after it was opened, needed as it was; "
+        "load it again."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        lazy["w"].read()
 
 
 def test_an_error_while_a_leaf_is_read_is_told_as_it_is(tmp_path):
@@ -198,3 +226,11 @@ def test_small_arrays_are_read_together_and_large_ones_alone():
     sizes = {"a": 2**20, "b": 2**20, "c": 2**24, "d": 3}
     lazy = {n: LazyArray(n, (s,), np.dtype("f4"), dict) for n, s in sizes.items()}
     assert [list(part) for part in parts_of(lazy)] == [["a", "b"], ["c"], ["d"]]
+
+
+def test_a_lazy_array_becomes_an_array_where_one_is_wanted(tmp_path):
+    models, files = saved(tmp_path, ".npz")
+    lazy = jmudsc.load(files[0], lazy=True)
+    assert_same_bits(jax.tree.map(jnp.asarray, lazy), models[0])
+    half = np.asarray(lazy["out"], np.float16)
+    np.testing.assert_array_equal(half, np.asarray(models[0]["out"], np.float16))

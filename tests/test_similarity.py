@@ -232,6 +232,28 @@ def test_every_site_of_a_label_counts():
             assert changed == (site.path not in spec.statistics), Site(*site)
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_a_leaf_without_entries_says_nothing(within):
+    def apply_fn(v, x):
+        nothing = jnp.zeros((len(x), 0)) @ v["nothing"]
+        return jnp.maximum(x @ v["in"] + nothing, 0) @ v["out"]
+
+    draw = np.random.default_rng(0)
+    shapes = {"in": (5, 6), "nothing": (0, 6), "out": (6, 2)}
+    models = [
+        {n: draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+        for _ in range(2)
+    ]
+    spec = infer_spec(apply_fn, models[0], np.ones((7, 5), np.float32))
+    (label,) = spec.labels
+    assert Site("nothing", 1) in spec.labels[label].sites
+    start = {label: np.tile(np.arange(6, dtype=np.int32), (2, 1))}
+    found = weight_similarity(spec, models, start, label, within=within)
+    vectors = [np.concatenate([m["in"], m["out"].T]).T for m in models]
+    expected = np.corrcoef(np.concatenate(vectors).astype(float))
+    np.testing.assert_allclose(found[:6, 6:], expected[:6, 6:], atol=1e-5)
+
+
 def test_both_sides_of_a_square_kernel_with_groups_are_in_the_right_order():
     """The groups of the side that is read stay; those of the other side are moved."""
 
