@@ -122,7 +122,9 @@ class _Reading:
 
 def _units_of(read: _Reading, model: PyTree, batches: Sequence[PyTree]) -> list:
     leaves = jax.tree.leaves(to_device(model))
-    return [read.reader(batch)(leaves, jax.tree.leaves(batch)) for batch in batches]
+    units = [read.reader(batch)(leaves, jax.tree.leaves(batch)) for batch in batches]
+    # The next model is read when this one is needed no more.
+    return jax.block_until_ready(units) if is_lazy(model) else units
 
 
 def _groups(

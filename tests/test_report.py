@@ -59,7 +59,7 @@ def test_a_report_tells_the_seconds_of_stages_and_the_provenance_does_not():
         dataclasses.replace(x, assignment={"P_0": x.assignment["P_0"].astype(np.int32)})
         for x in (plain, timed)
     ]
-    assert record(stored[0], {}, {}) == record(stored[1], {}, {})
+    assert record(stored[0], {}) == record(stored[1], {})
 
 
 def test_a_report_tells_what_was_done_after_averaging():
