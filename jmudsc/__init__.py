@@ -15,7 +15,6 @@ from jmudsc.checkpoints import (
     load as load,
     load_provenance as load_provenance,
     load_shapes as load_shapes,
-    save as save,
 )
 from jmudsc.combine import combine as combine
 from jmudsc.derive import infer_spec as infer_spec
@@ -37,6 +36,7 @@ from jmudsc.pooled import pool_batch_stats as pool_batch_stats
 from jmudsc.refit import refit as refit
 from jmudsc.repair import repair as repair
 from jmudsc.result import MergeResult as MergeResult
+from jmudsc.saving import save as save
 from jmudsc.spec import Label as Label, PermutationSpec as PermutationSpec, Site as Site
 
 __version__ = version("jmudsc")

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from jmudsc.chained import Chained
-from jmudsc.checkpoints import check_free, fingerprint, save
+from jmudsc.checkpoints import fingerprint
 from jmudsc.freeze import freeze
 from jmudsc.ingredients import (
     load_model,
@@ -26,6 +26,7 @@ from jmudsc.provenance import versions
 from jmudsc.recipe import dump_recipe, read_recipe, Recipe
 from jmudsc.report import report
 from jmudsc.room import room
+from jmudsc.saving import check_free, save
 from jmudsc.spec import PermutationSpec
 
 

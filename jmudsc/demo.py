@@ -15,7 +15,6 @@ from jaxtyping import PyTree
 from jmudsc import models
 from jmudsc.batch_stats import reset_batch_stats, UpdateFn
 from jmudsc.check import check_spec
-from jmudsc.checkpoints import save, save_variables
 from jmudsc.combine import combine
 from jmudsc.datasets import batches, digits, only, Split
 from jmudsc.derive import infer_spec
@@ -27,6 +26,7 @@ from jmudsc.progress import prefixed, Progress
 from jmudsc.recipe import dump_recipe, Recipe, Reference, Source
 from jmudsc.report import mean_and_deviation, report, table
 from jmudsc.result import MergeResult
+from jmudsc.saving import save, save_variables
 from jmudsc.trace import ApplyFn
 from jmudsc.training import class_vectors, DEMO_MLP, DEMO_RESNET20, train
 

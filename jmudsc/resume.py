@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints import load, save_variables
+from jmudsc.checkpoints import load
+from jmudsc.saving import save_variables
 
 State = TypeVar("State")
 

@@ -21,9 +21,9 @@ from jaxtyping import PyTree
 
 import jmudsc
 from jmudsc import parity
-from jmudsc.checkpoints import save_variables
 from jmudsc.recipe import dump_recipe, Recipe, Reference, Source
 from jmudsc.report import mean_and_deviation, table
+from jmudsc.saving import save_variables
 
 CALIBRATION = 10_000  # training images, for activations and the refit
 DRAWN = 1_000  # test images, for the points of a landscape

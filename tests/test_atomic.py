@@ -15,7 +15,8 @@ import pytest
 
 from jmudsc import atomic
 from jmudsc.atomic import building
-from jmudsc.checkpoints import load, load_provenance, save
+from jmudsc.checkpoints import load, load_provenance
+from jmudsc.saving import save
 
 TESTS = str(Path(writers.__file__).parent)
 KILLED = -signal.SIGKILL
@@ -26,7 +27,7 @@ CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import checkpoint_writers as writers, numpy as np
-from jmudsc.checkpoints import save
+from jmudsc.saving import save
 
 def die(event, args):
     if event == sys.argv[3] and sys.argv[4] in str(args):
@@ -41,7 +42,7 @@ LOOP = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import checkpoint_writers as writers, numpy as np
-from jmudsc.checkpoints import save
+from jmudsc.saving import save
 
 print("ready", flush=True)
 for i in range(10000):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmudsc import checkpoints
-from jmudsc.checkpoints import load, load_provenance, save
+from jmudsc import saving
+from jmudsc.checkpoints import load, load_provenance
+from jmudsc.saving import save
 
 
 def sentence(text):
@@ -327,14 +328,14 @@ def test_something_at_the_output(merged):
 
 def test_who_comes_second_leaves_the_first_its_record(tmp_path, monkeypatch):
     path = tmp_path / "merged.npz"
-    write = checkpoints._write_file
+    write = saving._write_file
 
     def after_another(*arguments):
-        monkeypatch.setattr(checkpoints, "_write_file", write)
+        monkeypatch.setattr(saving, "_write_file", write)
         save(path, writers.result_of({"w": jnp.ones(2)}, recipe={"alpha": 0.1}))
         return write(*arguments)
 
-    monkeypatch.setattr(checkpoints, "_write_file", after_another)
+    monkeypatch.setattr(saving, "_write_file", after_another)
     with pytest.raises(FileExistsError, match="was made by another process meanwhile"):
         save(path, writers.result_of({"w": jnp.zeros(2)}))
     assert load_provenance(path)["recipe"] == {"alpha": 0.1}

@@ -12,7 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from orbax.checkpoint import v1
 
-from jmudsc.checkpoints import load, load_provenance, save
+from jmudsc.checkpoints import load, load_provenance
+from jmudsc.saving import save
 
 
 def assert_same(found, expected):

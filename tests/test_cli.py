@@ -11,7 +11,7 @@ import pytest
 
 import jmudsc
 from jmudsc import cli
-from jmudsc.checkpoints import save_variables
+from jmudsc.saving import save_variables
 
 MODEL = """
 import jax

@@ -18,7 +18,8 @@ import safetensors.flax
 from flax import nnx
 
 import jmudsc
-from jmudsc.checkpoints import load, load_provenance, load_shapes, save, save_variables
+from jmudsc.checkpoints import load, load_provenance, load_shapes
+from jmudsc.saving import save, save_variables
 
 ENDINGS = ["safetensors", "npz", "msgpack"]
 

@@ -13,10 +13,11 @@ import pytest
 
 import jmudsc
 from jmudsc import ingredients
-from jmudsc.checkpoints import fingerprint, save_variables
+from jmudsc.checkpoints import fingerprint
 from jmudsc.cook import _journal, cook
 from jmudsc.journal import digest_of, Journal
 from jmudsc.recipe import read_recipe
+from jmudsc.saving import save_variables
 
 MATCH = importlib.import_module("jmudsc.match")
 

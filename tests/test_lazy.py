@@ -11,9 +11,9 @@ import pytest
 
 import jmudsc
 from jmudsc import moments
-from jmudsc.checkpoints import save_variables
 from jmudsc.lazy import is_lazy, LazyArray, parts_of, read_all
 from jmudsc.match import METHODS, uses_activations
+from jmudsc.saving import save_variables
 
 WIDTH, DEPTH = 16, 6
 

@@ -11,11 +11,11 @@ import pytest
 
 import jmudsc
 from jmudsc import cli
-from jmudsc.checkpoints import save_variables
 from jmudsc.cook import spec_of
 from jmudsc.plan import plan
 from jmudsc.plan_report import plan_report, size_text
 from jmudsc.rates import measure_rates, Rates
+from jmudsc.saving import save_variables
 
 MODEL = """
 import jax

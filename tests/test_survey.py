@@ -12,8 +12,8 @@ from test_cli import fails, run
 
 import jmudsc
 from jmudsc import figures
-from jmudsc.checkpoints import save_variables
 from jmudsc.landscape import plane_through
+from jmudsc.saving import save_variables
 
 MODEL = """
 from pathlib import Path
