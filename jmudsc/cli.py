@@ -184,6 +184,8 @@ def main() -> None:
         )
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"jmudsc: {error}")
+    except KeyboardInterrupt:
+        sys.exit("jmudsc: interrupted; merge and experiment go on if started again.")
 
 
 def _bytes(gib: float | None) -> int | None:

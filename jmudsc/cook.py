@@ -1,6 +1,7 @@
 """Cook: do what a recipe says."""
 
 import dataclasses
+import logging
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from jmudsc.room import room
 from jmudsc.saving import check_free, save
 from jmudsc.spec import PermutationSpec
 
+_log = logging.getLogger(__name__)
+
 
 def cook(
     path: Path,
@@ -43,7 +46,8 @@ def cook(
     output; if the process dies, the next one for the same models takes them up.
 
     Models that have no room in memory stay on disk and are read leaf by leaf. The spec
-    is then checked only where activations are collected, since it takes a whole model.
+    is then checked only where activations are collected or it was written by hand,
+    since it takes a whole model.
 
     Args:
         path: the recipe, a YAML file.
@@ -70,6 +74,12 @@ def cook(
         owners = batches.owners()
     # Before the models are read: one that is replaced meanwhile is another later on.
     journal = _journal(recipe, places[0].parent if recipe.separate else places[0])
+    if journal and journal.folder.is_dir():
+        _log.warning(
+            "%s: holds steps of a merge that was interrupted; those of the same models "
+            "are taken up.",
+            journal.folder,
+        )
     models = load_models(recipe, room() if memory is None else memory, progress)
     written = None
     if recipe.spec is not None:
@@ -92,7 +102,7 @@ def cook(
         ridge=recipe.ridge,
         owners=owners,
         repair=recipe.repair,
-        check=uses_activations(recipe.method) or not is_lazy(models),
+        check=is_checked(recipe) or not is_lazy(models),
         journal=journal,
         progress=progress,
     )
@@ -106,6 +116,15 @@ def cook(
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return places[0].parent if recipe.separate else places[0], text
+
+
+def is_checked(recipe: Recipe) -> bool:
+    """Whether the spec is checked on a model that has no room in memory.
+
+    Args:
+        recipe: the recipe.
+    """
+    return uses_activations(recipe.method) or recipe.spec is not None
 
 
 def _journal(recipe: Recipe, output: Path) -> Journal | None:
@@ -155,6 +174,13 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
         ValueError: if nothing can be saved there.
     """
     places = [check_free(path, overwrite) for path in outputs(recipe)]
+    sources = [place(recipe, source.path) for source in recipe.models]
+    parents = [path for path in sources if Path(path).expanduser().resolve() in places]
+    if parents:
+        raise FileExistsError(
+            f"{parents[0]}: is the output and one of the models, needed two places; "
+            "choose another output."
+        )
     folder = places[0].parent
     if recipe.separate and (folder / "_METADATA").exists():
         raise FileExistsError(

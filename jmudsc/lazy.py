@@ -5,7 +5,7 @@ They are on disk, or computed from others that are.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import jax
@@ -38,7 +38,7 @@ class LazyArray:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    fetch: Fetch
+    fetch: Fetch = field(repr=False)
 
     @property
     def ndim(self) -> int:

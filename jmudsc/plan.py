@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from jmudsc.balance import ALPHAS, check_balance
 from jmudsc.chained import Chained
 from jmudsc.checkpoints import open_variables
-from jmudsc.cook import free_places
+from jmudsc.cook import free_places, is_checked
 from jmudsc.costs import Job, Stage, stages_of, tree_bytes
 from jmudsc.finish import check_finish, Finish
 from jmudsc.formats import format_of
@@ -153,7 +153,7 @@ def _streamed(job: Job, recipe: Recipe) -> Job:
     """Return what is to be done where models have no room, as `merge` does it."""
     if reads_all(recipe.alpha, recipe.refit, recipe.repair, recipe.separate):
         return job
-    checked = uses_activations(recipe.method)
+    checked = is_checked(recipe)
     return dataclasses.replace(job, streamed=True, checked=checked)
 
 

@@ -57,7 +57,9 @@ def report(result: MergeResult) -> str:
     """
     lines = ["# Merge", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in result.recipe.items()]
-    lines += [f"- labels: {len(result.spec.labels)} on {len(result.spec.axes)} leaves"]
+    labels, leaves = result.spec.labels, result.spec.axes
+    labelled = {site.path for label in labels.values() for site in label.sites}
+    lines += [f"- labels: {len(labels)} on {len(labelled)} of {len(leaves)} leaves"]
     fixed = {n: label.fixed for n, label in result.spec.labels.items() if label.fixed}
     lines += [f"- label {name} stays in place: {why}" for name, why in fixed.items()]
     if result.history:

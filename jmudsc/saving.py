@@ -59,9 +59,15 @@ def save(
         The absolute path of the checkpoint.
 
     Raises:
+        TypeError: if `result` is no `MergeResult`.
         FileExistsError: if something is at `path` that may not be replaced.
         ValueError: if the format cannot hold the variables, or the record is not JSON.
     """
+    if not isinstance(result, MergeResult):
+        raise TypeError(
+            f"save: result is a {type(result).__name__}, a MergeResult is needed; pass "
+            "what merge returned."
+        )
     target = check_free(path, overwrite)
     kind = format_of(target)
     variables = savable(result.variables, kind or "orbax")

@@ -38,7 +38,8 @@ method. *All classes* is one network of the same size trained on all of them; th
 task* to the parent whose task an image is from ([method](method.md#after-averaging)).
 Where a network has BatchNorm, running statistics are reset for every merged network,
 the average included. Seconds are means over seeds, on a machine that did other work
-too; those of the networks that are not merged include training.
+too; those of the networks that are not merged include training, where the run that
+wrote the report trained them.
 
 Of tasks whose heads are kept apart, see [tasks.md](tasks.md); of the loss between and
 around parents, [landscape.md](landscape.md); of time and memory,

@@ -1,6 +1,7 @@
 """Every way in which a checkpoint can be wrong has a sentence of its own."""
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -455,3 +456,11 @@ def test_a_name_that_means_something_else_in_a_file(ending, name, tmp_path):
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
         save(path, writers.result_of({name: jnp.ones(2)}))
     assert not list(tmp_path.iterdir())
+
+
+def test_saving_something_else_than_a_merge(tmp_path):
+    expected = (
+        "save: result is a dict, a MergeResult is needed; pass what merge returned."
+    )
+    with pytest.raises(TypeError, match=sentence(expected)):
+        inspect.unwrap(save)(tmp_path / "merged", {"w": jnp.ones(2)})

@@ -315,3 +315,31 @@ def test_the_demo_writes_what_the_merge_command_merges_again(
     again = jmudsc.load(folder / "merged")
     once = jmudsc.load(folder / "mudsc-zip")
     assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, once)
+
+
+def test_a_model_is_never_its_own_output(project, monkeypatch):
+    run(monkeypatch, "merge", project / "recipe.yaml")
+    path = project / "again.yaml"
+    path.write_text(RECIPE.replace("[first, second]", "[merged, second]"))
+    expected = (
+        f"jmudsc: {project}/merged: is the output and one of the models, needed two "
+        "places; choose another output."
+    )
+    assert fails(monkeypatch, "merge", path, "--overwrite") == expected
+
+
+def test_a_spec_written_by_hand_is_checked_on_models_on_disk_too(project, monkeypatch):
+    path = project / "recipe.yaml"
+    (project / "wrong.txt").write_text("leaf  axes\nin    5, P\nout   8, 3\n")
+    path.write_text(RECIPE.replace("mudsc", "weight") + "spec: wrong.txt\n")
+    said = fails(monkeypatch, "merge", path, "--memory", "0")
+    assert "check_spec: permuting P changes the outputs" in said
+
+
+def test_an_interrupted_command_says_how_to_go_on(project, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jmudsc.cook.merge", interrupt)
+    said = fails(monkeypatch, "merge", project / "recipe.yaml")
+    assert said == "jmudsc: interrupted; merge and experiment go on if started again."
