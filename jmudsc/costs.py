@@ -14,6 +14,7 @@ from jmudsc.memory import BUDGET
 from jmudsc.moves import anonymous, names_in_leaf
 from jmudsc.paths import flatten
 from jmudsc.rates import Rates
+from jmudsc.room import leaf_bytes, tree_bytes
 from jmudsc.spec import PermutationSpec
 from jmudsc.taps import Tap
 from jmudsc.trace import Program, shape_of
@@ -74,11 +75,6 @@ class Job:
     streamed: bool = False
 
 
-def tree_bytes(tree: PyTree) -> int:
-    """Return how many bytes the arrays of a tree take."""
-    return sum(_bytes(leaf) for leaf in flatten(tree).values())
-
-
 def moment_bytes(
     spec: PermutationSpec, taps: Mapping[str, Sequence[Tap]], models: int
 ) -> int:
@@ -123,14 +119,14 @@ def stages_of(job: Job, rates: Rates) -> list[Stage]:
     written = 2 * networks * largest / rates.digested
     if job.streamed and not job.finish:
         seconds = (combining.seconds or 0.0) + written
-        leaf = max(map(_bytes, job.merged.values()))
+        leaf = max(map(leaf_bytes, job.merged.values()))
         parts = {"one merged leaf": leaf}
         return [*stages, Stage("writing", parts, combining.device, seconds)]
     out = {**held, "merged": networks * largest}
     stages.append(replace(combining, device={**out, **combining.device}))
     kinds = {"refit": _refitting, "repair": _repairing, "reset": _resetting}
     stages += [kinds[what](job, rates, out) for what in job.finish]
-    leaf = max(map(_bytes, flatten(job.models[0]).values()))
+    leaf = max(map(leaf_bytes, flatten(job.models[0]).values()))
     return [*stages, Stage("writing", {"one leaf": leaf}, out, written)]
 
 
@@ -336,7 +332,3 @@ def _square(spec: PermutationSpec, name: str, models: int) -> int:
 
 def _scaled(sizes: Mapping[str, int], share: float) -> dict[str, int]:
     return {name: round(size * share) for name, size in sizes.items()}
-
-
-def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.shape) * leaf.dtype.itemsize

@@ -14,6 +14,7 @@ from jmudsc.derive import infer_spec
 from jmudsc.formats import format_of
 from jmudsc.handwritten import read_spec
 from jmudsc.landscape import Loss
+from jmudsc.lazy import to_device
 from jmudsc.paths import listed
 from jmudsc.progress import Progress
 from jmudsc.recipe import Recipe, Reference, resolve, Source
@@ -26,7 +27,7 @@ def load_model(
     recipe: Recipe, source: Source, progress: Progress | None, *, lazy: bool = False
 ) -> PyTree:
     """Load the variables of one model of a recipe, or leave them on disk."""
-    if progress and not lazy:
+    if progress:
         progress(f"loading {source.path}", 0, None)
     return load(
         place(recipe, source.path),
@@ -48,10 +49,10 @@ def load_models(recipe: Recipe, memory: int, progress: Progress | None) -> list[
     Returns:
         One tree for each model; of lazy arrays if all would take more.
     """
-    lazy = [load_model(recipe, x, progress, lazy=True) for x in recipe.models]
-    if not fits(lazy, memory):
-        return lazy
-    return [load_model(recipe, source, progress) for source in recipe.models]
+    models = [load_model(recipe, x, progress, lazy=True) for x in recipe.models]
+    if not fits(models, memory):
+        return models
+    return [to_device(model) for model in models]
 
 
 def place(recipe: Recipe, path: str) -> str:

@@ -215,12 +215,14 @@ def matcher(
     }
     if method == "average":
         return lambda alpha: Match(start)
+    known = moments if moments and uses_activations(method) else {}
+    activation = {name: activation_similarity(m) for name, m in known.items()}
+    kept = activation if journal else {}
     search = _Search(
         spec=spec,
         leaves=leaves,
-        activation={n: activation_similarity(m) for n, m in (moments or {}).items()}
-        if uses_activations(method)
-        else {},
+        activation=activation,
+        seen={n: digest_of([x.tobytes()]).encode() for n, x in kept.items()},
         alpha=0.0,
         memory=Memory(budget),
         zipped=method.endswith("-zip"),
@@ -231,8 +233,7 @@ def matcher(
     )
     if uses_activations(method):
         # Labels without activations last: their weights meet the others' order.
-        known = search.activation.keys()
-        for family in sorted(families(spec), key=known.isdisjoint):
+        for family in sorted(families(spec), key=activation.keys().isdisjoint):
             start |= search.step(family, start)[0]
     if method.startswith("activation-"):
         return lambda alpha: Match(start)
@@ -290,6 +291,7 @@ class _Search:
     b: float
     reference: str
     journal: Journal | None
+    seen: Mapping[str, bytes]  # for the journal: digests of what activations say
 
     def step(
         self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
@@ -300,9 +302,7 @@ class _Search:
             options = self.alpha, self.zipped, self.a, self.b, self.reference, family
             yield repr(options).encode()
             yield from (assignment[n].tobytes() for n in _needed(self.spec, family))
-            yield from (
-                self.activation[n].tobytes() for n in family if n in self.activation
-            )
+            yield from (self.seen[n] for n in family if n in self.seen)
 
         def compute() -> dict[str, np.ndarray]:
             found, reached = self.matched(family, assignment)

@@ -17,7 +17,7 @@ from jmudsc.balance import ALPHAS, check_balance
 from jmudsc.chained import Chained
 from jmudsc.checkpoints import open_variables
 from jmudsc.cook import free_places, is_checked
-from jmudsc.costs import Job, Stage, stages_of, tree_bytes
+from jmudsc.costs import Job, Stage, stages_of
 from jmudsc.finish import check_finish, Finish
 from jmudsc.formats import format_of
 from jmudsc.freeze import freeze
@@ -30,7 +30,7 @@ from jmudsc.paths import flatten
 from jmudsc.progress import Progress, silent
 from jmudsc.rates import measure_rates, Rates
 from jmudsc.recipe import parse_keys, Recipe, Reference, Source
-from jmudsc.room import fits, room
+from jmudsc.room import fits, room, tree_bytes
 from jmudsc.separate import check_carried, check_read, take_apart, trunks_of
 from jmudsc.spec import PermutationSpec
 from jmudsc.taps import find_taps, Tap

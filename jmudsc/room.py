@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -25,8 +26,15 @@ def fits(models: Sequence[PyTree], memory: int) -> bool:
         models: per model its arrays, lazy or not, or their shapes.
         memory: in bytes.
     """
-    sizes = [
-        sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(model))
-        for model in models
-    ]
+    sizes = list(map(tree_bytes, models))
     return sum(sizes) + max(sizes) <= memory
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Return how many bytes the arrays of a tree take, by their shapes and dtypes."""
+    return sum(map(leaf_bytes, jax.tree.leaves(tree)))
+
+
+def leaf_bytes(leaf: Any) -> int:
+    """Return how many bytes an array takes, by its shape and dtype."""
+    return math.prod(leaf.shape) * leaf.dtype.itemsize

@@ -50,14 +50,19 @@ def write_model(file: Path, width: int, layers: int, seed: int) -> None:
     save_variables(file, unflatten(shapes, lazy))
 
 
+def command(recipe: Path, *options: str) -> tuple[list[str], dict[str, str]]:
+    """Return arguments and environment of `jmudsc merge`, with decoders at hand."""
+    code = "from jmudsc.cli import main; main()"
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    scripts = os.pathsep.join([str(Path(__file__).parent), *filter(None, paths)])
+    arguments = [sys.executable, "-c", code, "merge", str(recipe), *options]
+    return arguments, {**os.environ, "PYTHONPATH": scripts}
+
+
 def merged(recipe: Path, *options: str) -> tuple[float, float]:
     """Merge in a process of its own; return its seconds and its peak in GiB."""
     start = time.perf_counter()
-    code = "from jmudsc.cli import main; main()"
-    arguments = [sys.executable, "-c", code, "merge", str(recipe), *options]
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    scripts = os.pathsep.join([str(Path(__file__).parent), *filter(None, paths)])
-    environment = {**os.environ, "PYTHONPATH": scripts}
+    arguments, environment = command(recipe, *options)
     child = os.posix_spawn(sys.executable, arguments, environment)
     _, status, used = os.wait4(child, 0)
     if status:

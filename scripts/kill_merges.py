@@ -11,28 +11,24 @@ must have the same bits, and nothing else may be left beside it.
 """
 
 import argparse
-import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import decoders
-from bench_disk import RECIPE, write_model
+from bench_disk import command, RECIPE, write_model
 
 import jmudsc
-
-CODE = "from jmudsc.cli import main; main()"
 
 
 def start(recipe: Path, memory: str) -> subprocess.Popen[bytes]:
     """Start a merge."""
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    arguments, environment = command(recipe, "--memory", memory)
     return subprocess.Popen(
-        [sys.executable, "-c", CODE, "merge", str(recipe), "--memory", memory],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        arguments,
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
