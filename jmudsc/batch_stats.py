@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.batches import check_iterable
 from jmudsc.sharding import over_processes, placed_like, to_host
 
 # Far from any statistic of a batch, so that rounding does not blur the momentum.
@@ -39,9 +40,11 @@ def reset_batch_stats(
         The variables with new running statistics; all other leaves are unchanged.
 
     Raises:
+        TypeError: if `batches` is no iterable, or a single batch.
         ValueError: if there are no batches, `update_fn` changes the tree or moves
             nothing, or a new statistic is not finite.
     """
+    check_iterable("reset_batch_stats", batches)
     update = jax.jit(update_fn)
     leaves = paths.flatten(variables)
     retained: dict[str, float] = {}

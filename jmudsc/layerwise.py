@@ -20,10 +20,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
+from jmudsc.batches import batch_kind, check_iterable
 from jmudsc.contractions import contract
 from jmudsc.entries import read, variables_of
 from jmudsc.layers import find_layers, Layers, Map, Norm
-from jmudsc.moments import batch_kind
 from jmudsc.parents import arrays, Leaves, Parents, parents_of
 from jmudsc.spec import PermutationSpec
 from jmudsc.trace import ApplyFn, Program, trace
@@ -82,10 +82,12 @@ def change_layers(
         layer what was done with it, or why nothing was.
 
     Raises:
+        TypeError: if `batches` is no iterable, or a single batch.
         ValueError: if the models, the spec, the assignment, the weights or the merged
             variables do not fit together, there are no batches, or the model has other
             layers for some of them.
     """
+    check_iterable(where, batches)
     check_same(where, [*models, merged])
     parents = parents_of(where, spec, models, assignment, weights)
     leaves = arrays(merged)

@@ -12,6 +12,7 @@ from jmudsc import paths
 from jmudsc.agreement import agreement_with
 from jmudsc.balance import ALPHAS, check_balance, search_alpha
 from jmudsc.batch_stats import UpdateFn
+from jmudsc.batches import check_iterable, first_batch
 from jmudsc.check import check_spec
 from jmudsc.combine import combine, shares_of
 from jmudsc.derive import infer_spec
@@ -126,7 +127,7 @@ def merge(
         The merged variables with spec, assignment, history and what decided the merge.
 
     Raises:
-        TypeError: if `batches` is no iterable or `spec` no spec.
+        TypeError: if `batches` is no iterable, or a single batch, or `spec` no spec.
         ValueError: if the models differ or are not finite, the spec is wrong, batches
             are missing, empty or can be read only once, an argument is out of range, or
             separate leaves cannot follow a zip.
@@ -344,7 +345,7 @@ def check_batches(
         spec: the permutation spec, if there is one already.
 
     Raises:
-        TypeError: if they are no iterable.
+        TypeError: as `check_iterable`.
         ValueError: if there are none, or they can be read once only.
     """
     if batches is None:
@@ -359,30 +360,11 @@ def check_batches(
                 "spec=infer_spec(apply_fn, variables, batch), where batch may be "
                 "jax.ShapeDtypeStructs."
             )
-    elif not isinstance(batches, Iterable):
-        raise TypeError(
-            f"merge: batches is a {type(batches).__name__}, it must be an iterable of "
-            "batches; wrap a single batch in a list."
-        )
-    elif isinstance(batches, Iterator):
+        return
+    check_iterable("merge", batches)
+    if isinstance(batches, Iterator):
         raise ValueError(
             f"merge: batches is a {type(batches).__name__}, which can be read only "
             "once, and several passes are needed; pass a list, or an object whose "
             "__iter__ starts anew."
         )
-
-
-def first_batch(batches: Iterable[PyTree]) -> PyTree:
-    """Return the first of some batches.
-
-    Args:
-        batches: a re-iterable.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    for batch in batches:
-        return batch
-    raise ValueError(
-        "merge: there are no batches, at least one is needed; the iterable is empty."
-    )

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
 from jmudsc.axes import Units
+from jmudsc.batches import batch_kind, check_iterable
 from jmudsc.blocks import Block, blocks, places_of, units_last
 from jmudsc.lazy import is_lazy, to_device
 from jmudsc.sharding import over_processes, to_host
@@ -78,9 +79,11 @@ def collect(
         left out.
 
     Raises:
+        TypeError: if `batches` is no iterable, or a single batch.
         ValueError: if there are no batches, an activation is not finite, or the spec
             does not fit the models.
     """
+    check_iterable("collect", batches)
     for model in models:
         check_covers("collect", spec, paths.flatten(model))
     read = _Reading(spec, apply_fn, models[0])
@@ -336,12 +339,6 @@ def _merged(
         comoment = comoment_a + comoment_b + weight * outer
         merged[name] = mean_a + share * step, comoment
     return merged
-
-
-def batch_kind(batch: PyTree) -> Any:
-    """Return what batches must have in common to share a program: a dictionary key."""
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
 
 
 def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None:

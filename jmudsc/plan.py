@@ -14,6 +14,7 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc.balance import ALPHAS, check_balance
+from jmudsc.batches import first_batch
 from jmudsc.chained import Chained
 from jmudsc.checkpoints import open_variables
 from jmudsc.cook import free_places, is_checked
@@ -25,7 +26,7 @@ from jmudsc.host import abstract, check_savable
 from jmudsc.ingredients import place, resolved, spec_by
 from jmudsc.keys import read_yaml
 from jmudsc.match import uses_activations
-from jmudsc.merge import check_batches, first_batch, reads_all
+from jmudsc.merge import check_batches, reads_all
 from jmudsc.paths import flatten
 from jmudsc.progress import Progress, silent
 from jmudsc.rates import measure_rates, Rates

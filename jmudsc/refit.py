@@ -105,6 +105,7 @@ def refit(
         The variables with new kernels, biases and running statistics.
 
     Raises:
+        TypeError: if `batches` is no iterable, or a single batch.
         ValueError: if the arguments do not fit together, there are no batches, or an
             activation is not finite.
     """

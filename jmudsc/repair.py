@@ -66,6 +66,7 @@ def repair(
         The variables with new kernels, biases and running statistics.
 
     Raises:
+        TypeError: if `batches` is no iterable, or a single batch.
         ValueError: if the arguments do not fit together, there are no batches, or an
             activation is not finite.
     """

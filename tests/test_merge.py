@@ -140,7 +140,7 @@ class Fresh:
         yield from self.batches
 
 
-@pytest.mark.parametrize("kind", [tuple, np.stack, jnp.stack, Fresh])
+@pytest.mark.parametrize("kind", [tuple, Fresh])
 def test_batches_are_anything_that_can_be_read_again(kind, key):
     models, batches = problem()
     expected = merge(NET.apply_fn, models, batches, method="activation-zip", key=key)
@@ -282,15 +282,36 @@ def test_batches_that_can_be_read_once_are_refused(kind, method, key):
     assert len(list(once)) == 2  # nothing was read
 
 
-def test_batches_that_are_no_iterable_are_refused(key, monkeypatch):
+@pytest.mark.parametrize(
+    ("batches", "kind"),
+    [
+        (3, "int"),
+        (np.zeros((4, 3), np.float32), "single array, float32[4, 3]"),
+        ({"image": np.zeros((4, 3))}, "dict"),
+    ],
+)
+def test_batches_that_are_not_several_are_refused(batches, kind, key, monkeypatch):
     models, _ = problem()
-    text = (
-        "merge: batches is a int, it must be an iterable of batches; wrap a single "
-        "batch in a list."
-    )
+    spec = tiny.spec_of("mlp")
+    stay = match(spec, models, method="average", key=key)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(TypeError, match=re.escape(text)):
-        merge(NET.apply_fn, models, 3, key=key)
+    calls = {
+        "merge": lambda: merge(NET.apply_fn, models, batches, key=key),
+        "collect": lambda: collect(spec, NET.apply_fn, models, batches),
+        "repair": lambda: repair(
+            spec, NET.apply_fn, models, stay.assignment, models[0], batches
+        ),
+        "reset_batch_stats": lambda: reset_batch_stats(
+            lambda variables, batch: variables, models[0], batches
+        ),
+    }
+    for where, call in calls.items():
+        text = (
+            f"{where}: batches is a {kind}, it must be an iterable of batches; pass "
+            "[x] for a single batch, list(x) for several that are stacked."
+        )
+        with pytest.raises(TypeError, match=re.escape(text)):
+            call()
 
 
 @pytest.mark.parametrize("method", METHODS)
