@@ -1,0 +1,52 @@
+"""Batches: what calibration data must be, and what batches have in common."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+
+def check_iterable(where: str, batches: Any) -> None:
+    """Check that batches are several things, and not one batch.
+
+    Args:
+        where: the caller, named in the error.
+        batches: the calibration batches.
+
+    Raises:
+        TypeError: if they are no iterable, or an array or a mapping: a batch.
+    """
+    kind = type(batches).__name__
+    if hasattr(batches, "shape") and hasattr(batches, "dtype"):
+        kind = f"single array, {batches.dtype}{list(batches.shape)}"
+    elif isinstance(batches, Iterable) and not isinstance(batches, Mapping):
+        return
+    raise TypeError(
+        f"{where}: batches is a {kind}, it must be an iterable of batches; pass [x] "
+        "for a single batch, list(x) for several that are stacked."
+    )
+
+
+def first_batch(batches: Iterable[PyTree]) -> PyTree:
+    """Return the first of some batches.
+
+    Args:
+        batches: a re-iterable.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    for batch in batches:
+        return batch
+    raise ValueError(
+        "merge: there are no batches, at least one is needed; the iterable is empty."
+    )
+
+
+def batch_kind(batch: PyTree) -> Any:
+    """Return what batches must have in common to share a program: a dictionary key."""
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
