@@ -57,9 +57,10 @@ def cook(
         progress: called with the stage, how much of it is done, and out of how much.
 
     Returns:
-        The checkpoint written, and the report in Markdown; the report and the recipe
-        are in the checkpoint too, or beside it if it is a file. With `separate`, the
-        folder in which there is one checkpoint for each model, `model-0` and so on.
+        The checkpoint written, and the report in Markdown; the report, the recipe and
+        the spec are in the checkpoint too, or beside it if it is a file. With
+        `separate`, the folder in which there is one checkpoint for each model,
+        `model-0` and so on.
 
     Raises:
         FileNotFoundError: if the recipe, a checkpoint or its spec is not there.
@@ -108,7 +109,8 @@ def cook(
     )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
-    notes = {"report.md": text, "recipe.yaml": dump_recipe(recipe)}
+    told = f"# Paths and modules are relative to {recipe.folder}\n{dump_recipe(recipe)}"
+    notes = {"report.md": text, "recipe.yaml": told, "spec.txt": f"{result.spec}\n"}
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
         own = dataclasses.replace(result, variables=network)

@@ -18,6 +18,8 @@ from jmudsc.subtrees import nested, Route
 
 ENDINGS = {".safetensors": "safetensors", ".npz": "npz", ".msgpack": "msgpack"}
 FLAT = ("safetensors", "npz")
+# What other programs put at the end of files that nothing here writes.
+_FOREIGN = (".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".bin", ".onnx", ".npy")
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:
@@ -28,6 +30,24 @@ def format_of(path: str | os.PathLike[str]) -> str | None:
         ('safetensors', None)
     """
     return ENDINGS.get(Path(path).suffix)
+
+
+def check_ending(path: str | os.PathLike[str]) -> None:
+    """Check that a path does not end as files of another format do.
+
+    Args:
+        path: where a checkpoint is to be.
+
+    Raises:
+        ValueError: if it does.
+    """
+    ending = Path(path).suffix.lower()
+    if ending in _FOREIGN:
+        raise ValueError(
+            f"{os.fspath(path)}: ends in {ending}, a format that is not written, "
+            f"needed {', '.join(ENDINGS)}, or none for an orbax checkpoint; choose "
+            "another name."
+        )
 
 
 def find_file(path: str | os.PathLike[str]) -> Path | None:

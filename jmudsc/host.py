@@ -50,6 +50,11 @@ def check_savable(variables: PyTree, kind: str) -> None:
         raise ValueError(
             "variables: hold no arrays, needed at least one; pass a finished merge."
         )
+    if kind != "orbax" and "" in leaves:
+        raise ValueError(
+            f"variables: are a single array, needed a name for it in a {kind} file; "
+            'save {"name": array}.'
+        )
     problems = {name: _problem(leaf, kind) for name, leaf in leaves.items()}
     lines = [f"{name}: {problem}" for name, problem in problems.items() if problem]
     if lines:

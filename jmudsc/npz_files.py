@@ -45,7 +45,7 @@ def open_npz(file: Path) -> dict[str, LazyArray]:
     found, read = {}, steady(str(file), file, fetch)
     for member, (shape, dtype) in headers.items():
         name = member.removesuffix(_ENDING)
-        known = _BFLOAT16 if dtype == _STORED else dtype
+        known = _BFLOAT16 if dtype == _STORED else dtype.newbyteorder("=")
         found[name] = LazyArray(name, shape, known, read)
     return found
 
@@ -118,7 +118,9 @@ def _check_headers(
 
 
 def _typed(array: np.ndarray) -> np.ndarray:
-    return array.view(_BFLOAT16) if array.dtype == _STORED else array
+    if array.dtype == _STORED:
+        return array.view(_BFLOAT16)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _damaged(file: Path, error: Exception) -> str:

@@ -193,6 +193,18 @@ def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
         raise ValueError(f'recipe: "{key}" raises {error!r}') from error
 
 
+def _run(
+    key: str, function: Callable[..., Any], models: Sequence[PyTree], batch: PyTree
+) -> bool:
+    """Run a function of the recipe on shapes, and say which it is if that fails."""
+    try:
+        for variables in models:
+            jax.eval_shape(function, variables, batch)
+    except Exception as error:
+        raise ValueError(f'recipe: "{key}" raises {error!r}') from error
+    return True
+
+
 def _check_options(
     problems: list[str], recipe: Recipe, updated: bool, scored: bool
 ) -> None:
@@ -257,9 +269,12 @@ def _traced(
 ) -> tuple[PermutationSpec | None, Job | None]:
     """Derive or read the spec, and find out what is to be done by it."""
     apply_fn = named["apply_fn"]
-    if "update_fn" in named:
-        _attempt(problems, jax.eval_shape, named["update_fn"], variables[0], batch)
     traced = variables if recipe.separate else variables[:1]
+    runs = _attempt(problems, _run, "apply_fn", apply_fn, traced, batch)
+    if "update_fn" in named:
+        _attempt(problems, _run, "update_fn", named["update_fn"], traced[:1], batch)
+    if not runs:
+        return None, None
     specs = [
         _attempt(problems, spec_by, path, recipe, apply_fn, [batch], model)
         for model in (traced if recipe.spec is None else traced[:1])

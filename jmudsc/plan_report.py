@@ -24,7 +24,7 @@ def plan_report(plan: Plan) -> str:
         Markdown.
     """
     recipe, count = plan.recipe, plan.batches
-    over = "" if count is None else f" over {count} batches"
+    over = "" if count is None else f" over {count} batch{'' if count == 1 else 'es'}"
     lines = [f"# Plan: {recipe.method} of {len(recipe.models)} models{over}"]
     lines += ["", *_models(plan)] if plan.models else []
     lines += ["", _streaming(plan.recipe)] if plan.streamed else []
@@ -82,8 +82,9 @@ def _labels(spec: PermutationSpec) -> list[str]:
         for (size, parents, fixed), names in kinds.items()
     ]
     header = ["labels", "count", "units", "in each of", "fixed, since it"]
+    counts = f"{len(labelled)} of {len(spec.axes)} leaves"
     return [
-        f"{len(spec.labels)} labels on {len(labelled)} of {len(spec.axes)} leaves",
+        f"{_counted(len(spec.labels), 'label')} on {counts}",
         "",
         table(header, rows),
     ]
@@ -131,8 +132,12 @@ def _problems(plan: Plan) -> list[str]:
     if not plan.problems:
         return ["Nothing is wrong, as far as can be told without reading the arrays."]
     indented = [problem.replace("\n", "\n  ") for problem in plan.problems]
-    lines = [f"{len(indented)} problems:", ""]
+    lines = [f"{_counted(len(indented), 'problem')}:", ""]
     return lines + [f"- {problem}" for problem in indented]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _few(names: Iterable[str], most: int = 3) -> str:

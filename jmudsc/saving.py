@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from jmudsc import provenance
 from jmudsc.atomic import building, discard, remains
 from jmudsc.checkpoints import records_of
-from jmudsc.formats import format_of, open_file, write_file
+from jmudsc.formats import check_ending, format_of, open_file, write_file
 from jmudsc.host import savable
 from jmudsc.layouts import find_item
 from jmudsc.lazy import LazyArray, parts_of, read_all
@@ -130,14 +130,15 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
     Raises:
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if `path` is a URL, or several processes would save: of several
-            only the first may, and only a file.
+        ValueError: if `path` is a URL or ends as files of other formats do, or several
+            processes would save: of several only the first may, and only a file.
     """
     if "://" in os.fspath(path):
         raise ValueError(
             f"{os.fspath(path)}: is a URL, needed a local directory, where a rename is "
             "atomic; save locally and copy the directory."
         )
+    check_ending(path)
     is_first_with_file = format_of(path) is not None and jax.process_index() == 0
     if jax.process_count() > 1 and not is_first_with_file:
         raise ValueError(

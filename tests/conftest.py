@@ -4,6 +4,10 @@ import tempfile
 import jax
 import pytest
 
+# Most of a run's time is compilation, of programs that do not run for long.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -8,7 +8,8 @@ import os
 import sys
 
 if __name__ == "__main__":  # before JAX is imported
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    flags = os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 import jax
 import jax.numpy as jnp

@@ -363,6 +363,18 @@ def test_saving_to_a_url(tmp_path):
         save("gs://bucket/merged", writers.result_of({"w": jnp.ones(2)}))
 
 
+@pytest.mark.parametrize("name", ["merged.pt", "merged.H5"])
+def test_saving_as_a_file_that_is_not_written(name, tmp_path):
+    expected = (
+        f"{tmp_path / name}: ends in {name[6:].lower()}, a format that is not written, "
+        "needed .safetensors, .npz, .msgpack, or none for an orbax checkpoint; choose "
+        "another name."
+    )
+    with pytest.raises(ValueError, match=sentence(expected)):
+        save(tmp_path / name, writers.result_of({"w": jnp.ones(2)}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_from_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     expected = (

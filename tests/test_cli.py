@@ -76,7 +76,9 @@ def test_merge_writes_a_checkpoint_with_its_report_and_recipe(
     assert jmudsc.load_provenance(project / "merged")["recipe"]["seed"] == 0
     notes = project / "merged" / "jmudsc"
     assert (notes / "report.md").read_text() in printed
-    assert "cli_model:apply_fn" in (notes / "recipe.yaml").read_text()
+    recipe = (notes / "recipe.yaml").read_text()
+    assert recipe.startswith(f"# Paths and modules are relative to {project}\n")
+    assert "cli_model:apply_fn" in recipe
 
 
 def test_models_in_files_of_other_names_are_merged_into_a_file(
@@ -136,6 +138,8 @@ def test_what_spec_prints_can_be_changed_and_merged_by(project, monkeypatch, cap
     first = jmudsc.load(project / "first")
     np.testing.assert_array_equal(jmudsc.load(project / "merged")["in"], first["in"])
     assert "spec: spec.txt" in (project / "merged/jmudsc/recipe.yaml").read_text()
+    kept = (project / "merged/jmudsc/spec.txt").read_text()
+    assert kept.split() == (project / "spec.txt").read_text().split()
 
 
 def test_frozen_labels_of_a_recipe_are_averaged_as_they_are(

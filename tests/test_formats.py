@@ -364,6 +364,25 @@ def test_types_that_a_format_has_not_are_refused_on_writing(ending, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_array_without_a_name_is_refused_on_writing(ending, tmp_path):
+    expected = (
+        f"variables: are a single array, needed a name for it in a {ending} file; save "
+        '{"name": array}.'
+    )
+    with pytest.raises(ValueError, match=sentence(expected)):
+        save_variables(tmp_path / f"run.{ending}", jnp.ones(3))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_npz_arrays_of_another_byte_order(lazy, tmp_path):
+    np.savez(tmp_path / "run.npz", w=np.arange(3, dtype=">f4"))
+    found = load(tmp_path / "run.npz", lazy=lazy)
+    assert found["w"].dtype == np.dtype("=f4")
+    np.testing.assert_array_equal(np.asarray(found["w"]), [0, 1, 2])
+
+
 def test_two_members_of_one_name(tmp_path):
     path = tmp_path / "run.npz"
     np.savez(path, a=np.zeros(1), b=np.ones(1))

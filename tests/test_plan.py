@@ -208,7 +208,14 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"apply_fn": "plan_model:other_fn"}, "KeyError: 'hidden'"),
+        (
+            {"apply_fn": "plan_model:other_fn"},
+            "recipe: \"apply_fn\" raises KeyError('hidden')",
+        ),
+        (
+            {"update_fn": "plan_model:other_fn"},
+            "recipe: \"update_fn\" raises KeyError('hidden')",
+        ),
         (
             {"batches": {"factory": "plan_model:stream"}},
             "merge: batches is a list_iterator, which can be read only once, and "
@@ -232,7 +239,7 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
             "before them too.",
         ),
     ],
-    ids=["model", "iterator", "empty", "pattern", "unread"],
+    ids=["model", "update", "iterator", "empty", "pattern", "unread"],
 )
 def test_one_thing_wrong_is_one_problem(project, change, problem):
     assert planned(project, change).problems[-1:] == (problem,)
@@ -249,7 +256,7 @@ def test_the_command_prints_tables(project, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("# Plan: mudsc-zip of 2 models over 3 batches\n")
     assert "| second.npz |    npz |      2 |      64 | 208 B |" in printed
-    assert "1 labels on 2 of 2 leaves" in printed
+    assert "1 label on 2 of 2 leaves" in printed
     assert re.search(r"^- meets an input of the network: in:0$", printed, re.M)
     for stage in ("loading", "checking the spec", "matching", "combining", "writing"):
         assert re.search(rf"^\| {stage} +\|", printed, re.M)
@@ -262,7 +269,7 @@ def test_the_command_fails_if_anything_is_wrong(project, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, "plan", project / "recipe.yaml")
     assert end.value.code == 1
-    assert "1 problems:\n\n- " in capsys.readouterr().out
+    assert "1 problem:\n\n- " in capsys.readouterr().out
 
 
 def test_many_labels_of_one_size_are_one_row(project):
