@@ -4,10 +4,10 @@ import tempfile
 import jax
 import pytest
 
-# Most of a run's time is compilation, of programs that do not run for long.
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
-)
+# Most of a run's time is compilation, of programs that do not run for long; for the
+# processes that tests start it is set in their environment.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

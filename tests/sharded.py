@@ -8,8 +8,7 @@ import os
 import sys
 
 if __name__ == "__main__":  # before JAX is imported
-    flags = os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"
-    os.environ["XLA_FLAGS"] = " ".join(flags)
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
