@@ -94,9 +94,8 @@ def collect(
     for group in _groups(read, batches, len(models)) if lazy else one_by_one:
         every = [_units_of(read, model, group) for model in models]
         for units in zip(*every, strict=True):
-            seen = moments_of_centred(units)
-            _check_finite(seen, number, len(models))
-            total = merge_moments(total, seen) if total else seen
+            total = _with_samples(total, units)
+            _check_finite(total, number, len(models))
             number += 1
     if not number:
         raise ValueError(
@@ -185,6 +184,30 @@ def moments_of_centred(units: Sequence[Centred]) -> dict[str, Moments]:
     return {name: Moments(counts[name], *parts[name]) for name in counts}
 
 
+def _with_samples(
+    total: Mapping[str, Moments], units: Sequence[Centred]
+) -> dict[str, Moments]:
+    """Add samples to moments, whose memory is used again; start with none."""
+    counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
+    before = {n: total[n].count if total else 0 for n in counts}
+    shares = {n: _shares(before[n], counts[n]) for n in counts}
+    models = [dict(model) for model in units]
+    parts = {n: (m.mean, m.comoment) for n, m in total.items()} or _nothing(models)
+    added = _added(parts, models, shares)
+    return {n: Moments(before[n] + counts[n], *added[n]) for n in counts}
+
+
+def _shares(before: int, more: int) -> tuple[np.float32, np.float32]:
+    """Return how much the mean and the co-moment move for each step of the mean."""
+    count = before + more
+    return np.float32(more / count), np.float32(before * more / count)
+
+
+def _nothing(units: Sequence[Centred]) -> dict[str, Parts]:
+    shapes = jax.eval_shape(_parts, units)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
 def centred(
     samples: Float[Array, "samples *apart units"],
 ) -> tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]:
@@ -216,13 +239,7 @@ def merge_moments(
     Returns:
         The moments over both.
     """
-    shares = {
-        name: (
-            np.float32(b[name].count / (a[name].count + b[name].count)),
-            np.float32(a[name].count * b[name].count / (a[name].count + b[name].count)),
-        )
-        for name in a
-    }
+    shares = {name: _shares(a[name].count, b[name].count) for name in a}
     parts = [{n: (m.mean, m.comoment) for n, m in side.items()} for side in (a, b)]
     merged = _merged(*parts, shares)
     return {name: Moments(a[name].count + b[name].count, *merged[name]) for name in a}
@@ -339,6 +356,15 @@ def _merged(
         comoment = comoment_a + comoment_b + weight * outer
         merged[name] = mean_a + share * step, comoment
     return merged
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _added(
+    total: dict[str, Parts],
+    units: list[dict[str, tuple[jax.Array, jax.Array]]],
+    shares: dict[str, tuple],
+) -> dict[str, Parts]:
+    return _merged(total, _parts(units), shares)
 
 
 def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None:
