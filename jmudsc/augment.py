@@ -39,7 +39,7 @@ def crop(key: PRNGKeyArray, images: Images, padding: int = 4) -> Images:
 
 
 def crop_and_flip(key: PRNGKeyArray, images: Images) -> Images:
-    """Move each image by up to 4 pixels and mirror every other, as for CIFAR."""
+    """Move each image by up to 4 pixels and mirror about half of them, as for CIFAR."""
     crop_key, flip_key = jax.random.split(key)
     return flip(flip_key, crop(crop_key, images))
 

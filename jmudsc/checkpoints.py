@@ -65,11 +65,12 @@ def load(
 
     Read are orbax checkpoints, safetensors files (also several with an index), Flax's
     msgpack files and npz files; nothing is unpickled. Only the subtree asked for is
-    read. Dtypes are kept. From orbax, tuples and named tuples come back as lists and
-    dicts (that is how it stores them), NNX variables as plain arrays, typed PRNG keys
-    as their key data; lists in other formats as dicts with the keys "0", "1", and so
-    on. If jmudsc wrote the checkpoint, lists are lists, and every leaf loaded is
-    compared with the digest saved with it.
+    read. Dtypes are kept; where JAX has no 64-bit types (`jax_enable_x64`) such leaves
+    are narrowed if that changes no value, single numbers in any case. From orbax,
+    tuples and named tuples come back as lists and dicts (that is how it stores them),
+    NNX variables as plain arrays, typed PRNG keys as their key data; lists in other
+    formats as dicts with the keys "0", "1", and so on. If jmudsc wrote the checkpoint,
+    lists are lists, and every leaf loaded is compared with the digest saved with it.
 
     Args:
         path: a file, or its directory; for orbax a step of a `CheckpointManager`, an
@@ -95,8 +96,9 @@ def load(
     Raises:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if what is there is not a whole checkpoint, is several, lacks the
-            subtree or what is to be renamed, or was changed after jmudsc wrote it; or
-            if arrays that stay on disk are to be put somewhere.
+            subtree or what is to be renamed, or was changed after jmudsc wrote it; if
+            64-bit leaves would lose digits; or if arrays that stay on disk are to be
+            put somewhere.
     """
     if lazy and sharding is not None:
         raise ValueError(

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jmudsc.sharding import placed_like
-from jmudsc.trace import Program, shape_of
+from jmudsc.trace import Program, shape_of, variables_of
 
 CASTS = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint"}
 _MOVES = set(
@@ -77,11 +77,6 @@ def origins_of(program: Program) -> Origins:
     for var in variables_of(program.outvars):
         users.setdefault(var, []).append(None)
     return Origins(program, moved, users)
-
-
-def variables_of(values: Any) -> list[Any]:
-    """Return those of some operands that are not literals."""
-    return [var for var in values if not isinstance(var, jex.Literal)]
 
 
 def entries_of(origins: Origins, var: Any) -> Entries | None:

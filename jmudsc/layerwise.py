@@ -22,11 +22,11 @@ from jaxtyping import Array, Float, PyTree
 from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable
 from jmudsc.contractions import contract
-from jmudsc.entries import read, variables_of
+from jmudsc.entries import read
 from jmudsc.layers import find_layers, Layers, Map, Norm
 from jmudsc.parents import arrays, Leaves, Parents, parents_of
 from jmudsc.spec import PermutationSpec
-from jmudsc.trace import ApplyFn, Program, trace
+from jmudsc.trace import ApplyFn, Program, trace, variables_of
 from jmudsc.variables import check_same
 
 

@@ -101,8 +101,9 @@ def merge(
         reference: what more than two models are aligned to: `first`, `mean` or
             `universe`, as for `match`.
         update_fn: `(variables, batch) -> variables` as training updates running
-            statistics; given, they are reset over `batches`. Not needed with `refit`
-            or `repair`, which set them too. One or one per model, as `apply_fn`.
+            statistics; given, they are reset over `batches`, after a `refit` once
+            more; with `repair="rescale"`, which sets them too, it is not used. One or
+            one per model, as `apply_fn`.
         refit: "least-squares" to fit every map to what the parents do on the batches
             (see `jmudsc.refit`); None for the average. With `separate` the maps of the
             trunk to all parents, those of each head to its own parent.
@@ -329,7 +330,7 @@ def _per_model(
     if len(functions) != models:
         raise ValueError(
             f"merge: {name} has {len(functions)} functions for {models} models, needed "
-            "is one for each, or one for all."
+            "is one for each, or one for all; pass as many as models."
         )
     return list(functions)
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jmudsc import models, training
-from jmudsc.datasets import batches, load_splits, Split
+from jmudsc.datasets import batches, load_splits, some, Split
 from jmudsc.landscape import Loss
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import Progress
@@ -64,7 +64,7 @@ def calibration(
 ) -> list[np.ndarray]:
     """Return training images drawn at random, in batches, for recipes."""
     split, _ = splits(dataset, data_dir)
-    return batches(_some(_keys(seed)[1], split, images), _BATCH)
+    return batches(some(_keys(seed)[1], split, images), _BATCH)
 
 
 def loss(
@@ -91,7 +91,7 @@ def loss(
         ValueError: if there is no such task.
     """
     _, test = splits(dataset, data_dir)
-    split = _some(_keys(seed)[2], test, images)
+    split = some(_keys(seed)[2], test, images)
     vectors = class_vectors(seed)
     own = relabelled(split, task)
     return lambda variables: scores(variables, own, vectors, task)[0]
@@ -187,13 +187,6 @@ def _splits(dataset: str, data_dir: str | None) -> tuple[Split, Split]:
 def _keys(seed: int) -> jax.Array:
     """Return the keys of vectors, calibration images, test images and each parent."""
     return jax.random.split(jax.random.key(seed), 3 + len(TASKS))
-
-
-def _some(key: PRNGKeyArray, split: Split, count: int | None) -> Split:
-    if count is None or count >= len(split):
-        return split
-    chosen = np.asarray(jax.random.permutation(key, len(split)))[:count]
-    return Split(split.images[chosen], split.labels[chosen])
 
 
 @jax.jit

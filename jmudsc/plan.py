@@ -152,9 +152,9 @@ def plan(
 
 def _streamed(job: Job, recipe: Recipe) -> Job:
     """Return what is to be done where models have no room, as `merge` does it."""
-    if reads_all(recipe.alpha, recipe.refit, recipe.repair, recipe.separate):
-        return job
     checked = is_checked(recipe)
+    if reads_all(recipe.alpha, recipe.refit, recipe.repair, recipe.separate):
+        return dataclasses.replace(job, checked=checked)
     return dataclasses.replace(job, streamed=True, checked=checked)
 
 
@@ -190,7 +190,9 @@ def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
     except Exception as error:
         if type(error) is ValueError:
             raise
-        raise ValueError(f'recipe: "{key}" raises {error!r}') from error
+        raise ValueError(
+            f'recipe: "{key}" raises {error!r}, it must not; correct what it names.'
+        ) from error
 
 
 def _run(
@@ -201,7 +203,10 @@ def _run(
         for variables in models:
             jax.eval_shape(function, variables, batch)
     except Exception as error:
-        raise ValueError(f'recipe: "{key}" raises {error!r}') from error
+        raise ValueError(
+            f'recipe: "{key}" raises {error!r}, it must run on the variables and a '
+            "batch; correct the function, or what it is given."
+        ) from error
     return True
 
 

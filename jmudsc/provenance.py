@@ -19,7 +19,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 
-from jmudsc.paths import flatten
 from jmudsc.result import MergeResult
 
 _RECORD = "provenance.json"
@@ -41,11 +40,6 @@ def leaf_digest(leaf: Any) -> str:
     return digest.hexdigest()
 
 
-def tree_digests(tree: PyTree) -> dict[str, str]:
-    """Return the digest of every leaf of a tree of host arrays, by path."""
-    return {path: leaf_digest(leaf) for path, leaf in flatten(tree).items()}
-
-
 def record(result: MergeResult, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a merge in plain JSON values.
 
@@ -54,8 +48,8 @@ def record(result: MergeResult, extra: Mapping[str, Any]) -> dict[str, Any]:
         extra: plain JSON values of the caller's own.
 
     Returns:
-        What `write` stores and `read` gives back, but for the assignment, of which it
-        holds the digests only, and `digests` of the leaves, which are empty.
+        What `write` stores and `read_record` gives back, but for the assignment, of
+        which it holds the digests only, and `digests` of the leaves, which are empty.
 
     Raises:
         ValueError: if a value is not plain JSON or an assignment not int32.

@@ -40,8 +40,9 @@ def save(
     such a file, with names joined by `/`, and the folder is beside it, called as the
     file with `.jmudsc` after it.
 
-    If the process dies at any moment, `path` is either absent or complete. What was
-    written is read back and compared before it is put into place.
+    If the process dies at any moment, `path` has its old state, absent or an earlier
+    merge, or the new one, complete; a file may be without its folder. What was written
+    is read back and compared before it is put into place.
 
     Variables that are on disk, as `merge` gives them for models that are, are read and
     merged leaf by leaf while they are written; only a msgpack file is written at once.

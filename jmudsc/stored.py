@@ -44,7 +44,7 @@ def open_source(
     except tfds.core.DatasetNotFoundError as error:
         hint = did_you_mean(name, _known(tfds))
         raise ValueError(
-            f'{data_dir}: TFDS knows no dataset "{name}" and none is there, '
+            f'{data_dir or "TFDS"}: there is no dataset "{name}" and TFDS knows none, '
             f"one that tfds.list_builders() names is needed{hint}"
         ) from error
     folder = data_dir or builder.data_dir_root

@@ -283,3 +283,8 @@ def _dtype_of(leaf: Any) -> Any:
     """Return the dtype a leaf has under `jit`, where numpy's doubles are floats."""
     known = isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
     return leaf.dtype if known else jax.dtypes.result_type(leaf)
+
+
+def variables_of(values: Any) -> list[Any]:
+    """Return those of some operands that are not literals."""
+    return [var for var in values if not isinstance(var, jex.Literal)]

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jmudsc.trace import ApplyFn, Place, Program, run, trace
+from jmudsc.trace import ApplyFn, Place, Program, run, trace, variables_of
 
 
 def trunk_fn(apply_fn: ApplyFn, variables: PyTree, trunk: Iterable[str]) -> ApplyFn:
@@ -53,7 +52,7 @@ def _cut(program: Program, trunk: frozenset[str]) -> Program:
     beyond = {var for path, var in program.leaves.items() if path not in trunk}
     kept, read = [], list(program.outvars)
     for eqn in program.eqns:
-        if beyond.intersection(_variables(eqn.invars)):
+        if beyond.intersection(variables_of(eqn.invars)):
             beyond.update(eqn.outvars)
             read += eqn.invars
         else:
@@ -63,13 +62,9 @@ def _cut(program: Program, trunk: frozenset[str]) -> Program:
         invars=tuple(var for var in program.invars if var not in beyond),
         consts=program.consts,
         eqns=tuple(kept),
-        outvars=tuple(dict.fromkeys(v for v in _variables(read) if v in made)),
+        outvars=tuple(dict.fromkeys(v for v in variables_of(read) if v in made)),
         paths=tuple(path for path in program.paths if path in trunk),
     )
-
-
-def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
 
 
 def _is_number(var: Any) -> bool:

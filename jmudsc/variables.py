@@ -49,7 +49,10 @@ def check_same(where: str, models: Sequence[PyTree]) -> None:
         ValueError: listing every difference of every model from the first.
     """
     if len(models) < 2:
-        raise ValueError(f"{where}: {len(models)} model given, at least 2 are needed.")
+        raise ValueError(
+            f"{where}: {len(models)} model given, at least 2 are needed; pass all that "
+            "are to be merged."
+        )
     for number, model in enumerate(models):
         check_arrays(f"{where}: model {number}", model)
     if problems := differences(models):

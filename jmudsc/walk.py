@@ -17,6 +17,7 @@ from jmudsc import picks, positions, rules
 from jmudsc.meetings import meetings
 from jmudsc.numbering import Numbers
 from jmudsc.terms import Terms
+from jmudsc.ties import pin_all
 from jmudsc.trace import open_jaxpr, Place, Program, scan_operands, shape_of
 from jmudsc.values import Pick, Picks, Value
 
@@ -50,8 +51,8 @@ class Contraction:
     """An equation that sums products over axes.
 
     Attributes:
-        eqn: a `dot_general` or `conv_general_dilated`.
-        operands: its two operands.
+        eqn: a `dot_general`, `ragged_dot_general` or `conv_general_dilated`.
+        operands: the two that are multiplied.
         summed: per operand the axes summed over.
     """
 
@@ -113,7 +114,7 @@ def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> 
     for var in program.outvars:
         value = walker.of(var)
         positions.forget(terms, value.tag, "an output of the network")
-        _pin(terms, value.axes, "meets an output of the network")
+        pin_all(terms, value.axes, "meets an output of the network")
     _merge_stray_members(result)
     return result
 
@@ -296,11 +297,6 @@ def _constant(terms: Terms, value: Any) -> Value:
             if array.size and not (array == array.take([0], axis=number)).all():
                 terms.pin(term, "meets a constant that varies along it")
     return Value(axes)
-
-
-def _pin(terms: Terms, axes: Iterable[int], reason: str) -> None:
-    for axis in axes:
-        terms.pin(axis, reason)
 
 
 def _tie(terms: Terms, a: Sequence[Value], b: Sequence[Value]) -> None:

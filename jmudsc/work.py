@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.extend.core as jex
 
-from jmudsc.trace import open_jaxpr, Program, shape_of
+from jmudsc.trace import open_jaxpr, Program, shape_of, variables_of
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def _features(eqn: jex.JaxprEqn) -> int:
 def _live(
     eqns: Sequence[jex.JaxprEqn], inputs: Sequence[Any], outputs: Sequence[Any]
 ) -> int:
-    last = {var: n for n, eqn in enumerate(eqns) for var in _variables(eqn.invars)}
-    last |= dict.fromkeys(_variables(outputs), len(eqns))
+    last = {var: n for n, eqn in enumerate(eqns) for var in variables_of(eqn.invars)}
+    last |= dict.fromkeys(variables_of(outputs), len(eqns))
     alive: dict[Any, int] = {var: _bytes(var) for var in inputs}
     peak = sum(alive.values())
     for number, eqn in enumerate(eqns):
@@ -139,14 +139,10 @@ def _live(
         ]
         alive |= {var: _bytes(var) for var in eqn.outvars if var in last}
         peak = max(peak, sum(alive.values()) + max(inner, default=0))
-        for var in _variables(eqn.invars):
+        for var in variables_of(eqn.invars):
             if last[var] == number:
                 alive.pop(var, None)
     return peak
-
-
-def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
 
 
 def _bytes(var: Any) -> int:

@@ -353,11 +353,12 @@ def test_types_that_a_file_does_not_tell(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz"])
-def test_types_that_a_format_has_not_are_refused_on_writing(ending, tmp_path):
-    variables = {"w": jnp.ones(2), "tiny": jnp.ones(2, jnp.float8_e4m3b11fnuz)}
+@pytest.mark.parametrize("dtype", ["float8_e4m3b11fnuz", "float8_e5m2", "int4"])
+def test_types_that_a_format_has_not_are_refused_on_writing(ending, dtype, tmp_path):
+    variables = {"w": jnp.ones(2), "tiny": jnp.ones(2, dtype)}
     expected = (
         f"variables: {ending} cannot save 1 of 2 leaves, needed arrays of numbers; "
-        "remove or convert them:\n  tiny: has dtype float8_e4m3b11fnuz"
+        f"remove or convert them:\n  tiny: has dtype {dtype}"
     )
     with pytest.raises(ValueError, match=sentence(expected)):
         save(tmp_path / f"merged.{ending}", writers.result_of(variables))

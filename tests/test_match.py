@@ -474,7 +474,9 @@ def test_methods_that_read_activations_need_moments(method, key):
 
 def test_one_model_is_refused(key):
     spec, models, _ = strangers()
-    text = "match: 1 model given, at least 2 are needed."
+    text = (
+        "match: 1 model given, at least 2 are needed; pass all that are to be merged."
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         match(spec, models[:1], method="average", key=key)
 

@@ -372,7 +372,9 @@ def test_a_wrong_method_or_balance_is_refused_before_any_work(key):
 
 def test_one_model_is_refused(key):
     models, batches = problem()
-    text = "merge: 1 model given, at least 2 are needed."
+    text = (
+        "merge: 1 model given, at least 2 are needed; pass all that are to be merged."
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models[:1], batches, key=key)
 

@@ -158,7 +158,8 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
         'recipe: 1 references must be corrected:\n  "apply_fn" names '
         '"plan_model:aply_fn", but plan_model has no "aply_fn"; did you mean '
         '"apply_fn"?',
-        "recipe: \"batches\" raises RuntimeError('no such disk')",
+        "recipe: \"batches\" raises RuntimeError('no such disk'), it must not; "
+        "correct what it names.",
         'recipe: alpha="search" needs score, a function of variables that is larger '
         'for better ones; alpha="auto" needs none.',
         'recipe: repair="pooled" and refit both set running statistics, only one of '
@@ -210,11 +211,13 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
     [
         (
             {"apply_fn": "plan_model:other_fn"},
-            "recipe: \"apply_fn\" raises KeyError('hidden')",
+            "recipe: \"apply_fn\" raises KeyError('hidden'), it must run on the "
+            "variables and a batch; correct the function, or what it is given.",
         ),
         (
             {"update_fn": "plan_model:other_fn"},
-            "recipe: \"update_fn\" raises KeyError('hidden')",
+            "recipe: \"update_fn\" raises KeyError('hidden'), it must run on the "
+            "variables and a batch; correct the function, or what it is given.",
         ),
         (
             {"batches": {"factory": "plan_model:stream"}},

@@ -142,7 +142,7 @@ def test_a_dataset_that_is_not_there_gives_the_command_that_prepares_it(name, tm
 
 def test_a_dataset_nobody_knows_is_an_error(tmp_path):
     message = (
-        f'{tmp_path}: TFDS knows no dataset "cifar11" and none is there, one that '
+        f'{tmp_path}: there is no dataset "cifar11" and TFDS knows none, one that '
         'tfds.list_builders() names is needed; did you mean "cifar10_1"?'
     )
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -22,7 +22,10 @@ def test_models_of_one_kind_are_the_same():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_model_is_not_enough(count):
-    with refused(f"merge: {count} model given, at least 2 are needed."):
+    with refused(
+        f"merge: {count} model given, at least 2 are needed; pass all that are to be "
+        "merged."
+    ):
         check_same("merge", [GOOD] * count)
 
 
