@@ -287,6 +287,7 @@ def _traced(
     if not all(specs):
         return None, None
     specs = [spec for spec in specs if spec]
+    specs *= 1 if recipe.spec is None else len(traced)
     frozen = _attempt(problems, freeze, specs[0], recipe.frozen)
     specs = [frozen or specs[0], *specs[1:]]
     parts = _attempt(problems, take_apart, "recipe", specs, variables, trunks)

@@ -308,3 +308,19 @@ def test_what_reads_all_models_nevertheless_is_said(project):
     found = planned(project, {"refit": "least-squares"}, memory=0)
     assert "read all of them nevertheless" in plan_report(found)
     assert found.stages[0].name == "loading"
+
+
+def test_a_spec_by_hand_must_fit_every_model_whose_head_is_its_own(project):
+    (project / "spec.txt").write_text(f"{planned(project).spec}\n")
+    leaves = {**jmudsc.load(project / "second.npz"), "extra": jnp.ones(3)}
+    save_variables(project / "third", leaves)
+    found = planned(
+        project,
+        {
+            "models": ["first", "third"],
+            "spec": "spec.txt",
+            "separate": ["out", "extra"],
+        },
+    )
+    (problem,) = found.problems
+    assert "the spec does not fit the variables in 1 places:\n  extra is not" in problem
