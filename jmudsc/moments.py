@@ -21,7 +21,6 @@ from jmudsc.taps import find_taps, read_tap, Tap
 from jmudsc.trace import ApplyFn, Place, run, trace
 from jmudsc.variables import check_covers
 
-Stacked = Mapping[str, Float[Array, "samples units"]]
 # Per label the mean of each unit, and how far every sample is from it.
 Centred = Mapping[
     str, tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]
@@ -158,18 +157,6 @@ def _of_all_processes(total: dict[str, Moments]) -> dict[str, Moments]:
     return functools.reduce(merge_moments, gathered)
 
 
-def moments_of(units: Sequence[Stacked]) -> dict[str, Moments]:
-    """Compute the moments of the units of all models over one set of samples.
-
-    Args:
-        units: for every model, per label an array (samples, units).
-
-    Returns:
-        Per label the moments of the stacked units.
-    """
-    return moments_of_centred([_centred(dict(model)) for model in units])
-
-
 def moments_of_centred(units: Sequence[Centred]) -> dict[str, Moments]:
     """Compute the moments of the units of all models from deviations.
 
@@ -300,11 +287,6 @@ def real_samples(samples: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(samples):
         return jnp.concatenate([samples.real, samples.imag])
     return samples.astype(jnp.float32)
-
-
-@jax.jit
-def _centred(units: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-    return {name: centred(x.astype(jnp.float32)) for name, x in units.items()}
 
 
 @jax.jit

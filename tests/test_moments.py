@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from jmudsc import collect, infer_spec
-from jmudsc.moments import merge_moments, moments_of
+from jmudsc.moments import centred, merge_moments, moments_of_centred
 from jmudsc.similarity import activation_similarity
 
 # The co-moment is good to this share of the product of the deviations; the mean to this
@@ -33,6 +33,12 @@ def assert_moments(moments, samples, tolerance=STATE):
     assert (worst <= tolerance * norms / np.sqrt(count)).all()
     error = np.abs(moments.comoment - comoment)
     assert (error <= tolerance * np.outer(norms, norms)).all()
+
+
+def moments_of(units):
+    return moments_of_centred(
+        [{name: centred(x) for name, x in model.items()} for model in units]
+    )
 
 
 def stacked(*models):
