@@ -65,8 +65,7 @@ def write_npz(file: Path, leaves: Mapping[str, LazyArray]) -> None:
 
 def can_hold(dtype: np.dtype) -> bool:
     """Whether a file tells a type: all of numpy's own, and bfloat16."""
-    is_own = dtype.isbuiltin == 1 and dtype.kind in "biufc"
-    return is_own or dtype == _BFLOAT16
+    return issubclass(dtype.type, np.number | np.bool_) or dtype == _BFLOAT16
 
 
 def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

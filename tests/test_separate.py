@@ -427,7 +427,7 @@ def test_a_function_for_every_model_is_for_heads(key):
         merge(functions, models, batches_of(tiny.MLP), key=key)
     text = (
         "merge: apply_fn has 1 functions for 2 models, needed is one for each, or one "
-        "for all."
+        "for all; pass as many as models."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(
