@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.batches import check_iterable
+from jmudsc.batches import check_iterable, no_batches
 from jmudsc.sharding import over_processes, placed_like, to_host
 
 # Far from any statistic of a batch, so that rounding does not blur the momentum.
@@ -63,10 +63,7 @@ def reset_batch_stats(
             _check_finite(name, seen, number)
             total[name] = total[name] + size * seen
     if examples == 0:
-        raise ValueError(
-            "reset_batch_stats: there are no batches, at least one is needed; pass a "
-            "list of batches (an iterator may already have been consumed)."
-        )
+        raise no_batches("reset_batch_stats")
     counts, totals = zip(*over_processes((examples, total), after), strict=True)
     examples = sum(map(int, counts))
     total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *totals)

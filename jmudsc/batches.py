@@ -30,6 +30,18 @@ def check_iterable(where: str, batches: Any) -> None:
     )
 
 
+def no_batches(where: str) -> ValueError:
+    """Return the error of a pass over batches that came to none.
+
+    Args:
+        where: the caller, named in the error.
+    """
+    return ValueError(
+        f"{where}: there are no batches, at least one is needed; pass a list of "
+        "batches (an iterator may already have been consumed)."
+    )
+
+
 def first_batch(batches: Iterable[PyTree]) -> PyTree:
     """Return the first of some batches.
 

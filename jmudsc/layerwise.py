@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
-from jmudsc.batches import batch_kind, check_iterable
+from jmudsc.batches import batch_kind, check_iterable, no_batches
 from jmudsc.contractions import contract
 from jmudsc.entries import read
 from jmudsc.layers import find_layers, Layers, Map, Norm
@@ -183,10 +183,7 @@ def _runs(
         ways = [_inputs_of_layers(program, layers, n, batch) for n in networks]
         runs.append(_Run(layers, ways))
     if not runs:
-        raise ValueError(
-            f"{where}: there are no batches, at least one is needed; pass a list of "
-            "batches (an iterator may already have been consumed)."
-        )
+        raise no_batches(where)
     found = {tuple(tuple(paths_of(s)) for s in run.layers.steps) for run in runs}
     if len(found) > 1:
         raise ValueError(

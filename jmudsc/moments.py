@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
 from jmudsc.axes import Units
-from jmudsc.batches import batch_kind, check_iterable
+from jmudsc.batches import batch_kind, check_iterable, no_batches
 from jmudsc.blocks import Block, blocks, places_of, units_last
 from jmudsc.lazy import is_lazy, to_device
 from jmudsc.sharding import over_processes, to_host
@@ -97,10 +97,7 @@ def collect(
             _check_finite(total, number, len(models))
             number += 1
     if not number:
-        raise ValueError(
-            "collect: there are no batches, at least one is needed; pass a list of "
-            "batches (an iterator may already have been consumed)."
-        )
+        raise no_batches("collect")
     return _of_all_processes(total)
 
 
@@ -174,7 +171,7 @@ def moments_of_centred(units: Sequence[Centred]) -> dict[str, Moments]:
 def _with_samples(
     total: Mapping[str, Moments], units: Sequence[Centred]
 ) -> dict[str, Moments]:
-    """Add samples to moments, whose memory is used again; start with none."""
+    """Add samples to moments, whose memory is used again; `{}` to begin with."""
     counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
     before = {n: total[n].count if total else 0 for n in counts}
     shares = {n: _shares(before[n], counts[n]) for n in counts}
