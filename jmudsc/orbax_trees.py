@@ -78,7 +78,7 @@ def write_tree(target: Path, temporary: Path, variables: PyTree[LazyArray]) -> N
     try:
         with _without_late_reports(), ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(temporary, args=ocp.args.PyTreeSave(variables))
-    except Exception as error:
+    except Exception as error:  # orbax and tensorstore have errors of many kinds
         if failed:
             raise failed[0] from None
         raise ValueError(
@@ -102,7 +102,7 @@ def _lazy_types(failed: list[Exception]) -> Any:
             for part in parts_of(lazy):
                 try:
                     arrays = read_all(list(part.values()))
-                except Exception as error:
+                except Exception as error:  # of any kind, to be raised as it is
                     failed.append(error)
                     raise
                 where, how = [infos[n] for n in part], [args[n] for n in part]
@@ -140,7 +140,7 @@ def _orbax_reading(item: os.PathLike[str]) -> Iterator[None]:
     try:
         with _without_late_reports():
             yield
-    except Exception as error:
+    except Exception as error:  # of many kinds, as above
         raise ValueError(
             f"{item}: cannot be read ({_first_line(error)}), needed a whole orbax "
             "checkpoint; copy it again or use another step."
@@ -163,7 +163,7 @@ def _without_late_reports() -> Iterator[None]:
     sys.unraisablehook = report_others
     try:
         yield
-    except Exception:
+    except Exception:  # whatever it is, it goes on
         time.sleep(0.1)  # they come within milliseconds
         raise
     finally:

@@ -187,7 +187,7 @@ def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
     """Import what a key names, and say which key it is if that fails in any way."""
     try:
         return resolved(recipe, (key,))
-    except Exception as error:
+    except Exception as error:  # a recipe's own code may raise any
         if type(error) is ValueError:
             raise
         raise ValueError(
@@ -202,7 +202,7 @@ def _run(
     try:
         for variables in models:
             jax.eval_shape(function, variables, batch)
-    except Exception as error:
+    except Exception as error:  # likewise
         raise ValueError(
             f'recipe: "{key}" raises {error!r}, it must run on the variables and a '
             "batch; correct the function, or what it is given."
