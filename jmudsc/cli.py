@@ -29,7 +29,7 @@ def demo(
         networks: which networks to train: mlp, resnet20.
         seeds: one pair of each network is trained for every seed.
     """
-    from jmudsc.demo import run_demo
+    from jmudsc.experiments.demo import run_demo
 
     with _progress() as progress:
         text = run_demo(out, networks, seeds, progress)
@@ -52,7 +52,7 @@ def merge(
         memory: GiB that the models may take; more are left on disk and read leaf by
             leaf. Half of what the machine has, if not given.
     """
-    from jmudsc.cook import cook
+    from jmudsc.recipes.merge import cook
 
     with _progress() as progress:
         path, text = cook(
@@ -76,8 +76,8 @@ def plan(
         overwrite: allow an earlier merge at the recipe's output.
         memory: GiB that the models may take, as for merge.
     """
-    from jmudsc.plan import plan
-    from jmudsc.plan_report import plan_report
+    from jmudsc.recipes.plan import plan
+    from jmudsc.recipes.plan_report import plan_report
 
     with _progress() as progress:
         found = plan(
@@ -94,7 +94,7 @@ def spec(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         recipe: YAML file.
     """
-    from jmudsc.cook import spec_of
+    from jmudsc.recipes.merge import spec_of
 
     with _progress() as progress:
         found = spec_of(recipe, progress)
@@ -117,7 +117,7 @@ def experiment(
         out: directory of networks, scores and the report; runs/NAME if not given.
         data_dir: where TFDS keeps its datasets, if not in its own place.
     """
-    from jmudsc.experiment import run_experiment
+    from jmudsc.experiments.class_split import run_experiment
 
     with _progress() as progress:
         path, text = run_experiment(config, seeds, out, data_dir, progress)
@@ -134,7 +134,7 @@ def evaluate(
         recipe: YAML file with `losses` or `score`.
         checkpoint: the merged network, if not the recipe's output.
     """
-    from jmudsc.scoring import score_recipe
+    from jmudsc.recipes.evaluate import score_recipe
 
     with _progress() as progress:
         text = score_recipe(recipe, checkpoint, progress)
@@ -155,7 +155,7 @@ def landscape(
         points: of the plane along each axis, and of the line between the parents.
         overwrite: replace an earlier landscape.
     """
-    from jmudsc.survey import survey
+    from jmudsc.recipes.landscape import survey
 
     with _progress() as progress:
         path, text = survey(

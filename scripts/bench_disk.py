@@ -24,10 +24,10 @@ import jax
 import numpy as np
 
 import jmudsc
+from jmudsc.checkpoints.save import save_variables
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import flatten, unflatten
-from jmudsc.report import table
-from jmudsc.saving import save_variables
+from jmudsc.recipes.report import table
 
 RECIPE = """
 models: [model-0{ending}, model-1{ending}]

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jmudsc.assignment import align, zip_units
+from jmudsc.matching.assignment import align, zip_units
 
 SIZES = (128, 256, 512, 1024, 2048)
 

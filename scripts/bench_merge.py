@@ -41,10 +41,10 @@ from jax import lax
 from plain_merge import is_plain, plain_combine, plain_match
 
 import jmudsc
-from jmudsc import models
+from jmudsc.experiments import models
+from jmudsc.matching.similarity import activation_similarity
 from jmudsc.paths import flatten, unflatten
-from jmudsc.report import table
-from jmudsc.similarity import activation_similarity
+from jmudsc.recipes.report import table
 
 Clock = Callable[[], float]
 

@@ -26,20 +26,20 @@ import optax
 from heads_apart import Assignment, both_specs, differing, finished, FINISHES
 from jaxtyping import PyTree
 
-from jmudsc import models
-from jmudsc.balance import search_alpha
-from jmudsc.combine import combine
-from jmudsc.datasets import batches, load_splits, only, Split
-from jmudsc.derive import infer_spec
-from jmudsc.experiment_config import Experiment, read_experiment
-from jmudsc.ground import Ground, lay_ground
-from jmudsc.match import match, matcher
-from jmudsc.moments import collect, Moments
-from jmudsc.report import table
-from jmudsc.resume import states_every, trained_once
-from jmudsc.spec import PermutationSpec
-from jmudsc.trace import ApplyFn
-from jmudsc.training import cosines, train
+from jmudsc.derivation.infer_spec import infer_spec
+from jmudsc.derivation.program import ApplyFn
+from jmudsc.experiments import models
+from jmudsc.experiments.class_split_config import Experiment, read_experiment
+from jmudsc.experiments.datasets import batches, load_splits, only, Split
+from jmudsc.experiments.seed_setup import Ground, lay_ground
+from jmudsc.experiments.training import cosines, train
+from jmudsc.experiments.training_state import states_every, trained_once
+from jmudsc.matching.coordinate_descent import match, matcher
+from jmudsc.matching.moments import collect, Moments
+from jmudsc.merging.alpha_search import search_alpha
+from jmudsc.recipes.report import table
+from jmudsc.reordering.combine import combine
+from jmudsc.spec.permutation_spec import PermutationSpec
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/digits-vit-wide.yaml"

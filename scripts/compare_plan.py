@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import jmudsc
-from jmudsc.costs import Job, stages_of
-from jmudsc.models import apply_fn, init, ResNet20, update_fn
+from jmudsc.derivation.program import trace
+from jmudsc.derivation.taps import find_taps
+from jmudsc.experiments.models import apply_fn, init, ResNet20, update_fn
 from jmudsc.paths import flatten
-from jmudsc.rates import measure_rates
-from jmudsc.report import table
-from jmudsc.taps import find_taps
-from jmudsc.trace import trace
+from jmudsc.recipes.costs import Job, stages_of
+from jmudsc.recipes.machine_speed import measure_rates
+from jmudsc.recipes.report import table
 
 WIDTHS, SHAPE, SIZE, BATCHES = (1, 4), (32, 32, 3), 100, 10
 

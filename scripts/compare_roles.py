@@ -15,9 +15,9 @@ import dataclasses
 import numpy as np
 
 import jmudsc
-from jmudsc import demo
-from jmudsc.evaluate import evaluate
-from jmudsc.report import mean_and_deviation, table
+from jmudsc.experiments import demo
+from jmudsc.experiments.accuracy import evaluate
+from jmudsc.recipes.report import mean_and_deviation, table
 
 
 def swapped(spec: jmudsc.PermutationSpec) -> jmudsc.PermutationSpec:

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.axes import Axis
-from jmudsc.check import check_spec
-from jmudsc.combine import combine
-from jmudsc.repair import repair, repair_layers
-from jmudsc.spec import Label, PermutationSpec, Site
-from jmudsc.trace import ApplyFn
+from jmudsc.derivation.check_spec import check_spec
+from jmudsc.derivation.program import ApplyFn
+from jmudsc.reordering.combine import combine
+from jmudsc.repairs.rescale import repair, repair_layers
+from jmudsc.spec.axes import Axis
+from jmudsc.spec.permutation_spec import Label, PermutationSpec, Site
 
 FINISHES = ("none", "repair")
 

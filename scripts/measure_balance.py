@@ -17,12 +17,12 @@ from jaxtyping import Float, PyTree
 from scipy.stats import rankdata
 
 import jmudsc
-from jmudsc import demo
-from jmudsc.agreement import joint_agreement
-from jmudsc.balance import ALPHAS, search_alpha
-from jmudsc.datasets import digits
-from jmudsc.evaluate import evaluate
-from jmudsc.report import mean_and_deviation, table
+from jmudsc.experiments import demo
+from jmudsc.experiments.accuracy import evaluate
+from jmudsc.experiments.datasets import digits
+from jmudsc.merging.agreement import joint_agreement
+from jmudsc.merging.alpha_search import ALPHAS, search_alpha
+from jmudsc.recipes.report import mean_and_deviation, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 CRITERIA = (

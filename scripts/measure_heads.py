@@ -13,16 +13,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc import infer_spec, models, paths
-from jmudsc.datasets import load_splits
-from jmudsc.experiment_config import read_experiment
-from jmudsc.permute import identity
-from jmudsc.progress import silent
-from jmudsc.refit import refit_layers
-from jmudsc.report import mean_and_deviation, table
-from jmudsc.scaled import scaled_performance
-from jmudsc.task_config import TaskExperiment
-from jmudsc.task_experiment import (
+from jmudsc import infer_spec, paths
+from jmudsc.experiments import models
+from jmudsc.experiments.class_split_config import read_experiment
+from jmudsc.experiments.datasets import load_splits
+from jmudsc.experiments.scaled_performance import scaled_performance
+from jmudsc.experiments.tasks_config import TaskExperiment
+from jmudsc.experiments.tasks_report import pairs_of
+from jmudsc.experiments.tasks_run import (
     inputs_of,
     merged_pair,
     network_at,
@@ -30,7 +28,10 @@ from jmudsc.task_experiment import (
     place_of,
     test_loss,
 )
-from jmudsc.task_report import pairs_of
+from jmudsc.progress import silent
+from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.reordering.permute import identity
+from jmudsc.repairs.least_squares import refit_layers
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 FITTED = ("nothing", "heads", "trunk", "trunk and heads")

@@ -11,9 +11,9 @@ import argparse
 import time
 
 import jmudsc
-from jmudsc import demo
-from jmudsc.evaluate import evaluate
-from jmudsc.report import mean_and_deviation, table
+from jmudsc.experiments import demo
+from jmudsc.experiments.accuracy import evaluate
+from jmudsc.recipes.report import mean_and_deviation, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 NETWORK = "resnet20"

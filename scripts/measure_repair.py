@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 import jmudsc
-from jmudsc import demo
-from jmudsc.evaluate import ensemble, evaluate
-from jmudsc.models import ResNet20
-from jmudsc.report import mean_and_deviation, table
-from jmudsc.training import Setup, TrainConfig
+from jmudsc.experiments import demo
+from jmudsc.experiments.accuracy import ensemble, evaluate
+from jmudsc.experiments.models import ResNet20
+from jmudsc.experiments.training import Setup, TrainConfig
+from jmudsc.recipes.report import mean_and_deviation, table
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 FINISHES = ("none", "pooled", "repair", "refit", "refit + repair")

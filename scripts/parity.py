@@ -20,10 +20,10 @@ import jax
 from jaxtyping import PyTree
 
 import jmudsc
-from jmudsc import parity
-from jmudsc.recipe import dump_recipe, Recipe, Reference, Source
-from jmudsc.report import mean_and_deviation, table
-from jmudsc.saving import save_variables
+from jmudsc.checkpoints.save import save_variables
+from jmudsc.experiments import parity
+from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.schema import dump_recipe, Recipe, Reference, Source
 
 CALIBRATION = 10_000  # training images, for activations and the refit
 DRAWN = 1_000  # test images, for the points of a landscape
@@ -65,15 +65,17 @@ def recipe(seed: int, name: str, data: Mapping[str, Any]) -> str:
     return dump_recipe(
         Recipe(
             models=tuple(Source(task) for task in parity.TASKS),
-            apply_fn=Reference("jmudsc.parity:apply_fn", {}),
+            apply_fn=Reference("jmudsc.experiments.parity:apply_fn", {}),
             batches=Reference(
-                "jmudsc.parity:calibration", {"images": CALIBRATION, **arguments}
+                "jmudsc.experiments.parity:calibration",
+                {"images": CALIBRATION, **arguments},
             ),
             method=method,
             refit="least-squares" if refit else None,
             losses={
                 task: Reference(
-                    "jmudsc.parity:loss", {"task": task, "images": DRAWN, **arguments}
+                    "jmudsc.experiments.parity:loss",
+                    {"task": task, "images": DRAWN, **arguments},
                 )
                 for task in parity.TASKS
             },

@@ -29,14 +29,14 @@ from compare_heads import (
 from heads_apart import both_specs, differing, value_heads
 from jaxtyping import PyTree
 
-from jmudsc import models
-from jmudsc.combine import combine
-from jmudsc.derive import infer_spec
-from jmudsc.ground import Ground
-from jmudsc.match import match
-from jmudsc.moments import collect
-from jmudsc.permute import permute, random_permutations
-from jmudsc.report import table
+from jmudsc.derivation.infer_spec import infer_spec
+from jmudsc.experiments import models
+from jmudsc.experiments.seed_setup import Ground
+from jmudsc.matching.coordinate_descent import match
+from jmudsc.matching.moments import collect
+from jmudsc.recipes.report import table
+from jmudsc.reordering.combine import combine
+from jmudsc.reordering.permute import permute, random_permutations
 
 NOISES = (0.0, 1.0, 2.0)
 

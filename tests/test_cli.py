@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import fails, run
 
 import jmudsc
-from jmudsc import cli
-from jmudsc.saving import save_variables
+from jmudsc.checkpoints.save import save_variables
 
 MODEL = """
 import jax
@@ -51,17 +51,6 @@ def project(tmp_path, key):
     (tmp_path / "cli_model.py").write_text(MODEL)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     return tmp_path
-
-
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["jmudsc", *map(str, arguments)])
-    cli.main()
-
-
-def fails(monkeypatch, *arguments):
-    with pytest.raises(SystemExit) as failure:
-        run(monkeypatch, *arguments)
-    return str(failure.value)
 
 
 def test_merge_writes_a_checkpoint_with_its_report_and_recipe(
@@ -344,6 +333,6 @@ def test_an_interrupted_command_says_how_to_go_on(project, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jmudsc.cook.merge", interrupt)
+    monkeypatch.setattr("jmudsc.recipes.merge.merge", interrupt)
     said = fails(monkeypatch, "merge", project / "recipe.yaml")
     assert said == "jmudsc: interrupted; merge and experiment go on if started again."

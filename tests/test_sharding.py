@@ -11,7 +11,7 @@ import pytest
 import sharded
 import two_processes
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "rig"
 
 
 def started(*arguments):

@@ -1,0 +1,295 @@
+"""Checkpoints: read what training code writes, and merged ones.
+
+Orbax, safetensors, msgpack and npz are read alike. Reading needs no target: the tree is
+taken from what is stored, and every array passes through the host, so a checkpoint
+written on other devices loads on whatever devices are here.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jaxtyping import PyTree
+
+from jmudsc.checkpoints import provenance
+from jmudsc.checkpoints.dtypes import abstract, lazily_typed, to_jax_types
+from jmudsc.checkpoints.formats import find_file, FLAT, format_of, open_file
+from jmudsc.checkpoints.orbax import open_tree
+from jmudsc.checkpoints.orbax_layout import find_item
+from jmudsc.checkpoints.renaming import Rename, renamed, split
+from jmudsc.checkpoints.safetensors import INDEX, shards_of
+from jmudsc.checkpoints.subtrees import (
+    at,
+    chosen_routes,
+    nested,
+    nnx_keys,
+    unwrap,
+)
+from jmudsc.lazy import Fetch, LazyArray, read_all
+from jmudsc.matching.journal import digest_of
+from jmudsc.paths import flatten, listed
+
+# Beside an item, in its directory; beside a file, what is put after its name.
+_RECORDS, _RECORDS_OF_FILE = "jmudsc", ".jmudsc"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Variables that are still on disk.
+
+    Attributes:
+        where: the checkpoint, for errors.
+        kind: its format.
+        variables: their arrays, in nested dicts and lists.
+    """
+
+    where: str
+    kind: str
+    variables: PyTree[LazyArray]
+
+
+def load(
+    path: str | os.PathLike[str],
+    subtree: str | Sequence[str] | None = None,
+    *,
+    rename: Rename | None = None,
+    separator: str | None = None,
+    sharding: PyTree[jax.sharding.Sharding] | None = None,
+    lazy: bool = False,
+) -> PyTree[jax.Array | LazyArray]:
+    """Load arrays from a checkpoint without knowing its tree.
+
+    Read are orbax checkpoints, safetensors files (also several with an index), Flax's
+    msgpack files and npz files; nothing is unpickled. Only the subtree asked for is
+    read. Dtypes are kept; where JAX has no 64-bit types (`jax_enable_x64`) such leaves
+    are narrowed if that changes no value, single numbers in any case. From orbax,
+    tuples and named tuples come back as lists and dicts (that is how it stores them),
+    NNX variables as plain arrays, typed PRNG keys as their key data; lists in other
+    formats as dicts with the keys "0", "1", and so on. If jmudsc wrote the checkpoint,
+    lists are lists, and every leaf loaded is compared with the digest saved with it.
+
+    Args:
+        path: a file, or its directory; for orbax a step of a `CheckpointManager`, an
+            item of a step, or what a checkpointer or jmudsc saved. URLs such as `gs://`
+            go to `etils.epath`, for orbax only.
+        subtree: the part to load, `"params"` or `"model/params"`; several parts give
+            a dict with the last word of each as key, so that
+            `("params", "batch_stats")` gives linen variables. All, if None.
+        rename: pattern of paths below the subtree -> new path, or None to leave leaves
+            out. The rules are taken one after the other; `*` stands for any text, the
+            same in the new path: `{"encoder/*": "params/*", "*/weight": "*/kernel"}`.
+        separator: what to split names at into the keys of nested dicts, nothing (`""`)
+            for not at all; None for `"/"` in safetensors and npz files, whose names are
+            flat, and for none elsewhere.
+        sharding: where to put the leaves: one sharding for all, or a tree of them
+            that is a prefix of the result. The default device, if None.
+        lazy: leave the arrays on disk, for `merge` to read each when it is needed;
+            nothing is put on a device. What only arrays tell is then found later.
+
+    Returns:
+        The arrays, in nested dicts and lists.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if what is there is not a whole checkpoint, is several, lacks the
+            subtree or what is to be renamed, or was changed after jmudsc wrote it; if
+            64-bit leaves would lose digits; or if arrays that stay on disk are to be
+            put somewhere.
+    """
+    if lazy and sharding is not None:
+        raise ValueError(
+            f"{os.fspath(path)}: sharding was given with lazy=True, needed one of "
+            "them, since lazy arrays are on no device; leave sharding out."
+        )
+    stored = open_variables(path, subtree, rename=rename, separator=separator)
+    if lazy:
+        return lazily_typed(stored.where, stored.variables)
+    host = to_jax_types(stored.where, read_all(stored.variables))
+    return jax.device_put(host, sharding)
+
+
+def load_shapes(
+    path: str | os.PathLike[str],
+    subtree: str | Sequence[str] | None = None,
+    *,
+    rename: Rename | None = None,
+    separator: str | None = None,
+) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return the shapes and dtypes of what `load` would load, without reading it.
+
+    A msgpack file has no table of contents and is read nevertheless.
+
+    Args:
+        path: as for `load`.
+        subtree: as for `load`.
+        rename: as for `load`.
+        separator: as for `load`.
+
+    Returns:
+        Shapes and dtypes, in nested dicts and lists.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: as `load` does, but for what only the arrays tell.
+    """
+    stored = open_variables(path, subtree, rename=rename, separator=separator)
+    return abstract(stored.where, stored.variables)
+
+
+def open_variables(
+    path: str | os.PathLike[str],
+    subtree: str | Sequence[str] | None = None,
+    *,
+    rename: Rename | None = None,
+    separator: str | None = None,
+) -> Stored:
+    """Find variables on disk, to be read later, all or some.
+
+    Args:
+        path: as for `load`.
+        subtree: as for `load`.
+        rename: as for `load`.
+        separator: as for `load`.
+
+    Returns:
+        The variables, of which nothing but shapes and dtypes is read.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: as `load` does, but for what only the arrays tell.
+    """
+    stored = _opened(path, separator)
+    where, tree = stored.where, stored.variables
+    routes = chosen_routes(where, tree, subtree)
+    parts = {name: at(tree, keys) for name, keys in routes.items()}
+    several = subtree is not None and not isinstance(subtree, str)
+    chosen = parts if several else parts[""]
+    if rename:
+        chosen = renamed(where, chosen, rename)
+    return Stored(where, stored.kind, chosen)
+
+
+def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load how a merged checkpoint was made.
+
+    Args:
+        path: a checkpoint that `save` wrote.
+
+    Returns:
+        `recipe`, `extra`, `history`, `versions` (library -> version), `digests`
+        (leaf path -> SHA-256 of its dtype, shape and bytes) and `assignment`
+        (label -> int32 array).
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if jmudsc did not write the checkpoint, or its record was changed.
+    """
+    place = find_file(path) or find_item(path)
+    folder = records_of(place)
+    merge = provenance.read_record(folder)
+    if merge is None:
+        raise ValueError(
+            f"{place}: has no record of a merge, needed a checkpoint that jmudsc "
+            "saved; load its arrays with jmudsc.load(path)."
+        )
+    assignment = provenance.read_assignment(folder, merge["assignment"])
+    return {**merge, "assignment": assignment}
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str | None:
+    """Return what changes when a checkpoint is written anew, without reading it.
+
+    Args:
+        path: as for `load`.
+
+    Returns:
+        A digest of the names, sizes and times of its files; None for a URL.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if what is there is not a whole checkpoint, or is several.
+    """
+    if "://" in os.fspath(path):
+        return None
+    place = Path(find_file(path) or find_item(path))
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    files += shards_of(place) if place.name.endswith(INDEX) else []
+    # Archives may give all files one time; that of the last change is the system's.
+    seen = [
+        (str(x), at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+        for x, at in ((x, x.stat()) for x in files)
+    ]
+    return digest_of([repr(seen).encode()])
+
+
+def _opened(path: str | os.PathLike[str], separator: str | None) -> Stored:
+    """Find all that is stored at a path, in the tree that it has by itself."""
+    file = find_file(path)
+    place = file or find_item(path)
+    merge = provenance.read_record(records_of(place))
+    kind, tree = open_file(file) if file else ("orbax", open_tree(find_item(path)))
+    if merge is not None:
+        tree = _verified(str(place), tree, merge["digests"])
+    keys = merge and merge.get("keys")
+    if keys:
+        leaves = flatten(tree)
+        known = [(tuple(keys[name]), leaves[name]) for name in keys if name in leaves]
+        tree = nested(str(place), known)
+    if separator is None:
+        separator = "/" if kind in FLAT and not keys else ""
+    tree = split(str(place), tree, separator)
+    if merge is None:
+        wrapped = nnx_keys(tree)
+    else:
+        wrapped = set(tree) if merge["nnx"] and not keys else set()
+    return Stored(str(place), kind, unwrap(tree, wrapped))
+
+
+def records_of(place: os.PathLike[str]) -> epath.Path:
+    """Return the folder of what is stored beside variables.
+
+    Args:
+        place: the checkpoint.
+    """
+    here = epath.Path(place)
+    if format_of(here):
+        return here.with_name(here.name + _RECORDS_OF_FILE)
+    return here / _RECORDS
+
+
+def _verified(
+    where: str, tree: PyTree[LazyArray], digests: Mapping[str, str]
+) -> PyTree[LazyArray]:
+    """Have arrays compared with the digests of a merge when they are read."""
+    leaves = flatten(tree)
+    checked: dict[Fetch, Fetch] = {}
+
+    def checking(fetch: Fetch) -> Fetch:
+        def read(names: Sequence[str]) -> Mapping[str, Any]:
+            found = fetch(names)
+            _check_unchanged(where, leaves, found, digests)
+            return found
+
+        return checked.setdefault(fetch, read)
+
+    return jax.tree.map(lambda leaf: replace(leaf, fetch=checking(leaf.fetch)), tree)
+
+
+def _check_unchanged(
+    where: str,
+    leaves: Mapping[str, Any],
+    found: Mapping[str, Any],
+    digests: Mapping[str, str],
+) -> None:
+    seen = {name: provenance.leaf_digest(leaf) for name, leaf in found.items()}
+    unread = leaves.keys() - found.keys()
+    expected = {name: x for name, x in digests.items() if name not in unread}
+    if wrong := provenance.changed(seen, expected):
+        raise ValueError(
+            f"{where}: {len(wrong)} of {len(expected)} leaves are not what jmudsc "
+            f"saved, needed all unchanged; copy the checkpoint again:\n{listed(wrong)}"
+        )

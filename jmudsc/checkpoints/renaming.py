@@ -1,0 +1,143 @@
+"""Renaming: give the leaves of a stored tree the names that a model has for them."""
+
+import re
+from collections.abc import Collection, Mapping
+
+from jaxtyping import PyTree
+
+from jmudsc.checkpoints.subtrees import nested, Route, routes_of, separator_hint
+from jmudsc.paths import did_you_mean, flatten, listed
+
+# Pattern of leaf paths -> the new path, or None to leave the leaves out.
+Rename = Mapping[str, str | None]
+
+
+def check_rename(rename: Rename) -> list[str]:
+    """Return what is wrong with rules as such, whatever the leaves are.
+
+    Example:
+        >>> check_rename({"*/weight": "kernel"})
+        ['"*/weight" has 1 "*" and "kernel" 0, needed as many']
+    """
+    return [
+        f'"{old}" has {old.count("*")} "*" and "{new}" {new.count("*")}, needed as many'
+        for old, new in rename.items()
+        if new is not None and old.count("*") != new.count("*")
+    ]
+
+
+def renamed(where: str, tree: PyTree, rename: Rename) -> PyTree:
+    """Rename leaves by rules.
+
+    The rules are taken one after the other, each on all names as those before it left
+    them. In a pattern every `*` stands for any text, `/` included, the first for as
+    much as it can; the same text takes the place of the same `*` of the new path. New
+    paths are split at `/`.
+
+    Args:
+        where: what the tree is of, for the error.
+        tree: nested dicts and lists.
+        rename: pattern of a whole leaf path -> the new path, or None to leave out the
+            leaves that match.
+
+    Returns:
+        The tree, without what was left out.
+
+    Raises:
+        ValueError: if a pattern and its new path differ in `*`, or listing the patterns
+            that match no leaf, or the names that would be of two leaves.
+
+    Example:
+        >>> rules = {"step": None, "encoder/*": "params/*", "*/weight": "*/kernel"}
+        >>> renamed("run", {"encoder": {"weight": 1}, "step": 2}, rules)
+        {'params': {'kernel': 1}}
+    """
+    if problems := check_rename(rename):
+        raise ValueError(f"{where}: rename must be corrected:\n{listed(problems)}")
+    names = {path: path for path in flatten(tree)}
+    unmatched = []
+    for old, new in rename.items():
+        found = _matched(old, names)
+        if not found:
+            unmatched.append(f'"{old}"{did_you_mean(old, names.values())}')
+        for path, texts in found.items():
+            if new is None:
+                del names[path]
+            else:
+                names[path] = _filled(new, texts)
+    if unmatched:
+        raise ValueError(
+            f"{where}: {len(unmatched)} of {len(rename)} patterns of rename match no "
+            f"leaf:\n{listed(unmatched)}\nA pattern is of whole leaf paths, as the "
+            f"rules before it leave them.{separator_hint(names.values())}"
+        )
+    routes, leaves = routes_of(tree), flatten(tree)
+    moved = {
+        path: routes[path] if name == path else tuple(name.split("/"))
+        for path, name in names.items()
+    }
+    _check_distinct(where, moved)
+    kept = [(keys, leaves[path]) for path, keys in moved.items()]
+    return nested(where, kept, like=routes.values())
+
+
+def split(where: str, tree: PyTree, separator: str) -> PyTree:
+    """Split the keys of a tree at a separator, to a deeper tree.
+
+    Args:
+        where: what the tree is of, for the error.
+        tree: nested dicts and lists.
+        separator: what to split at; nothing to leave the tree as it is.
+
+    Returns:
+        The tree.
+
+    Raises:
+        ValueError: listing the names that would be of two leaves.
+
+    Example:
+        >>> split("run", {"params.a.kernel": 1, "params.b": 2}, ".")
+        {'params': {'a': {'kernel': 1}, 'b': 2}}
+    """
+    routes, leaves = routes_of(tree), flatten(tree)
+    if not separator or not any(separator in path for path in routes):
+        return tree
+    pieces = {path: _pieces(keys, separator) for path, keys in routes.items()}
+    _check_distinct(where, pieces)
+    return nested(where, [(keys, leaves[path]) for path, keys in pieces.items()])
+
+
+def _matched(pattern: str, names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return for every path whose name matches what its `*` stand for."""
+    regex = re.compile("(.*)".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+    found = {path: regex.fullmatch(name) for path, name in names.items()}
+    return {path: match.groups() for path, match in found.items() if match}
+
+
+def _filled(new: str, texts: Collection[str]) -> str:
+    first, *rest = new.split("*")
+    return first + "".join(x for pair in zip(texts, rest, strict=True) for x in pair)
+
+
+def _pieces(keys: Route, separator: str) -> Route:
+    return tuple(
+        piece
+        for key in keys
+        for piece in (key.split(separator) if isinstance(key, str) else [key])
+    )
+
+
+def _check_distinct(where: str, routes: Mapping[str, Route]) -> None:
+    sources: dict[str, list[str]] = {}
+    for path, keys in routes.items():
+        sources.setdefault("/".join(map(str, keys)), []).append(path)
+    twice = [
+        f"{name}: {' and '.join(paths)}"
+        for name, paths in sources.items()
+        if len(paths) > 1
+    ]
+    if twice:
+        raise ValueError(
+            f"{where}: {len(twice)} names would be of two leaves or more, needed one "
+            f"leaf each; correct rename or separator:\n{listed(twice)}"
+        )

@@ -1,0 +1,344 @@
+"""Walk: give every axis of every value of a program a term, by one pass over it.
+
+The rules of single primitives are in `rules`, those for values that are positions along
+an axis in `positions`; here is what has a program inside: loops and branches.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax.extend.core as jex
+import numpy as np
+
+from jmudsc.derivation import index_order
+from jmudsc.derivation.interactions import meetings
+from jmudsc.derivation.program import (
+    open_jaxpr,
+    Place,
+    Program,
+    scan_operands,
+    shape_of,
+)
+from jmudsc.derivation.rules import elementwise, indexing
+from jmudsc.derivation.rules.common import pin_all
+from jmudsc.derivation.terms.axis_terms import Terms
+from jmudsc.derivation.terms.values import Pick, Picks, Value
+from jmudsc.derivation.value_numbering import Numbers
+
+
+@dataclass(frozen=True)
+class Found:
+    """A value with where it is.
+
+    Attributes:
+        value: the value.
+        place: where; None inside a branch or a `while` loop, where it cannot be read.
+        around: the axes of the loops around it: it has a copy for every step.
+    """
+
+    value: Value
+    place: Place | None
+    around: tuple[int, ...]
+
+    def picks_on(self, axis: int) -> frozenset[Pick]:
+        """The picks of one axis, where those of the loops around it come first."""
+        own = axis - len(self.around)
+        return self.value.picks_on(own) if own >= 0 else frozenset()
+
+    def is_apart(self, axis: int) -> bool:
+        """Whether units do not go with others of that axis, numbered likewise."""
+        return axis - len(self.around) in self.value.apart
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """An equation that sums products over axes.
+
+    Attributes:
+        eqn: a `dot_general`, `ragged_dot_general` or `conv_general_dilated`.
+        operands: the two that are multiplied.
+        summed: per operand the axes summed over.
+    """
+
+    eqn: Any
+    operands: tuple[Found, Found]
+    summed: tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A program with a term for every axis of every value.
+
+    Attributes:
+        terms: the arena of the terms.
+        leaf_axes: leaf path -> one term per axis.
+        found: every value, in program order.
+        contractions: every contraction, in program order.
+        met: the axes that equations bring together, as if on values (see `meetings`).
+        data: the variables that depend on the batch.
+        numbers: what tells which values are equal.
+        places: where values can be read, by number.
+        picked: a term that an index picks from, by the number of the index and by size.
+    """
+
+    terms: Terms
+    leaf_axes: Mapping[str, list[int]]
+    found: list[Found] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    met: list[Found] = field(default_factory=list)
+    data: set[Any] = field(default_factory=set)
+    numbers: Numbers = field(default_factory=Numbers)
+    places: dict[int, Place] = field(default_factory=dict)
+    picked: dict[tuple[int, int], int] = field(default_factory=dict)
+
+
+def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> Walk:
+    """Give every axis of every value a term, tied and fixed by what the program does.
+
+    Args:
+        program: the traced model.
+        terms: the arena.
+        leaf_axes: leaf path -> one term per axis, what is known to begin with.
+
+    Returns:
+        The walk.
+    """
+    result = Walk(terms, leaf_axes)
+    scope: dict[Any, Value] = {}
+    for path, var in program.leaves.items():
+        scope[var] = Value(leaf_axes[path])
+    for var in program.inputs:
+        axes = [terms.fixed(size, elementwise.MEETS_INPUT) for size in shape_of(var)]
+        scope[var] = Value(axes, is_data=True)
+    for var, value in program.consts.items():
+        scope[var] = _constant(terms, value)
+    walker = _Walker(result, scope, ())
+    walker.enter()
+    walker.eqns(program.eqns)
+    for var in program.outvars:
+        value = walker.of(var)
+        indexing.forget(terms, value.tag, "an output of the network")
+        pin_all(terms, value.axes, "meets an output of the network")
+    _merge_stray_members(result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Walker:
+    """A walk through the equations of one jaxpr.
+
+    Attributes:
+        result: what is filled.
+        scope: the values of the jaxpr's variables.
+        loops: the loops around, None where values cannot be read.
+        around: the axes of those loops.
+    """
+
+    result: Walk
+    scope: dict[Any, Value]
+    loops: tuple[Any, ...] | None
+    around: tuple[int, ...] = ()
+
+    def eqns(self, eqns: Iterable[jex.JaxprEqn]) -> None:
+        for eqn in eqns:
+            ins = [self.of(var) for var in eqn.invars]
+            inner = {"scan": self.scan, "while": self.while_, "cond": self.cond}
+            step = inner.get(eqn.primitive.name, self.primitive)
+            for var, value in zip(eqn.outvars, step(eqn, ins), strict=True):
+                self.bind(var, value)
+
+    def of(self, var: Any) -> Value:
+        """Return the value of a variable or a literal."""
+        if isinstance(var, jex.Literal):
+            number = self.result.numbers.literal(var.val)
+            return replace(_constant(self.result.terms, var.val), number=number)
+        return self.scope[var]
+
+    def enter(self) -> None:
+        """Bind what is known when the jaxpr is entered."""
+        for var, value in list(self.scope.items()):
+            self.bind(var, value)
+
+    def bind(self, var: Any, value: Value) -> None:
+        """Give a variable its value, and a number to the value if it has none."""
+        if value.number < 0:
+            value = replace(value, number=self.result.numbers.new())
+        found = self.found(var, value)
+        if found.place is not None:
+            self.result.places.setdefault(value.number, found.place)
+        if value.is_data:
+            self.result.data.add(var)
+        self.scope[var] = value
+        self.result.found.append(found)
+
+    def found(self, var: Any, value: Value) -> Found:
+        place = None if self.loops is None else Place(var, self.loops)
+        return Found(value, place, self.around)
+
+    def primitive(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        terms, numbers = self.result.terms, self.result.numbers
+        axes, since = [value.axes for value in ins], len(terms)
+        if elementwise.contraction(eqn) is not None:
+            self.result.contractions.append(self.contraction(eqn, ins))
+        outs, tags = indexing.apply_rule(terms, eqn, axes, [v.tag for v in ins])
+        is_data, is_picked = any(value.is_data for value in ins), _picks(eqn, ins)
+        numbered = numbers.outputs(eqn, [value.number for value in ins])
+        after = index_order.after(eqn, ins, numbers, self.result.places)
+        self.tie_picked(after)
+        made = [
+            Value(axes, is_data, tag, number, after, is_picked)
+            for axes, tag, number in zip(outs, tags, numbered, strict=True)
+        ]
+        for value in meetings(
+            terms, eqn, ins, made, since, numbers, self.result.places
+        ):
+            self.result.met.append(Found(value, None, self.around))
+        return made
+
+    def tie_picked(self, found: Picks) -> None:
+        """Tie fixed axes from which the same index picks: position by position."""
+        terms = self.result.terms
+        for pick in frozenset().union(*found):
+            same = pick.index, terms.size(pick.term)
+            other = self.result.picked.setdefault(same, pick.term)
+            if terms.reason(other) and terms.reason(pick.term):
+                terms.unify(other, pick.term)
+
+    def contraction(self, eqn: Any, ins: list[Value]) -> Contraction:
+        (lhs, rhs), (left, right) = ins[:2], elementwise.contraction(eqn) or ((), ())
+        operands = self.found(eqn.invars[0], lhs), self.found(eqn.invars[1], rhs)
+        over = [lhs.axes[i] for i in left], [rhs.axes[i] for i in right]
+        return Contraction(eqn, operands, over)
+
+    def scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        terms = self.result.terms
+        ins = [self.plain(value, "scan") for value in ins]
+        consts, carried = scan_operands(eqn)
+        scanned = ins[consts + carried :]
+        length = terms.leaf(eqn.params["length"])
+        for value in scanned:
+            terms.unify(length, value.axes[0])
+        terms.pin(length, "is scanned over")
+        is_data = any(value.is_data for value in ins)
+        carry = [Value(v.axes, is_data) for v in ins[consts : consts + carried]]
+        steps = [Value(v.axes[1:], v.is_data, is_picked=v.is_picked) for v in scanned]
+        outs = self.inside(
+            eqn.params["jaxpr"], [*ins[:consts], *carry, *steps], eqn, length
+        )
+        _tie(terms, carry, outs[:carried])
+        stacked = [
+            Value([length, *v.axes], v.is_data, is_picked=v.is_picked)
+            for v in outs[carried:]
+        ]
+        return [*carry, *stacked]
+
+    def while_(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        ins = [self.plain(value, "while") for value in ins]
+        tests = eqn.params["cond_nconsts"]
+        start = tests + eqn.params["body_nconsts"]
+        is_data = any(value.is_data for value in ins)
+        carry = [Value(value.axes, is_data) for value in ins[start:]]
+        self.inside(eqn.params["cond_jaxpr"], [*ins[:tests], *carry])
+        outs = self.inside(eqn.params["body_jaxpr"], [*ins[tests:start], *carry])
+        _tie(self.result.terms, carry, outs)
+        return carry
+
+    def cond(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        _, *operands = [self.plain(value, "cond") for value in ins]
+        is_data = any(value.is_data for value in ins)
+        first, *others = [self.inside(b, operands) for b in eqn.params["branches"]]
+        for other in others:
+            _tie(self.result.terms, first, other)
+        return [Value(value.axes, is_data) for value in first]
+
+    def inside(
+        self,
+        jaxpr: Any,
+        args: Sequence[Value],
+        loop: Any = None,
+        length: int | None = None,
+    ) -> list[Value]:
+        """Walk through a jaxpr inside an equation; return the values of its outputs."""
+        body = open_jaxpr(jaxpr)
+        consts = getattr(jaxpr, "consts", ())
+        scope = dict(zip(body.invars, args, strict=True))
+        for var, const in zip(body.constvars, consts, strict=True):
+            scope[var] = _constant(self.result.terms, const)
+        readable = loop is not None and self.loops is not None
+        loops = (*self.loops, loop) if readable and self.loops is not None else None
+        around = self.around if length is None else (*self.around, length)
+        walker = _Walker(self.result, scope, loops, around)
+        walker.enter()
+        walker.eqns(body.eqns)
+        outs = [walker.of(var) for var in body.outvars]
+        return [walker.plain(value, "a loop or branch") for value in outs]
+
+    def plain(self, value: Value, where: str) -> Value:
+        """Drop what is known of a value that goes where that is not followed."""
+        indexing.forget(self.result.terms, value.tag, where)
+        return Value(
+            value.axes, value.is_data, number=value.number, is_picked=value.is_picked
+        )
+
+
+def _picks(eqn: Any, ins: Sequence[Value]) -> bool:
+    """Whether an equation picks from leaves, or changes what is picked from them."""
+    by_index = eqn.primitive.name in ("dynamic_slice", "gather")
+    return (
+        any(value.is_data for value in ins)
+        and elementwise.contraction(eqn) is None
+        and max(value.nearness for value in (ins[:1] if by_index else ins)) < 2
+    )
+
+
+def _constant(terms: Terms, value: Any) -> Value:
+    """A constant fixes the axes along which it varies."""
+    shape = np.shape(value)
+    axes = [terms.leaf(size) for size in shape]
+    if any(size > 1 for size in shape):
+        array = np.asarray(value)
+        for number, term in enumerate(axes):
+            if array.size and not (array == array.take([0], axis=number)).all():
+                terms.pin(term, "meets a constant that varies along it")
+    return Value(axes)
+
+
+def _tie(terms: Terms, a: Sequence[Value], b: Sequence[Value]) -> None:
+    for left, right in zip(a, b, strict=True):
+        for x, y in zip(left.axes, right.axes, strict=True):
+            terms.unify(x, y)
+
+
+def _merge_stray_members(result: Walk) -> None:
+    """Where it is not clear where on a family's axis a value is, merge its members.
+
+    That axis is not there, or there twice, or only inside a family.
+    """
+    terms, merged = result.terms, set()
+    while True:
+        terms.settle()
+        stray = set(_stray_families(result)) - merged
+        if not stray:
+            return
+        for family in stray:
+            terms.merge_members(family)
+        merged |= stray
+
+
+def _stray_families(result: Walk) -> Iterator[int]:
+    terms = result.terms
+    for found in (*result.found, *result.met):
+        axes = (*found.value.axes, *found.around)
+        if any(map(terms.families, axes)):
+            for block in itertools.product(*map(terms.blocks, axes)):
+                here = Counter(itertools.chain(*block))
+                families = (f for leaf in here for f in terms.families(leaf))
+                yield from (
+                    f
+                    for f in families
+                    if here[terms.split(f)] != 1
+                    or not terms.is_in_place(terms.split(f))
+                )

@@ -1,0 +1,1 @@
+"""Rules: what each primitive does to the axes of its operands."""

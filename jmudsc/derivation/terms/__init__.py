@@ -1,0 +1,1 @@
+"""Terms: axis expressions under construction, and what is known of a value."""

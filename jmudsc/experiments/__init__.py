@@ -1,0 +1,1 @@
+"""Experiments: networks, data and training of the shipped experiments."""

@@ -1,0 +1,178 @@
+"""Data sets of the shipped experiments, as plain arrays."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from jmudsc.experiments.tfds_source import open_source, read_images
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images.
+
+    Attributes:
+        images: standardised: mean 0 and deviation 1 over the training images.
+        labels: class number of each image.
+    """
+
+    images: Float32[np.ndarray, "examples height width channels"]
+    labels: Int32[np.ndarray, " examples"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def digits() -> tuple[Split, Split]:
+    """Load scikit-learn's 1797 handwritten digits, 8x8 pixels, ten classes.
+
+    Every fifth image of each class is a test image, so that both splits hold all
+    classes, and all stretches of the collection, in the same shares.
+
+    Returns:
+        The training and the test images.
+    """
+    from sklearn.datasets import load_digits  # slow to import
+
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8, 1).astype(np.float32)
+    test = _occurrence(labels) % 5 == 4
+    mean, deviation = images[~test].mean(), images[~test].std()
+    images = (images - mean) / deviation
+    labels = labels.astype(np.int32)
+    return Split(images[~test], labels[~test]), Split(images[test], labels[test])
+
+
+def load_splits(
+    name: str,
+    train: str = "train",
+    test: str = "test",
+    data_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Split, Split]:
+    """Load the training and the test images of a dataset into memory.
+
+    Every channel is standardised by its mean and deviation over the training images.
+
+    Args:
+        name: `digits`, which needs nothing on disk, or of an image dataset in TFDS:
+            `mnist`, `fashion_mnist`, `cifar10`, `cifar100`.
+        train: the training split; TFDS understands `train[:10000]` too.
+        test: the test split.
+        data_dir: where TFDS keeps its datasets; None for its own place.
+
+    Returns:
+        The training and the test images.
+
+    Raises:
+        FileNotFoundError: if the dataset is not prepared, with the command that
+            prepares it.
+        ValueError: if there is no such dataset or split, or images differ in size.
+    """
+    if name == "digits":
+        return _digits_splits(train, test)
+    sources = [open_source(name, split, data_dir) for split in (train, test)]
+    if None in (shape := sources[0].dataset_info.features["image"].shape):
+        raise ValueError(
+            f"{name}: its images have the shape {shape}, one size is needed to hold "
+            "them in memory; read it with stored.stream."
+        )
+    (images, labels), (test_images, test_labels) = map(read_images, sources)
+    shift, scale = _standard(images)
+    return (
+        Split((images - shift) * scale, labels),
+        Split((test_images - shift) * scale, test_labels),
+    )
+
+
+def only(split: Split, classes: Sequence[int]) -> Split:
+    """Keep the images of some classes, in their order and with their labels.
+
+    Raises:
+        ValueError: if there are no classes, or no images of one of them.
+    """
+    present = np.unique(split.labels).tolist()
+    if not classes:
+        raise ValueError(
+            "only: no classes asked for, at least one is needed; choose from "
+            f"{present}."
+        )
+    if missing := [c for c in classes if c not in present]:
+        raise ValueError(
+            f"only: no images of the classes {missing}, each class asked for must have "
+            f"some; choose one or more of {present}."
+        )
+    kept = np.isin(split.labels, list(classes))
+    return Split(split.images[kept], split.labels[kept])
+
+
+def some(key: jax.Array, split: Split, count: int | None) -> Split:
+    """Draw some of the images; all of them, in order, if there are not more.
+
+    Args:
+        key: decides which.
+        split: to draw from.
+        count: how many; None for all.
+
+    Returns:
+        The images drawn, with their labels.
+    """
+    if count is None or count >= len(split):
+        return split
+    chosen = np.asarray(jax.random.permutation(key, len(split)))[:count]
+    return Split(split.images[chosen], split.labels[chosen])
+
+
+def batches(split: Split, size: int) -> list[np.ndarray]:
+    """Cut the images into batches, in order; the last one may be smaller.
+
+    Returns:
+        A list, so that it can be gone through more than once.
+
+    Raises:
+        ValueError: if there are no images or the size is not positive.
+    """
+    if size < 1 or not len(split):
+        raise ValueError(
+            f"batches: {len(split)} images in batches of {size}, at least 1 of each is "
+            "needed; check how the split was chosen."
+        )
+    return [split.images[i : i + size] for i in range(0, len(split), size)]
+
+
+def _occurrence(labels: np.ndarray) -> np.ndarray:
+    """Count, for every label, how often it occurred before."""
+    before = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        same = labels == label
+        before[same] = np.arange(same.sum())
+    return before
+
+
+def _digits_splits(train: str, test: str) -> tuple[Split, Split]:
+    if (train, test) != ("train", "test"):
+        raise ValueError(
+            f'digits: the splits are "{train}" and "{test}", there are "train" and '
+            '"test" only; name them, or take another dataset.'
+        )
+    return digits()
+
+
+def _standard(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of every channel and one over its deviation, exactly.
+
+    Pixels are bytes: counts of the 256 values say all, and take no memory.
+    """
+    values = np.arange(256.0)
+    means, scales = [], []
+    for channel in range(images.shape[-1]):
+        share = np.bincount(images[..., channel].ravel(), minlength=256)
+        share = share / share.sum()
+        mean = share @ values
+        means.append(mean)
+        deviation = np.sqrt(share @ (values - mean) ** 2)
+        scales.append(1 / deviation if deviation else 1)
+    return np.array(means, np.float32), np.array(scales, np.float32)

@@ -1,0 +1,104 @@
+"""Keep the state of a training on disk, so that one that was stopped can go on.
+
+There is one checkpoint at a time, named by the epochs done. The next is complete before
+it is removed, so that a process killed at any moment leaves a whole one.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc.checkpoints.load import load
+from jmudsc.checkpoints.save import save_variables
+
+State = TypeVar("State")
+
+_STATES = 20  # how often, in a training, its state is kept
+
+
+def trained_once(place: Path, train: Callable[[Path], PyTree]) -> PyTree:
+    """Load what was trained before; if nothing was, train and save it.
+
+    Args:
+        place: the checkpoint.
+        train: trains, keeping its state in a folder.
+
+    Returns:
+        The variables.
+    """
+    if place.exists():
+        return load(place)
+    state = place.with_name(f"training-{place.name}")
+    variables = train(state)
+    save_variables(place, variables)
+    shutil.rmtree(state)
+    return variables
+
+
+def states_every(epochs: int) -> int:
+    """Return after how many epochs each the state of a training is worth keeping."""
+    return -(-epochs // _STATES)
+
+
+def keep_state(folder: Path, epoch: int, state: Any, what: str) -> None:
+    """Save the state of a training, and remove what was saved before.
+
+    Args:
+        folder: of this training alone; made if it is not there.
+        epoch: how many epochs are done.
+        state: any pytree of arrays.
+        what: everything that decides the training, as text.
+    """
+    earlier = _epochs(folder)
+    leaves = {f"{i:05}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+    save_variables(_at(folder, epoch), {"leaves": leaves, "of": _digest(what)})
+    for number in earlier:
+        shutil.rmtree(_at(folder, number))
+
+
+def last_state(folder: Path, start: State, what: str) -> tuple[int, State]:
+    """Load the state of a training that was stopped.
+
+    Args:
+        folder: of this training alone.
+        start: the state it began with.
+        what: everything that decides the training, as text.
+
+    Returns:
+        How many epochs are done, and the state; 0 and `start` if none was saved.
+
+    Raises:
+        ValueError: if the state saved is of another training.
+    """
+    epochs = _epochs(folder)
+    if not epochs:
+        return 0, start
+    kept = load(_at(folder, epochs[-1]))
+    if not np.array_equal(kept["of"], _digest(what)):
+        raise ValueError(
+            f"{folder}: holds the state of another training, needed one of the same "
+            "model, config, key and data; remove it or choose another folder."
+        )
+    leaves = [kept["leaves"][name] for name in sorted(kept["leaves"])]
+    return epochs[-1], jax.tree.unflatten(jax.tree.structure(start), leaves)
+
+
+def _at(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:05}"
+
+
+def _epochs(folder: Path) -> list[int]:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = [re.fullmatch(r"epoch-(\d+)", name) for name in names]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _digest(what: str) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(what.encode()).digest(), np.uint8)

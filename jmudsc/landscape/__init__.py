@@ -1,0 +1,1 @@
+"""Landscape: losses around and between networks, as numbers and figures."""

@@ -1,0 +1,1 @@
+"""Matching: which units of several models become one."""

@@ -1,0 +1,203 @@
+"""From a similarity matrix to an assignment: one-to-one (align) or greedy (zip).
+
+Decisions are taken on the host, by scipy and numpy, so that they are the same on
+every accelerator.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jmudsc.matching.multi_model import align_to, check_reference
+
+
+def align(
+    similarity: Float[np.ndarray, "stacked stacked"],
+    models: int,
+    reference: str = "first",
+) -> Int[np.ndarray, "models units"]:
+    """Match the units of every model one-to-one with those of all others.
+
+    Linear assignment (Git Re-Basin, Ainsworth et al. 2023, arXiv:2209.04836, section
+    3.1), maximising the sum of similarities between model 0 and each other model; for
+    more than two models other references may serve better, see `align_to`.
+
+    Args:
+        similarity: larger is more alike; the units of all models stacked, model 0
+            first. Only the blocks above the diagonal ones are looked at.
+        models: number of models stacked.
+        reference: `first`, `mean` or `universe`; the same for two models.
+
+    Returns:
+        The merged unit that each unit of each model goes to; model 0 stays in place.
+
+    Raises:
+        ValueError: if `similarity` is not square, not finite, or does not divide into
+            `models` blocks, or there is no such reference.
+
+    Example:
+        >>> s = np.eye(4)[[0, 1, 3, 2]].astype("float32")
+        >>> s[0, 3] = s[1, 2] = 0.9
+        >>> align(s, 2)
+        array([[0, 1],
+               [1, 0]], dtype=int32)
+    """
+    check_reference("align", reference)
+    similarity = _checked("align", similarity, models)
+    units = len(similarity) // models
+    blocks = similarity.reshape(models, units, models, units)
+    return align_to(reference, lambda i, j: blocks[i, :, j], models, units)
+
+
+def zip_units(
+    similarity: Float[np.ndarray, "stacked stacked"],
+    models: int,
+    a: float = 0.5,
+    b: float = 1.0,
+) -> Int[np.ndarray, "models units"]:
+    """Merge the most similar units, of two models or of one, until one width is left.
+
+    The greedy matching of ZipIt (Stoica et al. 2024, arXiv:2305.03053, section 4.2).
+    The most similar allowed pair i < j is merged: j joins i, which keeps its model and
+    whose similarity to any other unit becomes the smaller of the two, times `a`. Ties
+    go to the first pair in row-major order. Row maxima are cached, so that the time is
+    O(units^2) in practice.
+
+    Args:
+        similarity: symmetric, larger is more alike; the units of all models stacked.
+        models: number of models stacked.
+        a: decay of a merged unit's similarities, in [0, 1].
+        b: share of a model's merges that it may spend on pairs of its own units, in
+            [0, 1]; with 0 every merge is between models.
+
+    Returns:
+        The merged unit that each unit of each model goes to; merged units are numbered
+        in the order of their first member.
+
+    Raises:
+        ValueError: if `similarity` is not square, not finite, not symmetric, or does
+            not divide into `models` blocks, or if `a` or `b` is outside [0, 1].
+    """
+    similarity = _checked("zip_units", similarity, models)
+    if not _symmetric(similarity):
+        raise ValueError(
+            "zip_units: similarity is not symmetric, it must be; pass "
+            "(similarity + similarity.T) / 2."
+        )
+    for name, value in (("a", a), ("b", b)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"zip_units: {name} is {value}, it must be in [0, 1].")
+    total = len(similarity)
+    units = total // models
+    root = _greedy(similarity, models, similarity.dtype.type(a), b)
+    numbers = np.cumsum(root == np.arange(total)) - 1
+    return numbers[root].astype(np.int32).reshape(models, units)
+
+
+def _greedy(
+    similarity: np.ndarray, models: int, a: np.floating, b: float
+) -> np.ndarray:
+    """Return the smallest member of each unit's cluster.
+
+    Every pair is held once, by the row of its smaller unit. Row k's `best[k]` is never
+    below its most similar pair that is still allowed, and `partner[k]` is the first
+    unit to reach it for as long as that pair is allowed and as similar; a row is
+    scanned again only when it comes to the top and its pair is not.
+    """
+    total = len(similarity)
+    units = total // models
+    s = _padded(similarity)
+    into = np.arange(total)
+    gone = np.zeros(total, s.dtype)  # -inf for a unit that has joined another
+    budget = [math.floor(b * ((total - units) // models) + 1e-9)] * models
+    # Row k's partners start after k, or after its whole model once that is spent.
+    ends = (into // units + 1) * units
+    starts = into + 1 if budget[0] > 0 else ends.copy()
+    best, partner = _all_best(s, starts)
+    for _ in range(total - units):
+        i = int(best.argmax())
+        j = int(partner[i])
+        while j < starts[i] or gone[j] or s[i, j] != best[i]:
+            best[i], partner[i] = _first_best(s[i], gone, int(starts[i]))
+            i = int(best.argmax())
+            j = int(partner[i])
+        into[j], gone[j], best[j] = i, -np.inf, -np.inf
+        joined = np.minimum(s[i], s[j])
+        joined *= a
+        s[i] = s[:, i] = joined
+        joined += gone
+        model, own = i // units, slice(ends[i] - units, ends[i])
+        budget[model] -= int(j < ends[i])
+        if budget[model] == 0:
+            starts[own], joined[own] = ends[i], -np.inf
+        best[i], partner[i] = _first_best(joined, gone, int(starts[i]))
+        partner[:i][joined[:i] >= best[:i]] = 0  # 0 is no row's partner: scan again
+        np.maximum(best[:i], joined[:i], out=best[:i])
+    for unit in range(total):
+        into[unit] = into[into[unit]]
+    return into
+
+
+def _all_best(
+    s: np.ndarray, starts: np.ndarray, tile: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every row what `_first_best` does, several rows at once."""
+    best, partner = np.empty(len(s), s.dtype), np.empty(len(s), int)
+    columns = np.arange(len(s))
+    for first in range(0, len(s), tile):
+        rows = slice(first, first + tile)
+        later = np.where(columns >= starts[rows, None], s[rows], -np.inf)
+        partner[rows] = later.argmax(axis=1)
+        best[rows] = later.max(axis=1)
+    return best, partner
+
+
+def _first_best(
+    row: np.ndarray, gone: np.ndarray, start: int
+) -> tuple[np.floating, int]:
+    """Return the largest similarity from a unit on, and the first unit that has it."""
+    later = row[start:] + gone[start:]
+    if not later.size:
+        return row.dtype.type(-np.inf), len(row)
+    place = int(later.argmax())
+    return later[place], start + place
+
+
+def _padded(matrix: np.ndarray) -> np.ndarray:
+    """Copy with rows a little apart: at a power of two columns share cache sets."""
+    rows, columns = matrix.shape
+    copy = np.empty((rows, columns + 16), matrix.dtype)[:, :columns]
+    copy[:] = matrix
+    return copy
+
+
+def _symmetric(matrix: np.ndarray, tile: int = 128) -> bool:
+    """Compare with the transpose tile by tile, several times as fast as all at once."""
+    starts = range(0, len(matrix), tile)
+    return all(
+        np.array_equal(
+            matrix[i : i + tile, j : j + tile], matrix[j : j + tile, i : i + tile].T
+        )
+        for i in starts
+        for j in starts[: i // tile + 1]
+    )
+
+
+def _checked(where: str, similarity: np.ndarray, models: int) -> np.ndarray:
+    similarity = np.asarray(similarity)
+    shape = similarity.shape
+    if len(shape) != 2 or shape[0] != shape[1] or models < 1 or shape[0] % models:
+        raise ValueError(
+            f"{where}: similarity has shape {shape} for {models} models; it must be "
+            "(models*units, models*units)."
+        )
+    if not np.issubdtype(similarity.dtype, np.floating):
+        similarity = similarity.astype(np.float32)
+    if not np.isfinite(similarity).all():
+        count = int((~np.isfinite(similarity)).sum())
+        raise ValueError(
+            f"{where}: {count} of {similarity.size} similarities are not finite; "
+            "every one must be, give units that never change similarity 0."
+        )
+    return similarity

@@ -1,0 +1,71 @@
+"""Memory: what weights say of units, kept for as long as it holds.
+
+What a leaf adds to the moments of a label's weights depends only on where the units of
+the leaf's other labels go. As long as those stay, between sweeps and between balances,
+it need not be computed again.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from jmudsc.matching.cross_moments import Crossed
+from jmudsc.matching.moments import Moments
+
+Kept = TypeVar("Kept", bound=Moments | Crossed)
+
+BUDGET = 2**30
+
+
+@dataclass
+class Memory:
+    """Moments, each with what it was computed from.
+
+    One leaf and label take `4 * (models * units)**2` bytes, or less than half of that
+    where only units of different models are compared. Of each the first moments
+    are kept, from which every balance starts, and the latest; where both do not fit,
+    the latest.
+
+    Attributes:
+        budget: bytes that may be kept; what does not fit is computed anew.
+        kept: place -> state -> the moments there in that state.
+        size: bytes that are kept.
+    """
+
+    budget: int = BUDGET
+    kept: dict[Hashable, dict[Hashable, Any]] = field(default_factory=dict)
+    size: int = 0
+
+    def recall(
+        self, place: Hashable, state: Hashable, compute: Callable[[], Kept]
+    ) -> Kept:
+        """Return the moments at a place in a state, computed if they are not known.
+
+        Args:
+            place: what they are of.
+            state: all that they depend on and that changes.
+            compute: computes them.
+
+        Returns:
+            The moments.
+        """
+        versions = self.kept.setdefault(place, {})
+        if state in versions:
+            return versions[state]
+        self._forget(versions, list(versions)[1:])
+        moments = compute()
+        if self.size + _bytes(moments) > self.budget:
+            self._forget(versions, list(versions))
+        if self.size + _bytes(moments) <= self.budget:
+            versions[state] = moments
+            self.size += _bytes(moments)
+        return moments
+
+    def _forget(
+        self, versions: dict[Hashable, Any], states: Sequence[Hashable]
+    ) -> None:
+        self.size -= sum(_bytes(versions.pop(state)) for state in states)
+
+
+def _bytes(moments: Moments | Crossed) -> int:
+    return sum(x.nbytes for x in vars(moments).values() if hasattr(x, "nbytes"))

@@ -1,0 +1,371 @@
+"""Moments: exact streamed means and co-moments of the units of every label."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jmudsc import paths
+from jmudsc.batches import batch_kind, check_iterable, no_batches
+from jmudsc.derivation.program import ApplyFn, Place, run, trace
+from jmudsc.derivation.taps import find_taps, read_tap, Tap
+from jmudsc.lazy import is_lazy, to_device
+from jmudsc.reordering.blocks import Block, blocks, places_of, units_last
+from jmudsc.sharding import over_processes, to_host
+from jmudsc.spec.axes import Units
+from jmudsc.spec.check_variables import check_covers
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+# Per label the mean of each unit, and how far every sample is from it.
+Centred = Mapping[
+    str, tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]
+]
+Parts = tuple[Float[Array, "*apart stacked"], Float[Array, "*apart stacked stacked"]]
+
+
+# Bytes of units that may be kept while the models are read from disk in turn.
+HELD = 2**30
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and co-moment of the stacked units of all models, over some samples.
+
+    The units are stacked model by model; those of a nested label run over its parents'
+    units, outermost first, and then over its own. Parents that stay in place, such as a
+    stack of layers, are axes that lead: what is nested in different units of theirs is
+    not compared (see `PermutationSpec.compared_shape`).
+
+    Attributes:
+        count: number of samples.
+        mean: mean of each unit.
+        comoment: sum over samples of the outer product of deviations from the mean.
+    """
+
+    count: int
+    mean: Float[Array, "*apart stacked"]
+    comoment: Float[Array, "*apart stacked stacked"]
+
+
+def collect(
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    batches: Iterable[PyTree],
+) -> dict[str, Moments]:
+    """Gather the activation statistics of all labels and models in one pass.
+
+    Every batch goes once through every model; batches may differ in size. Activations
+    are read at the taps of each label (see `find_taps`) and accumulated in float32.
+    Models on disk are read one at a time: all units of one, over as many batches as fit
+    into `HELD` bytes with those of the others, are kept while the next one is. Where
+    there are several processes each may read batches of its own: what they found
+    is put together at the end. Arrays that are spread over devices stay where they are.
+
+    Args:
+        spec: the permutation spec.
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        models: the variables of each model, lazy or not.
+        batches: what `apply_fn` takes, one by one; read once.
+
+    Returns:
+        Per label the moments of its stacked units; a label that no activation has is
+        left out.
+
+    Raises:
+        TypeError: if `batches` is no iterable, or a single batch.
+        ValueError: if there are no batches, an activation is not finite, or the spec
+            does not fit the models.
+    """
+    check_iterable("collect", batches)
+    for model in models:
+        check_covers("collect", spec, paths.flatten(model))
+    read = _Reading(spec, apply_fn, models[0])
+    total: dict[str, Moments] = {}
+    number = 0
+    one_by_one = ([batch] for batch in batches)
+    lazy = is_lazy(models)
+    for group in _groups(read, batches, len(models)) if lazy else one_by_one:
+        every = [_units_of(read, model, group) for model in models]
+        for units in zip(*every, strict=True):
+            total = _with_samples(total, units)
+            _check_finite(total, number, len(models))
+            number += 1
+    if not number:
+        raise no_batches("collect")
+    return _of_all_processes(total)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Reads the units of every label; compiled once for every form of batch."""
+
+    spec: PermutationSpec
+    apply_fn: ApplyFn
+    model: PyTree
+    compiled: dict[Any, Callable[[list, list], Centred]] = field(default_factory=dict)
+
+    def reader(self, batch: PyTree) -> Callable[[list, list], Centred]:
+        kind = batch_kind(batch)
+        if kind not in self.compiled:
+            made = _reader(self.spec, self.apply_fn, self.model, batch)
+            self.compiled[kind] = made
+        return self.compiled[kind]
+
+
+def _units_of(read: _Reading, model: PyTree, batches: Sequence[PyTree]) -> list:
+    leaves = jax.tree.leaves(to_device(model))
+    units = [read.reader(batch)(leaves, jax.tree.leaves(batch)) for batch in batches]
+    # The next model is read when this one is needed no more.
+    return jax.block_until_ready(units) if is_lazy(model) else units
+
+
+def _groups(
+    read: _Reading, batches: Iterable[PyTree], models: int
+) -> Iterator[list[PyTree]]:
+    """Yield as many batches at once as may go through one model after the other."""
+    group: list[PyTree] = []
+    held = 0
+    for batch in batches:
+        leaves, data = jax.tree.leaves(read.model), jax.tree.leaves(batch)
+        units = jax.eval_shape(read.reader(batch), leaves, data)
+        size = models * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(units))
+        if group and held + size > HELD:
+            yield group
+            group, held = [], 0
+        group.append(batch)
+        held += size
+    if group:
+        yield group
+
+
+def _of_all_processes(total: dict[str, Moments]) -> dict[str, Moments]:
+    """Put together what every process gathered from batches of its own."""
+    parts = {name: (m.count, m.mean, m.comoment) for name, m in total.items()}
+    gathered = [
+        {name: Moments(int(count), *rest) for name, (count, *rest) in each.items()}
+        for each in over_processes(parts, parts)
+    ]
+    return functools.reduce(merge_moments, gathered)
+
+
+def moments_of_centred(units: Sequence[Centred]) -> dict[str, Moments]:
+    """Compute the moments of the units of all models from deviations.
+
+    Args:
+        units: for every model, per label what `centred` returns.
+
+    Returns:
+        Per label the moments of the stacked units.
+    """
+    counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
+    parts = _parts([dict(model) for model in units])
+    return {name: Moments(counts[name], *parts[name]) for name in counts}
+
+
+def _with_samples(
+    total: Mapping[str, Moments], units: Sequence[Centred]
+) -> dict[str, Moments]:
+    """Add samples to moments, whose memory is used again; `{}` to begin with."""
+    counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
+    before = {n: total[n].count if total else 0 for n in counts}
+    shares = {n: _shares(before[n], counts[n]) for n in counts}
+    models = [dict(model) for model in units]
+    parts = {n: (m.mean, m.comoment) for n, m in total.items()} or _nothing(models)
+    added = _added(parts, models, shares)
+    return {n: Moments(before[n] + counts[n], *added[n]) for n in counts}
+
+
+def _shares(before: int, more: int) -> tuple[np.float32, np.float32]:
+    """Return how much the mean and the co-moment move for each step of the mean."""
+    count = before + more
+    return np.float32(more / count), np.float32(before * more / count)
+
+
+def _nothing(units: Sequence[Centred]) -> dict[str, Parts]:
+    shapes = jax.eval_shape(_parts, units)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def centred(
+    samples: Float[Array, "samples *apart units"],
+) -> tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]:
+    """Take the mean from samples; use under `jit`.
+
+    Args:
+        samples: of the units of one model.
+
+    Returns:
+        The mean of each unit, and the samples without it.
+    """
+    mean = samples.mean(axis=0)
+    return mean, samples - mean[None]
+
+
+def merge_moments(
+    a: Mapping[str, Moments], b: Mapping[str, Moments]
+) -> dict[str, Moments]:
+    """Combine the moments of two sets of samples.
+
+    The pairwise update of Chan, Golub and LeVeque (Updating formulae and a pairwise
+    algorithm for computing sample variances, 1979, eq. 2.1): exact however large the
+    mean is beside the deviation.
+
+    Args:
+        a: moments per label.
+        b: moments of the same labels over other samples.
+
+    Returns:
+        The moments over both.
+    """
+    shares = {name: _shares(a[name].count, b[name].count) for name in a}
+    parts = [{n: (m.mean, m.comoment) for n, m in side.items()} for side in (a, b)]
+    merged = _merged(*parts, shares)
+    return {name: Moments(a[name].count + b[name].count, *merged[name]) for name in a}
+
+
+def _reader(
+    spec: PermutationSpec, apply_fn: ApplyFn, model: PyTree, batch: PyTree
+) -> Callable[[list, list], Centred]:
+    """Compile a function that reads the units of every label for one batch shape."""
+    program = trace(apply_fn, model, batch)
+    taps = {name: where for name, where in find_taps(program, spec).items() if where}
+    parents = {name: label.parents for name, label in spec.labels.items()}
+    wanted = dict.fromkeys(
+        p for where in taps.values() for t in where for p in t.places
+    )
+
+    stay = {name for name, label in spec.labels.items() if label.fixed}
+
+    def read(tap: Tap, values: dict[Place, jax.Array]) -> jax.Array:
+        value, *indices = (values[place] for place in tap.places)
+        return read_tap(tap, value, indices)
+
+    @jax.jit
+    def units_of(leaves: list, data: list) -> dict[str, tuple[jax.Array, jax.Array]]:
+        values = dict(zip(wanted, run(program, [*leaves, *data], wanted), strict=True))
+        units = {}
+        for name, where in taps.items():
+            runs = [
+                units_last(_averaged(part, block, (axis, *lead), stay), axis, lead)
+                for tap in where
+                for part, block in blocks(read(tap, values), tap.axes)
+                for axis, lead in places_of(block, name, parents)
+            ]
+            if runs:
+                samples = real_samples(jnp.concatenate(runs))
+                apart, _ = spec.compared_shape(name)
+                units[name] = centred(samples.reshape(len(samples), *apart, -1))
+        return units
+
+    return units_of
+
+
+def _averaged(
+    part: jax.Array, block: Block, read: Sequence[int], stay: Set[str]
+) -> jax.Array:
+    """Average over units of other labels, which are in another order in every model."""
+    others = tuple(
+        axis
+        for axis, atom in enumerate(block.atoms)
+        if isinstance(atom, Units) and axis not in read and atom.label not in stay
+    )
+    wide = jnp.promote_types(part.dtype, jnp.float32)
+    return part.astype(wide).mean(axis=others, keepdims=True)
+
+
+def real_samples(samples: jax.Array) -> jax.Array:
+    """Take complex samples as twice as many real ones."""
+    if jnp.iscomplexobj(samples):
+        return jnp.concatenate([samples.real, samples.imag])
+    return samples.astype(jnp.float32)
+
+
+@jax.jit
+def _parts(units: list[dict[str, tuple[jax.Array, jax.Array]]]) -> dict[str, Parts]:
+    parts = {}
+    for name in units[0]:
+        means, deviations = zip(*(model[name] for model in units), strict=True)
+        mean = jnp.concatenate(means, axis=-1)
+        parts[name] = mean, _comoment(deviations)
+    return parts
+
+
+def _comoment(
+    deviations: Sequence[Float[Array, "samples *apart units"]],
+) -> Float[Array, "*apart stacked stacked"]:
+    """Multiply block by block: no copy of the samples, and no block twice."""
+    rows: list[list[jax.Array]] = []
+    for i, x in enumerate(deviations):
+        row = [rows[j][i].mT for j in range(i)]
+        rows.append(row + [products(x, y) for y in deviations[i:]])
+    return jnp.block(rows)
+
+
+def products(
+    x: Float[Array, "samples *apart units"], y: Float[Array, "samples *apart others"]
+) -> Float[Array, "*apart units others"]:
+    """Sum the products of every two units over samples; use under `jit`.
+
+    Args:
+        x: samples of some units.
+        y: samples of others.
+
+    Returns:
+        The sums, accumulated in float32.
+    """
+    how = jax.lax.Precision.HIGHEST
+    return jnp.einsum("s...i,s...j->...ij", x, y, precision=how)
+
+
+@jax.jit
+def _merged(
+    a: dict[str, Parts], b: dict[str, Parts], shares: dict[str, tuple]
+) -> dict[str, Parts]:
+    merged = {}
+    for name, (share, weight) in shares.items():
+        (mean_a, comoment_a), (mean_b, comoment_b) = a[name], b[name]
+        step = mean_b - mean_a
+        outer = step[..., :, None] * step[..., None, :]
+        comoment = comoment_a + comoment_b + weight * outer
+        merged[name] = mean_a + share * step, comoment
+    return merged
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _added(
+    total: dict[str, Parts],
+    units: list[dict[str, tuple[jax.Array, jax.Array]]],
+    shares: dict[str, tuple],
+) -> dict[str, Parts]:
+    return _merged(total, _parts(units), shares)
+
+
+def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None:
+    bad = _non_finite({n: m.comoment for n, m in seen.items()})
+    problems = []
+    for name, flags in bad.items():
+        each = np.moveaxis(to_host(flags).reshape(*flags.shape[:-1], models, -1), -2, 0)
+        for model, flagged in enumerate(each):
+            if flagged.any():
+                problems.append(
+                    f"{name}: {flagged.sum()} of {flagged.size} units of model {model}"
+                )
+    if problems:
+        raise ValueError(
+            f"collect: activations are not finite in batch {number}, they must be:\n"
+            f"{paths.listed(problems)}\nCheck the range of the input."
+        )
+
+
+@jax.jit
+def _non_finite(comoments: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {
+        name: ~jnp.isfinite(jnp.diagonal(c, axis1=-2, axis2=-1))
+        for name, c in comoments.items()
+    }

@@ -1,0 +1,108 @@
+"""Similarity of the units of a label: Pearson correlation of activations or weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jmudsc.lazy import LazyArray, Leaf
+from jmudsc.matching.correlation import correlation
+from jmudsc.matching.cross_moments import crossed_of, crossed_similarity, merge_crossed
+from jmudsc.matching.moment_cache import Memory
+from jmudsc.matching.moments import merge_moments, Moments, moments_of_centred
+from jmudsc.matching.weight_vectors import others_on, unit_slices
+from jmudsc.sharding import to_host
+from jmudsc.spec.permutation_spec import PermutationSpec, Site
+
+# One name for all labels: with their own, each would be compiled anew.
+_ANY = "units"
+
+
+def activation_similarity(
+    moments: Moments,
+) -> Float[np.ndarray, "*apart stacked stacked"]:
+    """Correlate the activations of the stacked units of all models.
+
+    Pearson correlation over all samples (Li et al. 2016, arXiv:1511.07543, section
+    3.1).
+
+    Args:
+        moments: of one label, from `collect`.
+
+    Returns:
+        Values in [-1, 1]; a unit that never changes has 0 with every unit.
+    """
+    found = correlation(moments.mean, moments.comoment, np.float32(moments.count))
+    return to_host(found)
+
+
+def weight_similarity(
+    spec: PermutationSpec,
+    models: Sequence[Mapping[str, Leaf]],
+    assignment: Mapping[str, np.ndarray],
+    label: str,
+    *,
+    within: bool = True,
+    memory: Memory | None = None,
+) -> Float[np.ndarray, "*apart stacked stacked"] | None:
+    """Correlate the weight vectors of the stacked units of all models.
+
+    A unit's weight vector is the concatenation of its slices at every site of the
+    label, incoming and outgoing, norm scales and biases included, running statistics
+    left out. Before that, every other axis of those leaves is brought to the merged
+    order by the current assignment (Xu et al. 2024, arXiv:2403.01753, section 3.2):
+    units of an axis that is summed over are averaged, units of any other are summed.
+    That is the reverse of what the merge itself does, makes a difference for zip only,
+    and was chosen by measurement (docs/method.md).
+
+    Args:
+        spec: the permutation spec.
+        models: per model, leaf path -> array.
+        assignment: the current one, label -> `int32[models, *parent units, units]`.
+        label: the label to compare.
+        within: whether to compare units of one model with each other too; if not, the
+            blocks above the diagonal ones are all that is not 0. A one-to-one matching
+            does not look at others.
+        memory: what is known from earlier calls with these models; the result is the
+            same without it.
+
+    Returns:
+        Values in [-1, 1]; None if the label is only on running statistics.
+    """
+    memory = Memory(budget=0) if memory is None else memory
+    of, join, correlate = _comparison(within)
+    seen: list[Any] = []
+    for site in spec.labels[label].sites:
+        is_empty = not all(axis.size for axis in spec.axes[site.path])
+        if site.path in spec.statistics or is_empty:
+            continue
+        others = others_on(spec, label, site)
+        if others is None:
+            continue
+        state = tuple(assignment[name].tobytes() for name in others)
+
+        def compute(site: Site = site) -> Any:
+            found = of(unit_slices(spec, models, assignment, label, site))
+            if isinstance(models[0][site.path], LazyArray):
+                # Or leaves are read faster than their products are taken, and pile up.
+                jax.block_until_ready(list(vars(found).values()))
+            return found
+
+        found = memory.recall((label, site, within), state, compute)
+        seen = [join(seen[0], found) if seen else found]
+    return correlate(seen[0]) if seen else None
+
+
+def _comparison(
+    within: bool,
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., np.ndarray]]:
+    """Return how moments are computed, combined, and turned into similarities."""
+    if not within:
+        return crossed_of, merge_crossed, crossed_similarity
+    return (
+        lambda slices: moments_of_centred([{_ANY: x} for x in slices])[_ANY],
+        lambda a, b: merge_moments({_ANY: a}, {_ANY: b})[_ANY],
+        activation_similarity,
+    )

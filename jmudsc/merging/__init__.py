@@ -1,0 +1,1 @@
+"""Merging: the one call, its options and its result, and the result's way to disk."""

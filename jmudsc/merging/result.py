@@ -1,0 +1,44 @@
+"""MergeResult: everything one merge produced."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What `merge` returns and `save` writes.
+
+    Attributes:
+        variables: the merged variables, a pytree of the parents' structure; where some
+            leaves are separate, the first of `networks`.
+        spec: the permutation spec the merge was made with, of the leaves it merged.
+        assignment: per label `int32[models, *parent units, units]`, the merged unit
+            that each unit of each model went to.
+        history: the objective of each sweep of coordinate descent: the mean over
+            labels of the mean similarity of matched units, in [-1, 1].
+        recipe: what decided the merge (method, alpha, weights, ...), plain JSON values.
+        changes: path of a leaf -> what refit and repair did with it after averaging, or
+            why they could do nothing; empty without them.
+        networks: where some leaves are separate, per model its variables: the leaves
+            that were merged, and its own others carried into the merged coordinates,
+            for its own `apply_fn`; empty otherwise.
+        seconds: stage -> seconds of wall time, compilation included: deriving and
+            checking the spec, statistics, matching and combining (over all balances
+            tried), finishing. They are in the report, not in the provenance: the same
+            merge takes another time.
+    """
+
+    variables: PyTree
+    spec: PermutationSpec
+    assignment: Mapping[str, np.ndarray]
+    history: tuple[float, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, str] = field(default_factory=dict)
+    networks: tuple[PyTree, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)

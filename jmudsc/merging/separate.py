@@ -1,0 +1,331 @@
+"""Separate: merge the leaves of a trunk and let every model keep its own others.
+
+A separate leaf is not averaged; it is carried into the merged coordinates, so that the
+model's own head reads the merged trunk. Where the head sums over a label, all units of
+the model that went to one merged unit read that one (the unmerge of ZipIt, Stoica et
+al. 2024, arXiv:2305.03053, section 4.1): with U the one-hot matrix of the model's
+assignment, the axis is multiplied by U. Labels that are on separate leaves only stay as
+they are in every model.
+"""
+
+import functools
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc import paths
+from jmudsc.reordering.permute import identity
+from jmudsc.reordering.transport import (
+    anonymous,
+    Move,
+    move_leaf,
+    moves_of,
+    names_in_leaf,
+    Parents,
+)
+from jmudsc.spec.axes import Axis
+from jmudsc.spec.check_variables import check_covers
+from jmudsc.spec.permutation_spec import PermutationSpec, Site
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Models taken apart into what is merged and what is not.
+
+    Attributes:
+        spec: the permutation spec of the trunk.
+        specs: the spec of all leaves, of the first model or of each; a label of the
+            trunk has the same name in all.
+        heads: per model the leaves that are separate, path -> array.
+    """
+
+    spec: PermutationSpec
+    specs: list[PermutationSpec]
+    heads: list[dict[str, Any]]
+
+
+def trunks_of(
+    where: str, models: Sequence[PyTree], patterns: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the leaves of every model that no pattern matches.
+
+    Args:
+        where: the caller, named in the error.
+        models: the variables of each model.
+        patterns: shell patterns of leaf paths, `*` also matches `/`.
+
+    Returns:
+        Per model, leaf path -> array.
+
+    Raises:
+        ValueError: listing the patterns that match no leaf of any model, or if no leaf
+            is left.
+    """
+    leaves = [paths.flatten(model) for model in models]
+    known = dict.fromkeys(path for model in leaves for path in model)
+    paths.check_patterns(
+        where, patterns, known, "leaf of any model", "Patterns are of whole leaf paths."
+    )
+    trunks = [
+        {path: x for path, x in model.items() if not paths.matches(path, patterns)}
+        for model in leaves
+    ]
+    if not any(trunks):
+        raise ValueError(
+            f"{where}: all {len(known)} leaves are separate, at least one must be left "
+            "to merge; name fewer in separate."
+        )
+    return trunks
+
+
+def take_apart(
+    where: str,
+    specs: Sequence[PermutationSpec],
+    models: Sequence[PyTree],
+    trunks: Sequence[PyTree],
+) -> Parts:
+    """Find what the models have in common in the specs of each.
+
+    Args:
+        where: the caller, named in the error.
+        specs: one per model; one in all if nothing is separate.
+        models: the variables of each model.
+        trunks: from `trunks_of`; the models if nothing is separate.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ValueError: if a spec does not fit its model, or the axes of the trunk are not
+            tied alike in all models.
+    """
+    leaves = [paths.flatten(model) for model in models]
+    for spec, model in zip(specs, leaves, strict=False):
+        check_covers(where, spec, model)
+    first, *others = specs
+    trunk = paths.flatten(trunks[0])
+    renamed = [
+        _renamed(where, first, other, trunk, number)
+        for number, other in enumerate(others, start=1)
+    ]
+    heads = [
+        {path: x for path, x in model.items() if path not in trunk} for model in leaves
+    ]
+    return Parts(restrict(first, trunk), [first, *renamed], heads)
+
+
+def restrict(spec: PermutationSpec, leaves: Mapping[str, Any]) -> PermutationSpec:
+    """Return the spec of some of the leaves, without labels that are on none of them.
+
+    Args:
+        spec: the permutation spec.
+        leaves: leaf path -> anything.
+
+    Returns:
+        The spec of those leaves.
+    """
+    if all(path in leaves for path in spec.axes):
+        return spec
+    labels = {
+        name: replace(label, sites=tuple(s for s in label.sites if s.path in leaves))
+        for name, label in spec.labels.items()
+    }
+    return PermutationSpec(
+        axes={path: axes for path, axes in spec.axes.items() if path in leaves},
+        labels={name: label for name, label in labels.items() if label.sites},
+        fixed={site: why for site, why in spec.fixed.items() if site.path in leaves},
+        consumed=frozenset(site for site in spec.consumed if site.path in leaves),
+        statistics=spec.statistics.intersection(leaves),
+        variances={m: v for m, v in spec.variances.items() if {m, v} <= leaves.keys()},
+    )
+
+
+def check_carried(where: str, parts: Parts, zipped: bool) -> None:
+    """Check that separate leaves can follow where the units of the trunk go.
+
+    What sums over a label always can. What makes its units (the outgoing axis of a map,
+    a bias, a norm's scale: a residual stream that goes on, say) can follow a one-to-one
+    assignment only, since two units of the model that have become one are one from
+    there on.
+
+    Args:
+        where: the caller, named in the error.
+        parts: from `take_apart`.
+        zipped: whether labels may be zipped.
+
+    Raises:
+        ValueError: listing the labels that cannot be zipped, and the separate leaves
+            that make them.
+    """
+    problems = []
+    for name, label in parts.spec.labels.items():
+        one_to_one = not zipped or label.fixed or parts.spec.children(name)
+        made = {} if one_to_one else dict.fromkeys(_made_apart(parts, name))
+        sites = [f"{site.path}:{site.axis}" for site in made]
+        more = [f"and {len(sites) - 3} more"] if len(sites) > 3 else []
+        if made:
+            problems.append(f"{name}: {', '.join(sites[:3] + more)}")
+    if problems:
+        raise ValueError(
+            f"{where}: {len(problems)} labels of merged leaves have units that are "
+            f"made on separate leaves too, which cannot follow a zip:\n"
+            f"{paths.listed(problems)}\nUse a method that aligns, freeze these labels, "
+            "or separate from a place where no residual stream goes on."
+        )
+
+
+def check_read(where: str, parts: Parts, read: Container[str]) -> None:
+    """Check that the labels of a trunk have activations before the separate leaves.
+
+    Args:
+        where: the caller, named in the error.
+        parts: from `take_apart`.
+        read: the labels that have activations.
+
+    Raises:
+        ValueError: listing the labels that have none.
+    """
+    missing = [
+        name
+        for name, label in parts.spec.labels.items()
+        if any(parts.heads)
+        and name not in read
+        and not label.fixed
+        and not parts.spec.children(name)
+    ]
+    if missing:
+        raise ValueError(
+            f"{where}: {len(missing)} labels of merged leaves have no activations but "
+            f"such as depend on separate leaves:\n{paths.listed(missing)}\nUse a "
+            "weight method, or merge what comes before them too."
+        )
+
+
+def put_together(
+    parts: Parts,
+    models: Sequence[PyTree],
+    merged: PyTree,
+    assignment: Mapping[str, np.ndarray],
+    shares: Sequence[float],
+) -> list[PyTree]:
+    """Join the merged trunk with the separate leaves of every model.
+
+    Args:
+        parts: from `take_apart`.
+        models: the variables of each model, whose structure is kept.
+        merged: the merged trunk.
+        assignment: the assignment of the labels of the trunk.
+        shares: the share of each model, summing to 1.
+
+    Returns:
+        Per model its variables: the trunk merged, its own leaves carried.
+    """
+    trunk = paths.flatten(merged)
+    moves = {name: moves_of(row, shares) for name, row in assignment.items()}
+    networks = []
+    for number, model in enumerate(models):
+        own = {name: move[number] for name, move in moves.items()}
+        head = _carried(parts.specs[number], parts.heads[number], own)
+        networks.append(paths.unflatten(model, trunk | head))
+    return networks
+
+
+def _made_apart(parts: Parts, name: str) -> list[Site]:
+    return [
+        site
+        for spec, head in zip(parts.specs, parts.heads, strict=False)
+        for site in spec.labels[name].sites
+        if site.path in head and site not in spec.consumed
+    ]
+
+
+def _renamed(
+    where: str,
+    first: PermutationSpec,
+    other: PermutationSpec,
+    trunk: Mapping[str, Any],
+    number: int,
+) -> PermutationSpec:
+    """Give the labels of a trunk the names they have in the first model."""
+    names: dict[str, str] = {}
+    for path in trunk:
+        for ours, theirs in zip(first.axes[path], other.axes[path], strict=True):
+            names |= dict(zip(theirs.labels(), ours.labels(), strict=False))
+    names = {name: names.get(name, f"{number}/{name}") for name in other.labels}
+    renamed = _with_names(other, names)
+    is_one = len(set(names.values())) == len(names)
+    problems = [
+        f"{path} is {_text(other.axes[path])}, in model 0 {_text(first.axes[path])}"
+        for path in trunk
+        if not is_one or renamed.axes[path] != first.axes[path]
+    ]
+    problems = problems or [
+        f"{name} is per unit of {' '.join(renamed.labels[name].parents) or 'nothing'}, "
+        f"in model 0 of {' '.join(label.parents) or 'nothing'}"
+        for name, label in restrict(first, trunk).labels.items()
+        if label.parents != renamed.labels[name].parents
+    ]
+    if problems:
+        raise ValueError(
+            f"{where}: model {number} ties the units of the trunk otherwise than model "
+            f"0, they must be tied alike:\n{paths.listed(problems)}\nMake the leaves "
+            "by whose use the models differ separate too."
+        )
+    return renamed
+
+
+def _with_names(spec: PermutationSpec, names: Mapping[str, str]) -> PermutationSpec:
+    labels = {
+        names[name]: replace(label, parents=tuple(names[p] for p in label.parents))
+        for name, label in spec.labels.items()
+    }
+    axes = {
+        path: tuple(axis.renamed(names) for axis in axes)
+        for path, axes in spec.axes.items()
+    }
+    return replace(spec, axes=axes, labels=labels)
+
+
+def _text(axes: Sequence[Axis]) -> str:
+    return f"({', '.join(map(str, axes))})"
+
+
+def _carried(
+    spec: PermutationSpec, head: Mapping[str, Any], moves: Mapping[str, Move]
+) -> dict[str, Any]:
+    stay = {name: Move(row, None) for name, row in identity(spec).items()}
+    moves = {**stay, **moves}
+    carried = {}
+    for path, leaf in head.items():
+        names = names_in_leaf(spec, path)
+        if not moves.keys() & names:
+            carried[path] = leaf
+            continue
+        axes, parents = anonymous(spec, path, names)
+        consumed = tuple((path, axis) in spec.consumed for axis in range(len(axes)))
+        own = [moves[name] for name in names]
+        carried[path] = _carry(leaf, own, axes, parents, consumed)
+    return carried
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "parents", "consumed"))
+def _carry(
+    leaf: jax.Array,
+    moves: list[Move],
+    axes: tuple[Axis, ...],
+    parents: Parents,
+    consumed: tuple[bool, ...],
+) -> jax.Array:
+    dtype = jnp.result_type(leaf)
+    wide = jnp.promote_types(dtype, jnp.float32) if _is_narrow(dtype) else dtype
+    moved = move_leaf(jnp.asarray(leaf, wide), moves, axes, parents, consumed)
+    return moved.astype(dtype)
+
+
+def _is_narrow(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize < 4

@@ -1,0 +1,61 @@
+"""Scoring: measure merged networks and their parents as a recipe says."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import PyTree
+
+from jmudsc.landscape.plane import Loss, measure_by, number, with_sum
+from jmudsc.progress import Progress
+from jmudsc.recipes.report import table
+from jmudsc.recipes.resolve import load_merged, load_model, losses_of, resolved
+from jmudsc.recipes.schema import read_recipe
+
+
+def score_recipe(
+    path: Path, checkpoint: str | None = None, progress: Progress | None = None
+) -> str:
+    """Measure the parents of a recipe and what they were merged to.
+
+    Args:
+        path: the recipe, a YAML file with `losses`, `score` or both.
+        checkpoint: a merged network, or with `separate` a folder of one for each model;
+            None for the recipe's output.
+        progress: called with the stage, how much of it is done, and out of how much.
+
+    Returns:
+        A table in Markdown, a row for each network. Where leaves are separate, a row
+        for all parents, each at its own task, and one for all merged networks.
+
+    Raises:
+        FileNotFoundError: if the recipe or a checkpoint is not there.
+        ValueError: if the recipe does not say how to measure, something in it is wrong,
+            or a value is not a number.
+    """
+    recipe = read_recipe(path)
+    losses: Mapping[str, Loss] = {}
+    if recipe.losses is not None or recipe.score is None:
+        losses = losses_of(path, recipe, "evaluate")
+    score = resolved(recipe, ("score",)).get("score")
+    merged = load_merged(path, recipe, progress, checkpoint)
+    parents = [load_model(recipe, source, progress) for source in recipe.models]
+    if recipe.separate:
+        networks = {"parents": parents, "merged": merged}
+    else:
+        letters = [f"parent {chr(65 + n)}" for n in range(len(parents))]
+        networks = {**dict(zip(letters, parents, strict=True)), "merged": merged[0]}
+    rows = {name: _scores(losses, score, tree) for name, tree in networks.items()}
+    header = ["network", *rows["merged"]]
+    cells = [[n, *(f"{x:.4f}" for x in row.values())] for n, row in rows.items()]
+    return table(header, cells)
+
+
+def _scores(
+    losses: Mapping[str, Loss], score: Callable[[Any], Any] | None, network: PyTree
+) -> dict[str, float]:
+    found = {}
+    if losses:
+        found = with_sum(measure_by(losses)([network], [1.0]))
+        found = {f"loss of {task}": value for task, value in found.items()}
+    return found | ({"score": number("score", score(network))} if score else {})

@@ -1,0 +1,192 @@
+"""Cook: do what a recipe says."""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+
+from jmudsc.chained import Chained
+from jmudsc.checkpoints.load import fingerprint
+from jmudsc.checkpoints.provenance import versions
+from jmudsc.checkpoints.save import check_free, save
+from jmudsc.lazy import is_lazy
+from jmudsc.matching.coordinate_descent import uses_activations
+from jmudsc.matching.journal import digest_of, Journal
+from jmudsc.merging.memory_budget import room
+from jmudsc.merging.merge import merge
+from jmudsc.progress import Progress
+from jmudsc.recipes.report import report
+from jmudsc.recipes.resolve import (
+    load_model,
+    load_models,
+    outputs,
+    place,
+    resolved,
+    spec_by,
+)
+from jmudsc.recipes.schema import dump_recipe, read_recipe, Recipe
+from jmudsc.spec.freeze import freeze
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+_log = logging.getLogger(__name__)
+
+
+def cook(
+    path: Path,
+    *,
+    overwrite: bool = False,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, str]:
+    """Merge the checkpoints of a recipe and save the result.
+
+    Until all is saved, the steps of matching are kept in a hidden folder beside the
+    output; if the process dies, the next one for the same models takes them up.
+
+    Models that have no room in memory stay on disk and are read leaf by leaf. The spec
+    is then checked only where activations are collected or it was written by hand,
+    since it takes a whole model.
+
+    Args:
+        path: the recipe, a YAML file.
+        overwrite: replace an earlier merge at the recipe's output.
+        memory: bytes that the models and the merged one may take together; half of what
+            the machine has, if None.
+        progress: called with the stage, how much of it is done, and out of how much.
+
+    Returns:
+        The checkpoint written, and the report in Markdown; the report, the recipe and
+        the spec are in the checkpoint too, or beside it if it is a file. With
+        `separate`, the folder in which there is one checkpoint for each model,
+        `model-0` and so on.
+
+    Raises:
+        FileNotFoundError: if the recipe, a checkpoint or its spec is not there.
+        FileExistsError: if the output is.
+        ValueError: if something in the recipe, a checkpoint or the models is wrong.
+    """
+    recipe = read_recipe(path)
+    places = free_places(recipe, overwrite)
+    named = resolved(recipe, ("apply_fn", "batches", "update_fn", "score"))
+    batches, owners = named["batches"], None
+    if recipe.refit and isinstance(batches, Chained):
+        owners = batches.owners()
+    # Before the models are read: one that is replaced meanwhile is another later on.
+    journal = _journal(recipe, places[0].parent if recipe.separate else places[0])
+    if journal and journal.folder.is_dir():
+        _log.warning(
+            "%s: holds steps of a merge that was interrupted; those of the same models "
+            "are taken up.",
+            journal.folder,
+        )
+    models = load_models(recipe, room() if memory is None else memory, progress)
+    written = None
+    if recipe.spec is not None:
+        written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
+    result = merge(
+        named["apply_fn"],
+        models,
+        batches,
+        method=recipe.method,
+        alpha=recipe.alpha,
+        key=jax.random.key(recipe.seed),
+        spec=written,
+        frozen=recipe.frozen,
+        separate=recipe.separate,
+        weights=recipe.weights,
+        reference=recipe.reference,
+        score=named.get("score"),
+        update_fn=named.get("update_fn"),
+        refit=recipe.refit,
+        ridge=recipe.ridge,
+        owners=owners,
+        repair=recipe.repair,
+        check=is_checked(recipe) or not is_lazy(models),
+        journal=journal,
+        progress=progress,
+    )
+    result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
+    text = report(result)
+    told = f"# Paths and modules are relative to {recipe.folder}\n{dump_recipe(recipe)}"
+    notes = {"report.md": text, "recipe.yaml": told, "spec.txt": f"{result.spec}\n"}
+    networks = result.networks or [result.variables]
+    for where, network in zip(places, networks, strict=True):
+        own = dataclasses.replace(result, variables=network)
+        save(where, own, notes=notes, overwrite=overwrite)
+    if journal:
+        shutil.rmtree(journal.folder, ignore_errors=True)
+    return places[0].parent if recipe.separate else places[0], text
+
+
+def is_checked(recipe: Recipe) -> bool:
+    """Whether the spec is checked on a model that has no room in memory.
+
+    Args:
+        recipe: the recipe.
+    """
+    return uses_activations(recipe.method) or recipe.spec is not None
+
+
+def _journal(recipe: Recipe, output: Path) -> Journal | None:
+    """Return the journal of merges of these models to an output."""
+    prints = [fingerprint(place(recipe, source.path)) for source in recipe.models]
+    if not all(prints):
+        return None
+    folder = output.with_name(f".{output.name}.jmudsc-journal")
+    machine = jax.default_backend(), jax.config.read("jax_enable_x64")
+    decisive = recipe.models, prints, versions(), machine
+    return Journal(folder, digest_of([repr(decisive).encode()]))
+
+
+def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
+    """Return the permutation spec by which a recipe merges, derived or read.
+
+    Args:
+        path: the recipe, a YAML file.
+        progress: as for `cook`.
+
+    Returns:
+        The spec.
+
+    Raises:
+        FileNotFoundError: if the recipe, its first checkpoint or its spec is not there.
+        ValueError: if something in the recipe, the checkpoint or the spec is wrong.
+    """
+    recipe = read_recipe(path)
+    named = resolved(recipe, ("apply_fn", "batches"))
+    variables = load_model(recipe, recipe.models[0], progress)
+    found = spec_by(path, recipe, named["apply_fn"], named["batches"], variables)
+    return freeze(found, recipe.frozen)
+
+
+def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
+    """Return where to write each network, once all places are known to be free.
+
+    Args:
+        recipe: the recipe.
+        overwrite: whether an earlier merge may be replaced.
+
+    Returns:
+        One path per network.
+
+    Raises:
+        FileExistsError: if something is there that may not be replaced.
+        ValueError: if nothing can be saved there.
+    """
+    places = [check_free(path, overwrite) for path in outputs(recipe)]
+    sources = [place(recipe, source.path) for source in recipe.models]
+    parents = [path for path in sources if Path(path).expanduser().resolve() in places]
+    if parents:
+        raise FileExistsError(
+            f"{parents[0]}: is the output and one of the models, needed two places; "
+            "choose another output."
+        )
+    folder = places[0].parent
+    if recipe.separate and (folder / "_METADATA").exists():
+        raise FileExistsError(
+            f"{folder}: is a checkpoint, needed a folder for one checkpoint per model, "
+            "as separate= asks; remove it or choose another output."
+        )
+    return places

@@ -1,0 +1,146 @@
+"""The report of a plan: tables for people."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jmudsc.merging.merge import reads_all
+from jmudsc.paths import flatten
+from jmudsc.recipes.costs import Stage, SWEEPS
+from jmudsc.recipes.machine_speed import Rates
+from jmudsc.recipes.plan import Plan
+from jmudsc.recipes.report import table
+from jmudsc.recipes.schema import Recipe
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+
+def plan_report(plan: Plan) -> str:
+    """Describe a plan: models, labels, fixed axes, stages, and all that is wrong.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        Markdown.
+    """
+    recipe, count = plan.recipe, plan.batches
+    over = "" if count is None else f" over {count} batch{'' if count == 1 else 'es'}"
+    lines = [f"# Plan: {recipe.method} of {len(recipe.models)} models{over}"]
+    lines += ["", *_models(plan)] if plan.models else []
+    lines += ["", _streaming(plan.recipe)] if plan.streamed else []
+    lines += ["", *_labels(plan.spec)] if plan.spec else []
+    lines += ["", *_fixed(plan.spec)] if plan.spec and plan.spec.fixed else []
+    if plan.stages and plan.rates:
+        lines += ["", *_stages(plan.stages, plan.rates)]
+    lines += ["", *_problems(plan)]
+    return "\n".join(lines) + "\n"
+
+
+def size_text(count: int) -> str:
+    """Write a number of bytes.
+
+    Example:
+        >>> size_text(512), size_text(3 * 2**29)
+        ('512 B', '1.50 GiB')
+    """
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**power:
+            return f"{count / 1024**power:.2f} {unit}"
+    return f"{count} B"
+
+
+def _models(plan: Plan) -> list[str]:
+    rows = []
+    for source, model in zip(plan.recipe.models, plan.models, strict=True):
+        if model is None:
+            rows.append([source.path, *"----"])
+            continue
+        leaves = flatten(model.shapes)
+        numbers = sum(math.prod(leaf.shape) for leaf in leaves.values())
+        told = [str(len(leaves)), f"{numbers:,}", size_text(model.nbytes)]
+        rows.append([source.path, model.kind, *told])
+    return [table(["model", "format", "leaves", "numbers", "size"], rows)]
+
+
+def _streaming(recipe: Recipe) -> str:
+    if reads_all(recipe.alpha, recipe.refit, recipe.repair, recipe.separate):
+        why = "refit, repair, separate and a balance that is searched for"
+        return (
+            f"The models have no room in memory; {why} read all of them nevertheless."
+        )
+    return "The models have no room in memory: they stay on disk, read leaf by leaf."
+
+
+def _labels(spec: PermutationSpec) -> list[str]:
+    labelled = {site.path for label in spec.labels.values() for site in label.sites}
+    kinds: dict[Any, list[str]] = {}
+    for name, label in spec.labels.items():
+        parents = " ".join(str(spec.labels[parent].size) for parent in label.parents)
+        kinds.setdefault((label.size, parents, label.fixed), []).append(name)
+    rows = [
+        [_few(names), str(len(names)), str(size), parents or "-", fixed or "-"]
+        for (size, parents, fixed), names in kinds.items()
+    ]
+    header = ["labels", "count", "units", "in each of", "fixed, since it"]
+    counts = f"{len(labelled)} of {len(spec.axes)} leaves"
+    return [
+        f"{_counted(len(spec.labels), 'label')} on {counts}",
+        "",
+        table(header, rows),
+    ]
+
+
+def _fixed(spec: PermutationSpec) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for (path, axis), why in spec.fixed.items():
+        reasons.setdefault(why, []).append(f"{path}:{axis}")
+    lines = [f"{len(spec.fixed)} axes that stay as they are, wholly or in part:"]
+    return [*lines, ""] + [f"- {why}: {_few(axes)}" for why, axes in reasons.items()]
+
+
+def _stages(stages: Sequence[Stage], rates: Rates) -> list[str]:
+    rows = [
+        [
+            stage.name,
+            size_text(sum(stage.host.values())),
+            size_text(sum(stage.device.values())),
+            "-" if stage.seconds is None else f"{stage.seconds:.1f}",
+        ]
+        for stage in stages
+    ]
+    most = max(stages, key=lambda stage: sum(stage.device.values()))
+    known = [stage.seconds for stage in stages if stage.seconds is not None]
+    return [
+        table(["stage", "host", "device", "seconds"], rows),
+        "",
+        f"Most on the device: {most.name}, {_parts(most.device)}.",
+        f"About {sum(known):.0f} s in all, by short runs just now "
+        f"({rates.flops / 1e9:.0f} GFLOP/s, {rates.program:.2f} s to compile",
+        f"a small program) and with {SWEEPS} sweeps of matching; reading and writing "
+        "disks is not in it.",
+        "Memory is that of arrays, without what programs put aside. Where the device "
+        "is the host, add the two.",
+    ]
+
+
+def _parts(held: Mapping[str, int]) -> str:
+    parts = sorted(held.items(), key=lambda part: -part[1])
+    return ", ".join(f"{what} {size_text(count)}" for what, count in parts if count)
+
+
+def _problems(plan: Plan) -> list[str]:
+    if not plan.problems:
+        return ["Nothing is wrong, as far as can be told without reading the arrays."]
+    indented = [problem.replace("\n", "\n  ") for problem in plan.problems]
+    lines = [f"{_counted(len(indented), 'problem')}:", ""]
+    return lines + [f"- {problem}" for problem in indented]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _few(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join(names[:most] + more)

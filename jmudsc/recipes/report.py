@@ -1,0 +1,144 @@
+"""Report: what a merge did, as tables in Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jmudsc.merging.result import MergeResult
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table with aligned columns, the first one to the left.
+
+    Args:
+        header: one title per column.
+        rows: one text per column each.
+
+    Returns:
+        The table, one line per row.
+
+    Example:
+        >>> print(table(["method", "joint"], [["average", "0.41"]]))
+        | method  | joint |
+        |:--------|------:|
+        | average |  0.41 |
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    rule = [
+        ":" + "-" * (w + 1) if i == 0 else "-" * (w + 1) + ":"
+        for i, w in enumerate(widths)
+    ]
+    lines = [_line(header, widths), f"|{'|'.join(rule)}|"]
+    return "\n".join(lines + [_line(row, widths) for row in rows])
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Write the mean of values, with their standard deviation if there are several.
+
+    Args:
+        values: at least one.
+
+    Returns:
+        `0.912` or `0.912 ± 0.004`; the deviation is that of a sample (n - 1).
+    """
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+
+
+def report(result: MergeResult) -> str:
+    """Describe a merge: what decided it, how matching went, and what became of units.
+
+    Args:
+        result: the merge.
+
+    Returns:
+        Markdown.
+    """
+    lines = ["# Merge", ""]
+    lines += [f"- {key}: {_plain(value)}" for key, value in result.recipe.items()]
+    labels, leaves = result.spec.labels, result.spec.axes
+    labelled = {site.path for label in labels.values() for site in label.sites}
+    lines += [f"- labels: {len(labels)} on {len(labelled)} of {len(leaves)} leaves"]
+    fixed = {n: label.fixed for n, label in result.spec.labels.items() if label.fixed}
+    lines += [f"- label {name} stays in place: {why}" for name, why in fixed.items()]
+    if result.history:
+        best = int(np.argmax(result.history))
+        lines += [
+            f"- sweeps: {len(result.history)}, the best was sweep {best + 1} with mean "
+            f"similarity {result.history[best]:.4f}"
+        ]
+    if result.seconds:
+        seconds = {stage: round(taken, 2) for stage, taken in result.seconds.items()}
+        lines += [f"- seconds: {_plain(seconds)}"]
+    lines += ["", *_labels(result)]
+    if result.changes:
+        lines += ["", *_changes(result)]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(result: MergeResult) -> list[str]:
+    header = [
+        "label",
+        "units",
+        "per unit of",
+        "stayed",
+        "shared by models",
+        "own pairs",
+    ]
+    rows = [
+        [
+            name,
+            str(label.size),
+            " ".join(label.parents) or "-",
+            *_fates(result.assignment[name]),
+        ]
+        for name, label in result.spec.labels.items()
+    ]
+    return [
+        table(header, rows),
+        "",
+        "Stayed: share of the units that kept their number. Shared by models: share of",
+        "the merged units with a unit from every model. Own pairs: share of the merged",
+        "units with two or more units of one model.",
+    ]
+
+
+def _changes(result: MergeResult) -> list[str]:
+    """List what became of leaves, those of one fate in one line."""
+    fates: dict[str, list[str]] = {}
+    for path, fate in result.changes.items():
+        fates.setdefault(fate, []).append(path)
+    return [f"- {fate}: {', '.join(leaves)}" for fate, leaves in fates.items()]
+
+
+def _fates(assignment: np.ndarray) -> list[str]:
+    units = assignment.shape[-1]
+    flat = assignment.reshape(len(assignment), -1, units)
+    counts = np.stack(
+        [np.apply_along_axis(np.bincount, -1, rows, minlength=units) for rows in flat]
+    )
+    shares = (
+        (flat == np.arange(units)).mean(),
+        (counts > 0).all(axis=0).mean(),
+        (counts > 1).any(axis=0).mean(),
+    )
+    return [f"{share:.0%}" for share in shares]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = [
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return f"| {' | '.join([first, *rest])} |"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_plain(item)}" for key, item in value.items())
+    return str(value)

@@ -1,0 +1,234 @@
+"""Ingredients: fetch what a recipe names, the models, the functions and the spec."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from jaxtyping import PyTree
+
+from jmudsc.chained import Chained
+from jmudsc.checkpoints.formats import format_of
+from jmudsc.checkpoints.load import load
+from jmudsc.derivation.infer_spec import infer_spec
+from jmudsc.derivation.program import ApplyFn
+from jmudsc.derivation.read_spec import read_spec
+from jmudsc.landscape.plane import Loss
+from jmudsc.lazy import to_device
+from jmudsc.merging.memory_budget import fits
+from jmudsc.paths import listed
+from jmudsc.progress import Progress
+from jmudsc.recipes.schema import Recipe, Reference, resolve, Source
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+
+def load_model(
+    recipe: Recipe, source: Source, progress: Progress | None, *, lazy: bool = False
+) -> PyTree:
+    """Load the variables of one model of a recipe, or leave them on disk."""
+    if progress:
+        progress(f"loading {source.path}", 0, None)
+    return load(
+        place(recipe, source.path),
+        source.subtree,
+        rename=dict(source.rename),
+        separator=source.separator,
+        lazy=lazy,
+    )
+
+
+def load_models(recipe: Recipe, memory: int, progress: Progress | None) -> list[PyTree]:
+    """Load the variables of all models of a recipe, if there is room for them.
+
+    Args:
+        recipe: the recipe.
+        memory: bytes that the models and the merged one may take together.
+        progress: called with the stage.
+
+    Returns:
+        One tree for each model; of lazy arrays if all would take more.
+    """
+    models = [load_model(recipe, x, progress, lazy=True) for x in recipe.models]
+    if not fits(models, memory):
+        return models
+    return [to_device(model) for model in models]
+
+
+def place(recipe: Recipe, path: str) -> str:
+    """Take a path relative to the recipe's folder, unless it is a URL."""
+    return path if "://" in path else str(recipe.folder / path)
+
+
+def outputs(recipe: Recipe, output: str | None = None) -> list[str]:
+    """Return where a recipe writes each network.
+
+    Args:
+        recipe: the recipe.
+        output: in the place of its own output.
+
+    Returns:
+        One path; with `separate` one per model, in a folder that is called as the
+        output is without its ending: `out/model-0`, `out/model-0.npz`.
+    """
+    output = place(recipe, recipe.output) if output is None else output
+    if not recipe.separate:
+        return [output]
+    ending = Path(output).suffix if format_of(output) else ""
+    folder = output.removesuffix(ending)
+    return [f"{folder}/model-{n}{ending}" for n in range(len(recipe.models))]
+
+
+def resolved(recipe: Recipe, keys: Sequence[str]) -> Mapping[str, Any]:
+    """Import everything that some keys name.
+
+    Args:
+        recipe: the recipe.
+        keys: whose values are references.
+
+    Returns:
+        For every key that the recipe has, what it names. Where every model has batches
+        of its own, `batches` are those of all, chained.
+
+    Raises:
+        ValueError: listing all that cannot be imported.
+    """
+    named = _imported(recipe, _references(recipe, keys))
+    if "batches" in keys and recipe.batches is None:
+        numbers = range(len(recipe.models))
+        tasks = tuple(named.pop(_own_batches(number)) for number in numbers)
+        named["batches"] = Chained(tasks)
+    return named
+
+
+def losses_of(path: Path, recipe: Recipe, wanted_by: str) -> dict[str, Loss]:
+    """Import the losses of a recipe.
+
+    Args:
+        path: the recipe's file, named in the error.
+        recipe: the recipe.
+        wanted_by: the command, named in the error.
+
+    Returns:
+        Task -> loss; where leaves are separate, of a list with the variables of every
+        model, else of variables.
+
+    Raises:
+        ValueError: if the recipe has no losses, or they cannot be imported.
+    """
+    if recipe.losses is None:
+        raise ValueError(
+            f'{path}: "losses" is missing, {wanted_by} needs to know how to measure; '
+            "add losses: {TASK: module:name}, functions (variables) -> float."
+        )
+    references = {f"losses: {task}": loss for task, loss in recipe.losses.items()}
+    named = dict(
+        zip(recipe.losses, _imported(recipe, references).values(), strict=True)
+    )
+    if not recipe.separate:
+        return named
+    return {
+        task: lambda networks, loss=loss, number=number: loss(networks[number])
+        for number, (task, loss) in enumerate(named.items())
+    }
+
+
+def load_merged(
+    path: Path,
+    recipe: Recipe,
+    progress: Progress | None,
+    checkpoint: str | None = None,
+) -> list[PyTree]:
+    """Load what a recipe was merged to.
+
+    Args:
+        path: the recipe's file, named in the error.
+        recipe: the recipe.
+        progress: called with the stage.
+        checkpoint: to load instead of the recipe's output.
+
+    Returns:
+        The variables of the merged network; where leaves are separate, of one network
+        for every model.
+
+    Raises:
+        FileNotFoundError: if it was not merged yet.
+    """
+    where = outputs(recipe, checkpoint)
+    output = os.path.dirname(where[0]) if recipe.separate else where[0]
+    if checkpoint is None and not epath.Path(output).exists():
+        raise FileNotFoundError(
+            f"{output}: there is no merged network, one is needed; run jmudsc merge "
+            f"{path} first."
+        )
+    if progress:
+        progress(f"loading {output}", 0, None)
+    return [load(place) for place in where]
+
+
+def spec_by(
+    path: Path, recipe: Recipe, apply_fn: ApplyFn, batches: Any, variables: PyTree
+) -> PermutationSpec:
+    """Derive the spec of a model, or read it where the recipe says.
+
+    Args:
+        path: the recipe's file, named in the error.
+        recipe: the recipe.
+        apply_fn: `(variables, batch) -> outputs`.
+        batches: of which the first is read.
+        variables: of the model.
+
+    Returns:
+        The spec, without regard to `frozen`.
+
+    Raises:
+        FileNotFoundError: if the file of the spec is not there.
+        ValueError: if there is no batch, or the spec is wrong.
+    """
+    for batch in batches:
+        traced = apply_fn, variables, batch
+        if recipe.spec is None:
+            return infer_spec(*traced)
+        return read_spec(_text(recipe.folder / recipe.spec), *traced)
+    names = [reference.name for reference in _references(recipe, ("batches",)).values()]
+    raise ValueError(
+        f'{path}: "batches" has no batches, at least one is needed; correct what '
+        f"{', '.join(names)} returns."
+    )
+
+
+def _imported(recipe: Recipe, references: Mapping[str, Reference]) -> dict[str, Any]:
+    """Import all that is named, or list all that cannot be."""
+    named, problems = {}, []
+    for key, reference in references.items():
+        try:
+            named[key] = resolve(reference, recipe.folder)
+        except ValueError as error:
+            problems.append(f'"{key}" {error}')
+    if problems:
+        raise ValueError(
+            f"recipe: {len(problems)} references must be corrected:\n{listed(problems)}"
+        )
+    return named
+
+
+def _references(recipe: Recipe, keys: Sequence[str]) -> dict[str, Reference]:
+    """Return what some keys of a recipe name; `batches` of every model by itself."""
+    found = {key: getattr(recipe, key) for key in keys}
+    if "batches" in keys:
+        own = enumerate(source.batches for source in recipe.models)
+        found |= {_own_batches(number): reference for number, reference in own}
+    return {key: reference for key, reference in found.items() if reference is not None}
+
+
+def _own_batches(model: int) -> str:
+    return f"batches of model {model}"
+
+
+def _text(file: Path) -> str:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: there is no such file, a spec is needed; write one with "
+            "jmudsc spec RECIPE."
+        )
+    return file.read_text()

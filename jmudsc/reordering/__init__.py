@@ -1,0 +1,1 @@
+"""Reordering: what an assignment of units does to arrays."""

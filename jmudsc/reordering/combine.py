@@ -1,0 +1,235 @@
+"""Combine: bring every model to the merged order and average."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
+
+from jmudsc import paths
+from jmudsc.lazy import LazyArray, present
+from jmudsc.reordering.transport import (
+    anonymous,
+    Move,
+    move_leaf,
+    moves_of,
+    names_in_leaf,
+    Parents,
+)
+from jmudsc.sharding import sharding_of
+from jmudsc.spec.axes import Axis
+from jmudsc.spec.check_variables import check_covers, check_same
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+
+def combine(
+    spec: PermutationSpec,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    weights: Sequence[float] | None = None,
+) -> PyTree:
+    """Merge the variables of models under an assignment.
+
+    Every axis that produces a label (the outgoing axis of a map, a bias, a norm's
+    scale, a running statistic) becomes the weighted mean over the units that share a
+    merged unit; every axis that consumes it becomes their sum; then the models are
+    averaged (Xu et al. 2024, arXiv:2403.01753, eq. 2). For a one-to-one assignment this
+    is the weighted average of permuted variables.
+
+    Args:
+        spec: the permutation spec.
+        models: the variables of each model.
+        assignment: label -> `int32[models, *parent units, units]`.
+        weights: the share of each model, at least 0, divided by their sum; None for
+            equal shares.
+
+    Returns:
+        Variables of the structure, shapes, dtypes and shardings of `models[0]`; of lazy
+        arrays, where its leaves are, which are merged whenever they are read. Leaves
+        that are not floating-point are taken from the first model where the models
+        agree, rounded means where they are integers that differ, else the first
+        model's.
+
+    Raises:
+        ValueError: if the models differ, the spec does not fit them, or an assignment
+            or the weights have the wrong shape or values.
+    """
+    check_same("combine", models)
+    leaves = [paths.flatten(model) for model in models]
+    check_covers("combine", spec, leaves[0])
+    shares = shares_of("combine", weights, len(models))
+    check_assignment("combine", spec, assignment, len(models))
+    moves = {
+        name: moves_of(np.asarray(assignment[name]), shares) for name in spec.labels
+    }
+
+    def merged(path: str) -> jax.Array:
+        values = [present(model[path]) for model in leaves]
+        return combine_leaf(spec, path, values, moves, shares)
+
+    def lazily(path: str, leaf: LazyArray) -> LazyArray:
+        return replace(
+            leaf,
+            name=path,
+            fetch=lambda names: {name: np.asarray(merged(name)) for name in names},
+        )
+
+    combined = {
+        path: lazily(path, leaf) if isinstance(leaf, LazyArray) else merged(path)
+        for path, leaf in leaves[0].items()
+    }
+    return paths.unflatten(models[0], combined)
+
+
+def combine_leaf(
+    spec: PermutationSpec,
+    path: str,
+    values: Sequence[ArrayLike],
+    moves: Mapping[str, Sequence[Move]],
+    shares: tuple[float, ...],
+) -> jax.Array:
+    """Merge one leaf, or arrays that have the axes of one, as `combine` does.
+
+    Args:
+        spec: the permutation spec.
+        path: the leaf.
+        values: one array per model.
+        moves: per label one move per model.
+        shares: the share of each model, summing to 1.
+
+    Returns:
+        An array of the shape, dtype and sharding of the first.
+    """
+    names = names_in_leaf(spec, path)
+    axes, parents = anonymous(spec, path, names)
+    return _combine_leaf(
+        list(values),
+        [[moves[name][i] for name in names] for i in range(len(values))],
+        shares,
+        axes,
+        parents,
+        consumed_axes(spec, path),
+        sharding_of(values[0]),
+    )
+
+
+def shares_of(
+    where: str, weights: Sequence[float] | None, models: int
+) -> tuple[float, ...]:
+    """Normalise the weights of the models.
+
+    Args:
+        where: the caller, named in the error.
+        weights: one per model, or None for equal weights.
+        models: number of models.
+
+    Returns:
+        One share per model, summing to 1.
+
+    Raises:
+        ValueError: if there is not one finite weight >= 0 per model, or all are 0.
+    """
+    if weights is None:
+        return (1 / models,) * models
+    values = np.asarray(weights, float)
+    if values.shape != (models,) or not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(
+            f"{where}: weights are {list(weights)}, needed are {models} finite numbers "
+            ">= 0, one per model."
+        )
+    if values.sum() == 0:
+        raise ValueError(f"{where}: all weights are 0, at least one must be positive.")
+    return tuple(float(value) for value in values / values.sum())
+
+
+def check_assignment(
+    where: str, spec: PermutationSpec, assignment: Mapping[str, np.ndarray], models: int
+) -> None:
+    """Check that an assignment has a row for every label, model and parent unit.
+
+    Args:
+        where: the caller, named in the error.
+        spec: the permutation spec.
+        assignment: label -> `int32[models, *parent units, units]`.
+        models: number of models.
+
+    Raises:
+        ValueError: listing every label that is missing or does not fit.
+    """
+    problems = []
+    for name, label in spec.labels.items():
+        if name not in assignment:
+            problems.append(f"{name} is missing")
+            continue
+        row = np.asarray(assignment[name])
+        needed = (models, *spec.row_shape(name))
+        if row.shape != needed or not np.issubdtype(row.dtype, np.integer):
+            problems.append(
+                f"{name} is {row.dtype}{list(row.shape)}, not int{list(needed)}"
+            )
+        elif row.min() < 0 or row.max() >= label.size:
+            problems.append(f"{name} has merged units outside 0..{label.size - 1}")
+    problems += [
+        f"{name} is no label" for name in assignment if name not in spec.labels
+    ]
+    if problems:
+        raise ValueError(
+            f"{where}: the assignment does not fit the spec, it must:\n"
+            f"{paths.listed(problems)}\nPass the assignment that match returned for "
+            "this spec."
+        )
+
+
+def consumed_axes(spec: PermutationSpec, path: str) -> tuple[bool, ...]:
+    """Return for each axis of a leaf whether a contraction sums over it."""
+    return tuple((path, axis) in spec.consumed for axis in range(len(spec.axes[path])))
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "parents", "consumed", "sharding"))
+def _combine_leaf(
+    leaves: list[jax.Array],
+    moves: list[list[Move]],
+    shares: tuple[ArrayLike, ...],
+    axes: tuple[Axis, ...],
+    parents: Parents,
+    consumed: tuple[bool, ...],
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    merged = _merged(leaves, moves, shares, axes, parents, consumed)
+    return (
+        merged if sharding is None else lax.with_sharding_constraint(merged, sharding)
+    )
+
+
+def _merged(
+    leaves: list[jax.Array],
+    moves: list[list[Move]],
+    shares: tuple[ArrayLike, ...],
+    axes: tuple[Axis, ...],
+    parents: Parents,
+    consumed: tuple[bool, ...],
+) -> jax.Array:
+    dtype = jnp.result_type(leaves[0])
+    if not jnp.issubdtype(dtype, jnp.number) or not leaves[0].size:
+        return leaves[0]
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    wide = dtype if inexact and dtype.itemsize >= 4 else jnp.float32
+    moved = [
+        move_leaf(jnp.asarray(leaf, wide), model, axes, parents, consumed)
+        for leaf, model in zip(leaves, moves, strict=True)
+    ]
+    parts = [jnp.asarray(s, wide) * x for s, x in zip(shares, moved, strict=True)]
+    mean = functools.reduce(jnp.add, parts)
+    if inexact:  # three thirds are not one
+        return jnp.where(_agree(moved), moved[0], mean).astype(dtype)
+    return jnp.where(_agree(leaves), leaves[0], jnp.round(mean).astype(dtype))
+
+
+def _agree(arrays: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.logical_and, [x == arrays[0] for x in arrays])

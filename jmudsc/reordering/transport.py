@@ -1,0 +1,202 @@
+"""Moves: bring the units of one model to the merged order, axis by axis.
+
+This is where an assignment becomes array operations. A move is a gather where every
+merged unit has one member in the model, a scatter-and-sum where it has not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jmudsc.reordering.blocks import Block, map_blocks, placed
+from jmudsc.spec.axes import Axis
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+Parents = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Move:
+    """How the units of one label of one model reach their merged units.
+
+    Attributes:
+        index: `int32[*parent units, units]`: where `scale` is None the member of each
+            merged unit, otherwise the merged unit of each unit.
+        scale: `float32[*parent units, units]`, one over the weight of the units that
+            went to each merged unit, summed over the models; None for a permutation.
+    """
+
+    index: ArrayLike
+    scale: ArrayLike | None
+
+
+def moves_of(assignment: np.ndarray, weights: Sequence[float]) -> list[Move]:
+    """Turn the assignment of a label into one move per model.
+
+    Args:
+        assignment: `int32[models, *parent units, units]`.
+        weights: the share of each model, summing to 1.
+
+    Returns:
+        One move per model.
+    """
+    order = assignment.argsort(axis=-1, kind="stable").astype(np.int32)
+    in_order = np.take_along_axis(assignment, order, axis=-1)
+    if (in_order == np.arange(assignment.shape[-1])).all():
+        return [Move(index, None) for index in order]
+    total = np.zeros(assignment.shape[1:])
+    for row, weight in zip(assignment, weights, strict=True):
+        rows, sums = row.reshape(-1, row.shape[-1]), total.reshape(-1, row.shape[-1])
+        np.add.at(sums, (np.arange(len(rows))[:, None], rows), weight)
+    scale = (1 / np.where(total > 0, total, 1)).astype(np.float32)
+    return [Move(row, scale) for row in assignment]
+
+
+def move_units(
+    block: jax.Array, axis: int, lead: tuple[int, ...], move: Move, consumed: bool
+) -> jax.Array:
+    """Bring one axis of a block of one model to the merged order.
+
+    With U the one-hot matrix of the model's assignment and M = U divided by the weight
+    that went to each merged unit, an axis that is summed over is multiplied by U, any
+    other by M (Xu et al. 2024, arXiv:2403.01753, eq. 2).
+
+    Args:
+        block: any shape.
+        axis: the axis of the units.
+        lead: the axes of the parents' units, already in the merged order.
+        move: the move of this model.
+        consumed: whether the axis is summed over.
+
+    Returns:
+        A block of the same shape.
+    """
+    if move.scale is None:
+        return take_units(block, axis, lead, move.index)
+    moved = sum_units(block, axis, lead, move.index)
+    if consumed:
+        return moved
+    return moved * _aligned(block, axis, lead, move.scale)
+
+
+def move_leaf(
+    leaf: jax.Array,
+    moves: Sequence[Move],
+    axes: tuple[Axis, ...],
+    parents: Parents,
+    consumed: tuple[bool, ...],
+) -> jax.Array:
+    """Bring all axes of a leaf of one model to the merged order.
+
+    Args:
+        leaf: one axis per expression.
+        moves: of this model, one per label of the leaf.
+        axes: its axis expressions, from `anonymous`.
+        parents: likewise.
+        consumed: for each axis whether it is summed over.
+
+    Returns:
+        A leaf of the same shape.
+    """
+
+    def visit(values: jax.Array, block: Block) -> jax.Array:
+        for axis, lead, name in placed(block, dict(parents)):
+            flag = consumed[block.origins[axis]]
+            values = move_units(values, axis, lead, moves[int(name)], flag)
+        return values
+
+    return map_blocks(leaf, axes, visit)
+
+
+def names_in_leaf(spec: PermutationSpec, path: str) -> list[str]:
+    """Return the labels on a leaf and their parents, in the order they are met.
+
+    Parents come before what is nested in them. The order does not depend on what labels
+    are called, so that leaves of the same form can share one compiled function.
+    """
+    here = [name for axis in spec.axes[path] for name in axis.labels()]
+    met = [met for name in here for met in (*spec.labels[name].parents, name)]
+    return list(dict.fromkeys(met))
+
+
+def anonymous(
+    spec: PermutationSpec, path: str, names: list[str]
+) -> tuple[tuple[Axis, ...], Parents]:
+    """Rename the labels of a leaf to their position in `names`.
+
+    Leaves that differ only in what their labels are called can then share one compiled
+    function.
+
+    Args:
+        spec: the permutation spec.
+        path: the leaf.
+        names: from `names_in_leaf`.
+
+    Returns:
+        The leaf's axis expressions and the parents of each of its labels, renamed.
+    """
+    new = {name: str(number) for number, name in enumerate(names)}
+    axes = tuple(axis.renamed(new) for axis in spec.axes[path])
+    parents = tuple(
+        (new[name], tuple(new[parent] for parent in spec.labels[name].parents))
+        for name in names
+    )
+    return axes, parents
+
+
+def take_units(
+    block: jax.Array, axis: int, lead: tuple[int, ...], index: ArrayLike
+) -> jax.Array:
+    """Gather along an axis: `new[..., k, ...] = old[..., index[k], ...]`.
+
+    Args:
+        block: any shape.
+        axis: the axis of the units.
+        lead: the axes of the parents' units.
+        index: shape (*parent units, units).
+
+    Returns:
+        A block of the same shape.
+    """
+    # No index is out of bounds, and code for those that are takes long to compile.
+    if not lead:
+        return jnp.take(block, jnp.asarray(index), axis=axis, mode="clip")
+    index = _aligned(block, axis, lead, index)
+    return jnp.take_along_axis(block, index, axis=axis, mode="clip")
+
+
+def sum_units(
+    block: jax.Array, axis: int, lead: tuple[int, ...], target: ArrayLike
+) -> jax.Array:
+    """Scatter along an axis and sum: `new[..., target[j], ...] += old[..., j, ...]`.
+
+    Args:
+        block: any shape.
+        axis: the axis of the units.
+        lead: the axes of the parents' units.
+        target: shape (*parent units, units), values in [0, units).
+
+    Returns:
+        A block of the same shape.
+    """
+    front = range(len(lead) + 1)
+    moved = jnp.moveaxis(block, (*lead, axis), front)
+    flat = moved.reshape(-1, *moved.shape[len(lead) + 1 :])
+    units = block.shape[axis]
+    starts = jnp.arange(flat.shape[0]) // units * units
+    sums = jax.ops.segment_sum(flat, starts + jnp.ravel(target), flat.shape[0])
+    return jnp.moveaxis(sums.reshape(moved.shape), front, (*lead, axis))
+
+
+def _aligned(
+    block: jax.Array, axis: int, lead: tuple[int, ...], values: ArrayLike
+) -> jax.Array:
+    """Give values of shape (*parent units, units) the axis order of a block."""
+    order = sorted(range(len(lead) + 1), key=lambda i: (*lead, axis)[i])
+    shape = [n if i in (*lead, axis) else 1 for i, n in enumerate(block.shape)]
+    return jnp.transpose(jnp.asarray(values), order).reshape(shape)

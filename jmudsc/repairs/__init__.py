@@ -1,0 +1,1 @@
+"""Repairs: what is mended in a merged network after averaging."""

@@ -1,0 +1,241 @@
+"""Layers: the maps of a program and its running statistics, and the leaves they are.
+
+A map is a contraction of activations with a kernel. The kernel must be a leaf but for a
+rearrangement of its entries (a reshape, a transpose, a slice of a stack, a cast), so
+that a new kernel can be written back into it. No module is looked for by name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.extend.core as jex
+import numpy as np
+
+from jmudsc.derivation.program import Program, shape_of
+from jmudsc.derivation.rules.elementwise import contraction
+from jmudsc.derivation.running_statistics import running_statistics, Statistics
+from jmudsc.derivation.taps import value_axes
+from jmudsc.repairs.contractions import Form, form_of, unit_axes
+from jmudsc.repairs.leaf_entries import (
+    CASTS,
+    Entries,
+    entries_of,
+    is_used_once,
+    leaves_below,
+    Origins,
+    origins_of,
+    per_unit,
+)
+from jmudsc.spec.axes import Axis
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+_BODIES = {"scan", "while", "cond"}
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A contraction of activations with a kernel, and the bias that is added to it.
+
+    Attributes:
+        eqn: the contraction.
+        form: how it is computed.
+        kernel: the entries of its operand.
+        bias: those of the bias, of size 1 on axes of samples; None if there is none.
+        makes: what the axes of the output are.
+        is_normed: whether the output goes into a norm by running statistics.
+    """
+
+    eqn: Any
+    form: Form
+    kernel: Entries
+    bias: Entries | None
+    makes: tuple[Axis, ...]
+    is_normed: bool
+
+    @property
+    def operand(self) -> Any:
+        """The variable of the activations."""
+        return self.eqn.invars[1 - self.form.side]
+
+    @property
+    def unit_axes(self) -> tuple[int, ...]:
+        """The axes of the output that run over units."""
+        return unit_axes(self.form, len(self.makes))
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A norm by running statistics.
+
+    Attributes:
+        eqn: the subtraction of the mean.
+        mean: the entries of the running mean, of size 1 on axes of samples.
+        variance: those of the running variance.
+    """
+
+    eqn: Any
+    mean: Entries
+    variance: Entries
+
+    @property
+    def operand(self) -> Any:
+        """The variable of the activations."""
+        return self.eqn.invars[0]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The maps and norms of a program.
+
+    Attributes:
+        steps: those whose leaves can be written, in program order.
+        skipped: the path of every other kernel and statistic -> why it cannot be.
+    """
+
+    steps: tuple[Map | Norm, ...]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """What is known of a program while its layers are looked for.
+
+    Attributes:
+        origins: where its values come from and go to.
+        axes: what the axes of activations are.
+        subtractions: the running statistics by the equation that subtracts the mean.
+        skipped: filled with what is left out, and why.
+    """
+
+    origins: Origins
+    axes: Mapping[Any, tuple[Axis, ...]]
+    subtractions: Mapping[int, Statistics]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def find_layers(program: Program, spec: PermutationSpec) -> Layers:
+    """Find the maps of a program and its norms by running statistics.
+
+    Args:
+        program: the traced model.
+        spec: its spec, derived or written by hand.
+
+    Returns:
+        The layers. What is inside a loop or branch is skipped, and so is a kernel that
+        is used more than once or that is computed from leaves.
+    """
+    axes = value_axes(program, spec)
+    statistics = running_statistics(program, axes.keys())
+    subtractions = {id(record.eqn): record for record in statistics if record.mean}
+    finder = _Finder(origins_of(program), axes, subtractions)
+    steps: list[Map | Norm] = []
+    for eqn in program.eqns:
+        if contraction(eqn) is not None:
+            steps += _maps(finder, eqn)
+        elif id(eqn) in finder.subtractions:
+            steps += _norms(finder, eqn)
+        elif eqn.primitive.name in _BODIES:
+            for path in leaves_below(finder.origins, eqn, axes.keys()):
+                finder.skipped[path] = f"is used inside a {eqn.primitive.name}"
+    return Layers(tuple(steps), finder.skipped)
+
+
+def _maps(finder: _Finder, eqn: Any) -> Iterator[Map]:
+    origins, axes = finder.origins, finder.axes
+    sides = [i for i, var in enumerate(eqn.invars) if var not in axes]
+    if len(sides) != 1 or isinstance(eqn.invars[sides[0]], jex.Literal):
+        return
+    form, kernel = form_of(eqn, sides[0]), entries_of(origins, eqn.invars[sides[0]])
+    if kernel is None:
+        for path in leaves_below(origins, eqn, axes.keys()):
+            finder.skipped[path] = "is not contracted as it is, but computed with"
+    elif form is None:
+        finder.skipped[kernel.path] = "is in a convolution of an unusual form"
+    elif not is_used_once(origins, kernel):
+        finder.skipped[kernel.path] = "is used more than once"
+    else:
+        out = eqn.outvars[0]
+        bias, is_normed = _what_follows(finder, out, form)
+        yield Map(eqn, form, kernel, bias, axes[out], is_normed)
+
+
+def _norms(finder: _Finder, eqn: Any) -> Iterator[Norm]:
+    record, origins = finder.subtractions[id(eqn)], finder.origins
+    mean, leaves = entries_of(origins, eqn.invars[1]), origins.program.leaves
+    assert record.mean is not None
+    both = leaves[record.mean], leaves[record.variance]
+    if mean is None or mean.path != record.mean or len({*map(shape_of, both)}) != 1:
+        finder.skipped[record.mean] = "is not subtracted as it is"
+    elif any(len(origins.users[leaf]) != 1 for leaf in both):
+        finder.skipped[record.mean] = "is used more than once"
+    else:
+        mean = per_unit(mean)
+        yield Norm(eqn, mean, Entries(record.variance, mean.index))
+
+
+def _what_follows(finder: _Finder, var: Any, form: Form) -> tuple[Entries | None, bool]:
+    """Find the bias added to an output, and whether a norm comes next.
+
+    The units are followed through whatever keeps each of their axes whole.
+    """
+    shape = shape_of(var)
+    units = unit_axes(form, len(shape))
+    kept = tuple(n if axis in units else 1 for axis, n in enumerate(shape))
+    places, bias = list(units), None
+    while True:
+        eqn, *others = finder.origins.users[var]
+        if others or eqn is None:
+            return bias, False
+        if id(eqn) in finder.subtractions:
+            return bias, eqn.invars[0] is var
+        if eqn.primitive.name == "add" and bias is None:
+            other = eqn.invars[eqn.invars[0] is var]
+            bias = _bias(finder.origins, other, places, kept)
+            if bias is None:
+                return None, False
+        else:
+            followed = [_followed(eqn, place) for place in places]
+            places = [place for place in followed if place is not None]
+            if len(places) < len(followed):
+                return bias, False
+        var = eqn.outvars[0]
+
+
+def _bias(
+    origins: Origins, var: Any, places: list[int], shape: tuple[int, ...]
+) -> Entries | None:
+    """Return the entries of a leaf that has one for every unit, in a given shape."""
+    found = entries_of(origins, var)
+    if found is None:
+        return None
+    index = per_unit(found).index
+    samples = [axis for axis in range(index.ndim) if axis not in places]
+    index = np.transpose(index, (*places, *samples))
+    if index.size != np.prod(shape):
+        return None
+    bias = Entries(found.path, index.reshape(shape))
+    return bias if is_used_once(origins, bias) else None
+
+
+def _followed(eqn: Any, axis: int) -> int | None:
+    """Return where an axis comes out of an equation whole, None if it does not."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in CASTS:
+        return axis
+    if name == "transpose":
+        return params["permutation"].index(axis)
+    if name == "squeeze":
+        return axis - sum(dropped < axis for dropped in params["dimensions"])
+    if name == "broadcast_in_dim":
+        return params["broadcast_dimensions"][axis]
+    if name == "reshape":
+        before, after = (shape_of(v) for v in (eqn.invars[0], eqn.outvars[0]))
+        ahead = np.prod(before[:axis])
+        found = [
+            i
+            for i, size in enumerate(after)
+            if size == before[axis] and np.prod(after[:i]) == ahead
+        ]
+        return found[-1] if found else None
+    return None

@@ -1,0 +1,238 @@
+"""REPAIR: give the units of a merged network their parents' mean and deviation."""
+
+import functools
+import logging
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jmudsc.derivation.program import ApplyFn
+from jmudsc.repairs.contractions import columns, matrix
+from jmudsc.repairs.find_layers import Map, Norm
+from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, outputs, Seen
+from jmudsc.repairs.leaf_entries import read, write
+from jmudsc.repairs.targets import Leaves, Parents
+from jmudsc.sharding import over_processes, to_host
+from jmudsc.spec.axes import Axis, Fixed
+from jmudsc.spec.permutation_spec import PermutationSpec
+
+_log = logging.getLogger(__name__)
+
+# A deviation this small beside the mean is rounding: the unit never changes.
+_STILL = 1e-5
+
+
+def repair(
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    merged: PyTree,
+    batches: Iterable[PyTree],
+    weights: Sequence[float] | None = None,
+) -> PyTree:
+    """Give every unit of a merged network the mean and deviation of its parents.
+
+    REPAIR (Jordan et al. 2023, arXiv:2211.08403): the output of every map,
+    bias included, is rescaled so that over the batches each unit's mean and deviation
+    are the weighted means of its parents' means and deviations. The rescaling is folded
+    into the kernel and the bias. Layers are repaired in order, each on what the layers
+    repaired before it make of the data. Nothing is looked for by name: any network will
+    do.
+
+    Where a norm by running statistics follows a map, the statistics are set to those of
+    the merged network instead, which does the same. Without a bias only the deviation
+    is repaired. Left alone are maps whose outputs may not be permuted (the last one), a
+    unit that never changes, kernels used more than once or inside a loop.
+
+    It costs one pass of the batches through every model and the merged network; the
+    activations between two layers are held for all batches.
+
+    Args:
+        spec: the permutation spec.
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        models: the variables of each model.
+        assignment: label -> `int32[models, *parent units, units]`.
+        merged: what `combine` made of them.
+        batches: what `apply_fn` takes, one by one; read once.
+        weights: the share of each model; None for equal shares.
+
+    Returns:
+        The variables with new kernels, biases and running statistics.
+
+    Raises:
+        TypeError: if `batches` is no iterable, or a single batch.
+        ValueError: if the arguments do not fit together, there are no batches, or an
+            activation is not finite.
+    """
+    variables, notes = repair_layers(
+        spec, apply_fn, models, assignment, merged, batches, weights
+    )
+    log_skipped(_log, "repair", notes)
+    return variables
+
+
+def repair_layers(
+    spec: PermutationSpec,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    merged: PyTree,
+    batches: Iterable[PyTree],
+    weights: Sequence[float] | None = None,
+    within: Container[str] | None = None,
+) -> tuple[PyTree, dict[str, str]]:
+    """Repair as `repair` does, and say what became of the leaves of every layer.
+
+    Args:
+        spec: as for `repair`, and so are the others.
+        apply_fn: as for `repair`.
+        models: as for `repair`.
+        assignment: as for `repair`.
+        merged: as for `repair`.
+        batches: as for `repair`.
+        weights: as for `repair`.
+        within: the paths of the leaves that may change; None for all.
+
+    Returns:
+        The variables, and path of a leaf -> what was done, or why nothing was.
+
+    Raises:
+        ValueError: as `repair` does.
+    """
+    parts = spec, apply_fn, models, assignment, merged, batches, weights, within
+    return change_layers("repair", _change, *parts)
+
+
+def reset_norm(
+    where: str, layer: Norm, inputs: Sequence[Array], leaves: Leaves
+) -> tuple[Leaves, str]:
+    """Set the running statistics of a norm to those of what goes into it.
+
+    Args:
+        where: the caller, named in errors.
+        layer: the norm.
+        inputs: what goes into it, batch by batch.
+        leaves: those of the merged network.
+
+    Returns:
+        The new leaves, and what was done.
+
+    Raises:
+        ValueError: if an input is not finite.
+    """
+    index = layer.mean.index
+    samples = tuple(axis for axis, size in enumerate(index.shape) if size == 1)
+    mean, variance = _pooled(where, layer.mean.path, [(x, samples) for x in inputs])
+    new = {
+        layer.mean.path: write(leaves[layer.mean.path], index, mean),
+        layer.variance.path: write(leaves[layer.variance.path], index, variance),
+    }
+    return new, "reset to what goes into it in the merged network"
+
+
+def _change(
+    seen: Sequence[Seen], leaves: Leaves, parents: Parents
+) -> tuple[Leaves, str]:
+    layer = seen[0].layer
+    if isinstance(layer, Norm):
+        return reset_norm("repair", layer, [each.merged for each in seen], leaves)
+    if layer.is_normed:
+        return {}, "left to the norm that follows"
+    if not any(layer.makes[axis].labels() for axis in layer.unit_axes):
+        return {}, "left alone: its units may not be permuted"
+    mean, deviation = _of_units([(s.layer, s.merged) for s in seen], leaves)
+    axes = _axes_of_units(layer)
+    own = [
+        _of_units([(s.layer, s.parents[number]) for s in seen], leaves_of_parent)
+        for number, leaves_of_parent in enumerate(parents.leaves)
+    ]
+    wanted = [
+        to_host(
+            parents.mean([jnp.asarray(v, jnp.float32) for v in values], axes)
+        ).astype(float)
+        for values in zip(*own, strict=True)
+    ]
+    lives = deviation > _STILL * np.abs(mean)
+    scale = np.where(lives, wanted[1] / np.where(lives, deviation, 1), 1)
+    shift = np.where(lives, wanted[0] - scale * mean, 0)
+    return _folded(layer, leaves, scale, shift)
+
+
+def _folded(
+    layer: Map, leaves: Leaves, scale: np.ndarray, shift: np.ndarray
+) -> tuple[Leaves, str]:
+    """Fold `scale * output + shift` into the kernel and the bias of a map."""
+    path, index = layer.kernel.path, matrix(layer.form, layer.kernel.index)
+    factor = columns(layer.form, jnp.asarray(scale, jnp.float32))
+    new = {path: write(leaves[path], index, read(leaves[path], index) * factor)}
+    if layer.bias is None:
+        return new, "rescaled to the parents' deviation; there is no bias to shift"
+    path, index = layer.bias.path, layer.bias.index
+    bias = scale * to_host(read(leaves[path], index)).astype(float) + shift
+    new[path] = write(leaves[path], index, bias)
+    return new, "rescaled to the parents' mean and deviation"
+
+
+def _of_units(
+    inputs: Iterable[tuple[Any, Array]], leaves: Leaves
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and deviation of every unit of a map, over all batches."""
+    values, path = [], ""
+    for layer, x in inputs:
+        samples = [n for n in range(len(layer.makes)) if n not in layer.unit_axes]
+        values.append((outputs(layer, x, leaves), tuple(samples)))
+        path = layer.kernel.path
+    mean, variance = _pooled("repair", path, values)
+    return mean, np.sqrt(variance)
+
+
+def _axes_of_units(layer: Map) -> tuple[Axis, ...]:
+    """Return what the axes of the output are when there is one sample only."""
+    return tuple(
+        axis if number in layer.unit_axes else Fixed(1)
+        for number, axis in enumerate(layer.makes)
+    )
+
+
+def _pooled(
+    where: str, path: str, values: Sequence[tuple[Array, tuple[int, ...]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance over some axes of all arrays, those axes of size 1."""
+    counts, means, variances = [], [], []
+    for array, samples in values:
+        counts.append(math.prod(array.shape[axis] for axis in samples))
+        parts = _mean_and_variance(array, samples)
+        means.append(to_host(parts[0]).astype(float))
+        variances.append(to_host(parts[1]).astype(float))
+    here = sum(counts), *_mixed(counts, means, variances)
+    gathered = over_processes(here, [array for array, _ in values])
+    mean, variance = _mixed(*zip(*gathered, strict=True))
+    if bad := int((~np.isfinite(mean + variance)).sum()):
+        raise ValueError(
+            f"{where}: {bad} of {mean.size} units at {path} are not finite, all must "
+            "be; check the range of the input."
+        )
+    return mean, variance
+
+
+def _mixed(counts: Sequence, means: Sequence, variances: Sequence) -> tuple:
+    """Return mean and variance over samples in parts, by those of each part."""
+    shares = np.divide(counts, sum(counts))
+    mean = np.tensordot(shares, np.asarray(means, float), 1)
+    with np.errstate(invalid="ignore"):  # what is not finite is found by the caller
+        apart = np.asarray(means, float) - mean
+        spread = np.asarray(variances, float) + np.square(apart)
+        return mean, np.tensordot(shares, spread, 1)
+
+
+@functools.partial(jax.jit, static_argnames="samples")
+def _mean_and_variance(x: Array, samples: tuple[int, ...]) -> tuple[Array, Array]:
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=samples, keepdims=True)
+    return mean, jnp.square(x - mean).mean(axis=samples, keepdims=True)

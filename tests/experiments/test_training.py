@@ -1,0 +1,225 @@
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmudsc.experiments import training
+from jmudsc.experiments.datasets import Split
+from jmudsc.experiments.models import apply_fn, init, MLP, ResNet20
+from jmudsc.experiments.training import class_vectors, cosines, train, TrainConfig
+
+MODEL = MLP((16,), 8)
+CONFIG = TrainConfig(epochs=10, batch_size=20, learning_rate=0.05)
+SHAPE = (4, 4, 1)
+
+
+def toy(classes, per_class=30):
+    """Noisy copies of one random image per class."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(10, *SHAPE))
+    labels = np.repeat(np.array(classes, np.int32), per_class)
+    noise = rng.normal(size=(len(labels), *SHAPE))
+    return Split((centres[labels] + 0.3 * noise).astype(np.float32), labels)
+
+
+def trained(key, classes=(3, 7), config=CONFIG, model=MODEL, **kwargs):
+    vectors = class_vectors(jax.random.key(5), 10, 8)
+    variables = init(model, jax.random.key(6), SHAPE)
+    split = toy(classes)
+    return train(
+        model, variables, split, vectors, classes, key=key, config=config, **kwargs
+    )
+
+
+def accuracy(variables, classes):
+    split = toy(classes)
+    vectors = class_vectors(jax.random.key(5), 10, 8)[np.array(classes)]
+    found = cosines(apply_fn(MODEL)(variables, split.images), vectors).argmax(axis=1)
+    return float((np.array(classes)[found] == split.labels).mean())
+
+
+def test_class_vectors_have_length_one_and_come_from_the_key(key):
+    vectors = class_vectors(key, 10, 64)
+    np.testing.assert_allclose((vectors**2).sum(axis=1), 1, rtol=1e-5)
+    assert np.array_equal(vectors, class_vectors(key, 10, 64))
+    assert not np.array_equal(vectors, class_vectors(jax.random.key(1), 10, 64))
+
+
+def test_cosines_do_not_depend_on_the_length_of_embeddings(key):
+    vectors = class_vectors(key, 3, 8)
+    np.testing.assert_allclose(
+        cosines(7 * vectors, vectors), vectors @ vectors.T, atol=1e-6
+    )
+    assert np.isfinite(cosines(jnp.zeros((1, 8)), vectors)).all()
+
+
+@pytest.mark.parametrize("classes", [(3, 7), (7, 3, 1)])
+def test_a_trained_network_tells_its_classes_apart(classes, key):
+    assert accuracy(trained(key, classes), classes) > 0.95
+
+
+def test_one_key_gives_the_same_bits(key):
+    one, again = trained(key), trained(key)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, again)))
+
+
+def test_another_key_gives_another_network(key):
+    one, other = trained(key), trained(jax.random.key(9))
+    assert not any(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+@pytest.mark.slow
+def test_training_moves_statistics_along_with_parameters(key):
+    model, config = ResNet20(1, 8), replace(CONFIG, epochs=1, batch_size=30)
+    start = init(model, jax.random.key(6), SHAPE)
+    after = trained(key, model=model, config=config)
+    assert jax.tree.structure(after) == jax.tree.structure(start)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, start)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_parents_of_one_setup_share_a_compilation(key):
+    config = replace(CONFIG, learning_rate=0.0123)
+    before = training._step._cache_size()
+    trained(key, (3, 7), config)
+    trained(key, (1, 2), config)
+    assert training._step._cache_size() == before + 1
+
+
+def test_weight_decay_shrinks_what_the_loss_ignores(key):
+    # classes apart at the first pixel only: the other pixels are always 0
+    variables = init(MODEL, key, SHAPE)
+    images = np.zeros((40, *SHAPE), np.float32)
+    images[:20, 0, 0] = 1
+    split = Split(images, np.repeat(np.array([0, 1], np.int32), 20))
+    vectors = class_vectors(key, 2, 8)
+    config = replace(CONFIG, weight_decay=0.1)
+    after = train(MODEL, variables, split, vectors, (0, 1), key=key, config=config)
+    dead = [v["params"]["Dense_0"]["kernel"][1:] for v in (variables, after)]
+    ratio = dead[1] / dead[0]
+    assert float(ratio.max() - ratio.min()) < 1e-4
+    assert 0 < float(ratio.mean()) < 0.95
+
+
+def test_progress_is_told_of_every_epoch(key):
+    told = []
+    trained(key, progress=lambda *args: told.append(args))
+    stages, done, total = zip(*told, strict=True)
+    assert done == tuple(range(1, CONFIG.epochs + 1))
+    assert set(total) == {CONFIG.epochs}
+    losses = [float(re.fullmatch(r"training \(loss (.*)\)", s)[1]) for s in stages]
+    assert losses[-1] < losses[0]
+
+
+def test_images_of_another_task_are_an_error(key):
+    message = (
+        "train: the split has images of the classes [7], the task has [1, 3] only; cut "
+        "the split with datasets.only."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_on(toy((3, 7)), (3, 1), key)
+
+
+@pytest.mark.parametrize(("classes", "absent"), [((3, 10), [10]), ((-1, 3), [-1])])
+def test_a_class_without_a_vector_is_an_error(classes, absent, key):
+    message = (
+        f"train: of 2 classes {absent} have no vector, there must be one for each; "
+        "choose one or more from 0..9."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_on(toy((3,)), classes, key)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"warmup": 1.0}])
+def test_a_config_out_of_range_is_an_error(change, key):
+    config = replace(CONFIG, **change)
+    message = (
+        f"train: {config.epochs} epochs with warmup {config.warmup}, at least 1 and a "
+        "share in [0, 1) are needed; change the config."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_on(toy((3, 7)), (3, 7), key, config)
+
+
+@pytest.mark.parametrize("size", [0, 61])
+def test_images_that_fill_no_batch_are_an_error(size, key):
+    message = (
+        f"train: 60 images do not fill one batch of {size}; choose a batch_size from 1 "
+        "to the number of images."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_on(toy((3, 7)), (3, 7), key, replace(CONFIG, batch_size=size))
+
+
+def train_on(split, classes, key, config=CONFIG):
+    vectors = class_vectors(key, 10, 8)
+    variables = init(MODEL, key, SHAPE)
+    return train(MODEL, variables, split, vectors, classes, key=key, config=config)
+
+
+def stopping_after(epochs):
+    def progress(stage, done, total):
+        if done > epochs:
+            raise InterruptedError
+
+    return progress
+
+
+@pytest.mark.parametrize(("after", "every"), [(1, 1), (7, 3)])
+@pytest.mark.parametrize("augment", ["none", "crop-flip"])
+def test_a_training_that_was_stopped_ends_with_the_same_bits(
+    after, every, augment, key, tmp_path
+):
+    config = replace(CONFIG, augment=augment)
+    whole = trained(key, config=config)
+    kept = {"config": config, "folder": tmp_path / "state", "every": every}
+    with pytest.raises(InterruptedError):
+        trained(key, progress=stopping_after(after), **kept)
+    last = after - after % every
+    assert [p.name for p in (tmp_path / "state").iterdir()] == [f"epoch-{last:05}"]
+    seen = []
+    again = trained(key, progress=lambda *args: seen.append(args[1]), **kept)
+    assert seen == list(range(last + 1, 11))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, whole, again)))
+
+
+def test_a_finished_training_is_not_done_again(key, tmp_path):
+    once = trained(key, folder=tmp_path)
+    again = trained(key, folder=tmp_path, progress=stopping_after(0))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, once, again)))
+
+
+def test_another_training_does_not_go_on_from_the_state_of_this_one(key, tmp_path):
+    trained(key, folder=tmp_path)
+    message = (
+        f"{tmp_path}: holds the state of another training, needed one of the same "
+        "model, config, key and data; remove it or choose another folder."
+    )
+    for other in ({"config": replace(CONFIG, momentum=0.8)}, {"classes": (1, 2)}):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            trained(key, folder=tmp_path, **other)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trained(jax.random.key(4), folder=tmp_path)
+
+
+def test_augmentation_is_part_of_training(key):
+    plain, changed = (
+        trained(key, config=replace(CONFIG, augment=name)) for name in ("none", "flip")
+    )
+    same = jax.tree.map(np.array_equal, plain, changed)
+    assert not any(jax.tree.leaves(same))
+
+
+def test_an_augmentation_that_is_not_there_is_an_error(key):
+    message = (
+        'train: augment is "crops", needed is one of none, crop, flip, crop-flip; '
+        'change the config; did you mean "crop"?'
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trained(key, config=replace(CONFIG, augment="crops"))

@@ -1,0 +1,326 @@
+"""A plan says what a merge would do, and all that is wrong, from metadata alone."""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jmudsc
+from jmudsc import cli
+from jmudsc.checkpoints.save import save_variables
+from jmudsc.recipes.machine_speed import measure_rates, Rates
+from jmudsc.recipes.merge import spec_of
+from jmudsc.recipes.plan import plan
+from jmudsc.recipes.plan_report import plan_report, size_text
+
+MODEL = """
+import jax
+
+def apply_fn(variables, x):
+    return jax.nn.relu(x @ variables["in"]) @ variables["out"]
+
+def batches(count):
+    keys = jax.random.split(jax.random.key(0), count)
+    return [jax.random.normal(key, (32, 5)) for key in keys]
+
+def stream():
+    return iter(batches(2))
+
+def broken():
+    raise RuntimeError("no such disk")
+
+def other_fn(variables, x):
+    return x @ variables["hidden"]
+"""
+
+GOOD = {
+    "models": ["first", "second.npz"],
+    "apply_fn": "plan_model:apply_fn",
+    "batches": {"factory": "plan_model:batches", "count": 3},
+    "output": "merged",
+}
+RATES = Rates(1e9, 1e9, 1e9, 1e-7, 1e-7, 0.1)
+
+
+@pytest.fixture
+def project(tmp_path, key):
+    (tmp_path / "plan_model.py").write_text(MODEL)
+    for name in ("first", "second.npz"):
+        leaves = {"in": jnp.ones((5, 8)), "out": jnp.ones((8, 3), jnp.bfloat16)}
+        save_variables(tmp_path / name, leaves)
+    return tmp_path
+
+
+def planned(project, change=None, **options):
+    path = project / "recipe.yaml"
+    path.write_text(json.dumps(GOOD | (change or {})))  # JSON is YAML
+    return plan(path, rates=RATES, **options)
+
+
+def held(found, stage):
+    (one,) = [x for x in found.stages if x.name == stage]
+    return {**one.host, **one.device}
+
+
+@pytest.mark.parametrize("method", ["mudsc-zip", "weight-align", "average"])
+def test_the_bytes_are_those_of_the_arrays(project, method):
+    found = planned(project, {"method": method})
+    assert found.problems == ()
+    models = [jmudsc.load(project / name) for name in GOOD["models"]]
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(model)) for model in models]
+    assert [model.nbytes for model in found.models] == sizes
+    assert held(found, "loading") == {"one model": max(sizes), "models": sum(sizes)}
+    assert held(found, "combining")["merged"] == sizes[0]
+    if method == "mudsc-zip":
+        sys.path.append(str(project))
+        import plan_model
+
+        batches = plan_model.batches(3)
+        moments = jmudsc.collect(found.spec, plan_model.apply_fn, models, batches)
+        actual = sum(m.mean.nbytes + m.comoment.nbytes for m in moments.values())
+        assert held(found, "collecting activations")["moments"] == actual
+    stages = [stage.name for stage in found.stages]
+    assert ("matching" in stages) == (method != "average")
+    assert ("collecting activations" in stages) == (method == "mudsc-zip")
+
+
+def test_the_spec_is_that_of_the_merge(project):
+    found = planned(project, {"frozen": ["in"]})
+    assert found.spec == spec_of(project / "recipe.yaml")
+    assert [m.kind for m in found.models] == ["orbax", "npz"]
+    assert found.batches == 3
+
+
+def test_no_array_is_read(project):
+    leaves = {"in": jnp.ones((5, 4096)), "out": jnp.ones((4096, 3))}
+    paths = [save_variables(project / name, leaves) for name in ("a.npz", "b.npz")]
+    data = bytearray(paths[1].read_bytes())
+    data[20000:70000] = bytes(50000)
+    paths[1].write_bytes(data)
+    assert planned(project, {"models": ["a.npz", "b.npz"]}).problems == ()
+    with pytest.raises(ValueError, match="cannot be read"):
+        jmudsc.load(paths[1])
+
+
+def test_more_batches_and_balances_take_longer(project):
+    def seconds(**change):
+        stages = planned(project, change).stages
+        return {stage.name: stage.seconds for stage in stages}
+
+    few, many = (
+        seconds(batches={"factory": "plan_model:batches", "count": n}) for n in (1, 11)
+    )
+    assert many["collecting activations"] > few["collecting activations"]
+    assert many["matching"] == few["matching"]
+    assert seconds(alpha="auto")["matching"] > few["matching"]
+    ended = seconds(refit="least-squares", repair="rescale")
+    assert ended["refitting"] > ended["repairing"] > 0
+
+
+def test_heads_that_are_separate_are_not_merged(project):
+    save_variables(project / "third", {"in": jnp.ones((5, 8)), "out": jnp.ones((8, 3))})
+    asked = {"models": ["first", "third"], "separate": ["out"], "method": "mudsc-align"}
+    found = planned(project, asked)
+    assert found.problems == ()
+    assert list(found.spec.axes) == ["in"]
+    both = held(found, "loading")["models"]
+    assert both == sum(model.nbytes for model in found.models)
+
+
+def test_everything_that_is_wrong_with_a_recipe_is_said(project):
+    save_variables(project / "merged", {"w": jnp.ones(1)})
+    found = planned(
+        project,
+        {
+            "models": ["frist", "second.npz"],
+            "apply_fn": "plan_model:aply_fn",
+            "batches": {"factory": "plan_model:broken"},
+            "method": "mudsc-align",
+            "alpha": "search",
+            "seed": -1,
+            "repair": "pooled",
+            "refit": "least-squares",
+            "reference": "last",
+            "colour": "red",
+        },
+    )
+    recipe = project / "recipe.yaml"
+    assert list(found.problems) == [
+        f'{recipe}: "seed" is -1, it must be a whole number in [0, 2**32)',
+        f"{recipe}: \"reference\" is 'last'; it must be one of first, mean, universe",
+        f'{recipe}: "colour" is no key',
+        f"{project}/merged: exists, needed a new path; choose another or pass "
+        "overwrite=True (--overwrite).",
+        'recipe: 1 references must be corrected:\n  "apply_fn" names '
+        '"plan_model:aply_fn", but plan_model has no "aply_fn"; did you mean '
+        '"apply_fn"?',
+        "recipe: \"batches\" raises RuntimeError('no such disk'), it must not; "
+        "correct what it names.",
+        'recipe: alpha="search" needs score, a function of variables that is larger '
+        'for better ones; alpha="auto" needs none.',
+        'recipe: repair="pooled" and refit both set running statistics, only one of '
+        "them can; leave one out.",
+        f"{project}/frist: does not exist, needed a checkpoint; check the path.",
+    ]
+    assert found.models[0] is None
+    assert found.models[1].nbytes == 5 * 8 * 4 + 8 * 3 * 2
+    assert found.stages == ()
+
+
+def test_batches_of_every_model_are_counted_together(project):
+    own = [
+        {"path": name, "batches": {"factory": "plan_model:batches", "count": count}}
+        for name, count in (("first", 2), ("second.npz", 3))
+    ]
+    recipe = {key: value for key, value in GOOD.items() if key != "batches"}
+    (project / "recipe.yaml").write_text(json.dumps(recipe | {"models": own}))
+    found = plan(project / "recipe.yaml", rates=RATES)
+    assert found.problems == ()
+    assert found.batches == 5
+
+
+def test_everything_that_is_wrong_with_the_models_is_said(project):
+    leaves = {"in": jnp.ones((5, 9)), "out": jnp.ones((8, 3)), "bias": jnp.ones(8)}
+    save_variables(project / "third", leaves)
+    save_variables(project / "fourth", {"in": jnp.ones((5, 8))})
+    found = planned(
+        project,
+        {"models": ["first", "third", "fourth"], "frozen": ["on"], "spec": "spec.txt"},
+    )
+    assert list(found.problems) == [
+        "models: model 1 has bias, model 0 has not",
+        "models: in is float32[5, 8] in model 0, float32[5, 9] in model 1",
+        "models: out is bfloat16[8, 3] in model 0, float32[8, 3] in model 1",
+        "models: model 2 lacks out",
+        f"{project}/spec.txt: there is no such file, a spec is needed; write one with "
+        "jmudsc spec RECIPE.",
+    ]
+    found = planned(project, {"frozen": ["on"], "output": "x.npz"})
+    (problem,) = found.problems
+    assert problem.startswith(
+        'freeze: 1 of 1 patterns match no label and no leaf:\n  "on'
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"apply_fn": "plan_model:other_fn"},
+            "recipe: \"apply_fn\" raises KeyError('hidden'), it must run on the "
+            "variables and a batch; correct the function, or what it is given.",
+        ),
+        (
+            {"update_fn": "plan_model:other_fn"},
+            "recipe: \"update_fn\" raises KeyError('hidden'), it must run on the "
+            "variables and a batch; correct the function, or what it is given.",
+        ),
+        (
+            {"batches": {"factory": "plan_model:stream"}},
+            "merge: batches is a list_iterator, which can be read only once, and "
+            "several passes are needed; pass a list, or an object whose __iter__ "
+            "starts anew.",
+        ),
+        (
+            {"batches": {"factory": "plan_model:batches", "count": 0}},
+            "merge: there are no batches, at least one is needed; the iterable is "
+            "empty.",
+        ),
+        (
+            {"separate": ["head/*"]},
+            "recipe: 1 of 1 patterns match no leaf of any model:\n"
+            '  "head/*"\nPatterns are of whole leaf paths.',
+        ),
+        (
+            {"separate": ["in"]},
+            "recipe: 1 labels of merged leaves have no activations but such as depend "
+            "on separate leaves:\n  P_0\nUse a weight method, or merge what comes "
+            "before them too.",
+        ),
+    ],
+    ids=["model", "update", "iterator", "empty", "pattern", "unread"],
+)
+def test_one_thing_wrong_is_one_problem(project, change, problem):
+    assert planned(project, change).problems[-1:] == (problem,)
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["jmudsc", *map(str, arguments)])
+    cli.main()
+
+
+def test_the_command_prints_tables(project, monkeypatch, capsys):
+    planned(project)
+    run(monkeypatch, "plan", project / "recipe.yaml")
+    printed = capsys.readouterr().out
+    assert printed.startswith("# Plan: mudsc-zip of 2 models over 3 batches\n")
+    assert "| second.npz |    npz |      2 |      64 | 208 B |" in printed
+    assert "1 label on 2 of 2 leaves" in printed
+    assert re.search(r"^- meets an input of the network: in:0$", printed, re.M)
+    for stage in ("loading", "checking the spec", "matching", "combining", "writing"):
+        assert re.search(rf"^\| {stage} +\|", printed, re.M)
+    assert "Nothing is wrong" in printed
+    assert not (project / "merged").exists()
+
+
+def test_the_command_fails_if_anything_is_wrong(project, monkeypatch, capsys):
+    planned(project, {"method": "mudsc-zp"})
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, "plan", project / "recipe.yaml")
+    assert end.value.code == 1
+    assert "1 problem:\n\n- " in capsys.readouterr().out
+
+
+def test_many_labels_of_one_size_are_one_row(project):
+    found = planned(project)
+    text = plan_report(found)
+    assert re.search(r"^\| P_0 +\| +1 \| +8 \| +- \| +- \|$", text, re.M)
+    assert size_text(5 * 2**40) == "5.00 TiB"
+
+
+def test_rates_are_those_of_a_machine():
+    rates = measure_rates()
+    assert 1e8 < rates.flops < 1e15
+    assert all(value > 0 for value in vars(rates).values())
+    assert np.isfinite(list(vars(rates).values())).all()
+
+
+@pytest.mark.parametrize("method", ["weight-align", "mudsc-zip"])
+def test_models_without_room_are_planned_to_stay_on_disk(method, project):
+    change = {"method": method}
+    whole = planned(project, change, memory=2**30)
+    found = planned(project, change, memory=0)
+    assert found.streamed
+    assert not whole.streamed
+    names = [stage.name for stage in found.stages]
+    assert "loading" not in names
+    assert ("checking the spec" in names) == (method == "mudsc-zip")
+    assert all("models" not in stage.device for stage in found.stages)
+    assert "they stay on disk, read leaf by leaf" in plan_report(found)
+    assert "no room" not in plan_report(whole)
+
+
+def test_what_reads_all_models_nevertheless_is_said(project):
+    found = planned(project, {"refit": "least-squares"}, memory=0)
+    assert "read all of them nevertheless" in plan_report(found)
+    assert found.stages[0].name == "loading"
+
+
+def test_a_spec_by_hand_must_fit_every_model_whose_head_is_its_own(project):
+    (project / "spec.txt").write_text(f"{planned(project).spec}\n")
+    leaves = {**jmudsc.load(project / "second.npz"), "extra": jnp.ones(3)}
+    save_variables(project / "third", leaves)
+    found = planned(
+        project,
+        {
+            "models": ["first", "third"],
+            "spec": "spec.txt",
+            "separate": ["out", "extra"],
+        },
+    )
+    (problem,) = found.problems
+    assert "the spec does not fit the variables in 1 places:\n  extra is not" in problem

@@ -1,0 +1,142 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmudsc import Fixed, PermutationSpec, Units
+from jmudsc.spec.check_variables import check_covers, check_finite, check_same
+from jmudsc.spec.permutation_spec import labels_of
+
+GOOD = {"bias": np.ones(3, np.float32), "kernel": np.ones((2, 3), np.float32)}
+
+
+def refused(message):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+def test_models_of_one_kind_are_the_same():
+    check_same("merge", [GOOD, jax.tree.map(jnp.asarray, GOOD), GOOD])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_model_is_not_enough(count):
+    with refused(
+        f"merge: {count} model given, at least 2 are needed; pass all that are to be "
+        "merged."
+    ):
+        check_same("merge", [GOOD] * count)
+
+
+def test_every_difference_of_every_model_is_listed():
+    second = {"bias": np.ones(4, np.float32), "scale": np.ones(3, np.float32)}
+    third = {**GOOD, "kernel": np.ones((2, 3), np.float16)}
+    message = """\
+merge: the models differ in 4 places, they must have the same leaves, shapes and dtypes:
+  model 1 lacks kernel
+  model 1 has scale, model 0 has not
+  bias is float32[3] in model 0, float32[4] in model 1
+  kernel is float32[2, 3] in model 0, float16[2, 3] in model 2
+Merge checkpoints of one architecture; rename or cast leaves first."""
+    with refused(message):
+        check_same("merge", [GOOD, second, third])
+
+
+def test_the_same_leaves_in_other_containers_are_the_same():
+    check_same("merge", [{"0": GOOD["bias"]}, [GOOD["bias"]]])
+
+
+def test_finite_models_pass_whatever_their_dtypes():
+    leaves = {
+        "half": jnp.ones(2, jnp.bfloat16),
+        "count": np.int32(3),
+        "flag": np.ones(2, bool),
+        "wave": np.ones(2, np.complex64),
+        "key": jax.random.key(0),
+        "none": np.ones((0, 3), np.float32),
+    }
+    check_finite("merge", [leaves, leaves])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_a_leaf_that_is_not_finite_is_named(bad, dtype):
+    kernel = np.ones((2, 3), np.float32)
+    kernel[1, 0] = kernel[1, 2] = bad
+    message = """\
+merge: 1 leaves are not finite, all must be:
+  model 1: params/kernel has 2 of 6 values that are NaN or infinite
+Take an earlier checkpoint of that run."""
+    with refused(message):
+        check_finite(
+            "merge",
+            [
+                {"params": {"kernel": jnp.ones((2, 3), dtype)}},
+                {"params": {"kernel": jnp.asarray(kernel, dtype)}},
+            ],
+        )
+
+
+def test_every_model_and_leaf_that_is_not_finite_is_listed():
+    bad = jax.tree.map(lambda x: x * np.float32(np.nan), GOOD)
+    message = """\
+merge: 4 leaves are not finite, all must be:
+  model 0: bias has 3 of 3 values that are NaN or infinite
+  model 0: kernel has 6 of 6 values that are NaN or infinite
+  model 2: bias has 3 of 3 values that are NaN or infinite
+  model 2: kernel has 6 of 6 values that are NaN or infinite
+Take an earlier checkpoint of that run."""
+    with refused(message):
+        check_finite("merge", [bad, GOOD, bad])
+
+
+@pytest.fixture
+def spec():
+    axes = {"bias": (Units("P_0", 3),), "kernel": (Fixed(2), Units("P_0", 3))}
+    return PermutationSpec(axes, labels_of(axes, {"P_0": 3}, {}))
+
+
+def test_a_spec_covers_the_leaves_it_was_made_for(spec):
+    check_covers("permute", spec, GOOD)
+
+
+def test_every_leaf_the_spec_does_not_fit_is_listed(spec):
+    leaves = {"biass": GOOD["bias"], "kernel": np.ones((3, 2), np.float32)}
+    message = """\
+permute: the spec does not fit the variables in 3 places:
+  the spec names "bias", which is not there; did you mean "biass"?
+  kernel has shape (3, 2), the spec says (2, 3)
+  biass is not in the spec
+Derive it from these variables with infer_spec."""
+    with refused(message):
+        check_covers("permute", spec, leaves)
+
+
+def test_a_leaf_of_another_rank_does_not_fit(spec):
+    message = """\
+match: the spec does not fit the variables in 1 places:
+  bias has shape (3, 1), the spec says (3,)
+Derive it from these variables with infer_spec."""
+    with refused(message):
+        check_covers("match", spec, {**GOOD, "bias": np.ones((3, 1))})
+
+
+def test_a_missing_leaf_without_a_near_name_gets_no_suggestion(spec):
+    message = """\
+permute: the spec does not fit the variables in 1 places:
+  the spec names "bias", which is not there
+Derive it from these variables with infer_spec."""
+    with refused(message):
+        check_covers("permute", spec, {"kernel": GOOD["kernel"]})
+
+
+def test_leaves_that_are_no_arrays_are_named():
+    text = (
+        "merge: model 1: 1 leaves are not arrays:\n  f: function\n"
+        "Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings inside "
+        "apply_fn (for Equinox: equinox.partition(model, is_array))."
+    )
+    models = [{"w": np.ones(2)}, {"w": np.ones(2), "f": lambda x: x}]
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        check_same("merge", models)
