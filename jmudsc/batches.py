@@ -1,6 +1,7 @@
-"""Batches: what calibration data must be, and what batches have in common."""
+"""Batches: what calibration data must be, and whose task they are from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -62,3 +63,23 @@ def batch_kind(batch: PyTree) -> Any:
     """Return what batches must have in common to share a program: a dictionary key."""
     leaves, structure = jax.tree.flatten(batch)
     return structure, tuple((np.shape(x), jnp.result_type(x)) for x in leaves)
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Batches that can be gone through again, of one task after another.
+
+    Attributes:
+        tasks: the batches of each task, re-iterable.
+    """
+
+    tasks: tuple[Iterable[PyTree], ...]
+
+    def __iter__(self) -> Iterator[PyTree]:
+        """Go through the batches of all tasks."""
+        for batches in self.tasks:
+            yield from batches
+
+    def owners(self) -> list[int]:
+        """Return for each batch the number of its task; goes through them to count."""
+        return [number for number, batches in enumerate(self.tasks) for _ in batches]

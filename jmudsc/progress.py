@@ -1,5 +1,7 @@
-"""Progress: tell a caller what is being done, and how much of it."""
+"""Progress: what is being done, how much of it, and how long it took."""
 
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 
 from jaxtyping import PyTree
@@ -44,3 +46,18 @@ def prefixed(progress: Progress | None, prefix: str) -> Progress:
     if progress is None:
         return silent
     return lambda stage, done, total: progress(f"{prefix}{stage}", done, total)
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that a block takes to that of a stage.
+
+    What the block starts on a device it should wait for.
+
+    Args:
+        seconds: stage -> seconds so far, changed in place.
+        stage: what the block does.
+    """
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -27,7 +27,6 @@ from heads_apart import Assignment, both_specs, differing, finished, FINISHES
 from jaxtyping import PyTree
 
 from jmudsc.derivation.infer_spec import infer_spec
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.experiments import models
 from jmudsc.experiments.class_split_config import Experiment, read_experiment
 from jmudsc.experiments.datasets import batches, load_splits, only, Split
@@ -40,6 +39,7 @@ from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.recipes.report import table
 from jmudsc.reordering.combine import combine
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/digits-vit-wide.yaml"

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc.derivation.check_spec import check_spec
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.reordering.combine import combine
 from jmudsc.repairs.rescale import repair, repair_layers
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import Label, PermutationSpec, Site
+from jmudsc.types import ApplyFn
 
 FINISHES = ("none", "repair")
 

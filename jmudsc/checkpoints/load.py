@@ -29,8 +29,8 @@ from jmudsc.checkpoints.subtrees import (
     nnx_keys,
     unwrap,
 )
+from jmudsc.digests import digest_of
 from jmudsc.lazy import Fetch, LazyArray, read_all
-from jmudsc.matching.journal import digest_of
 from jmudsc.paths import flatten, listed
 
 # Beside an item, in its directory; beside a file, what is put after its name.

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.reordering.permute import permute, random_permutations
 from jmudsc.sharding import placed_like, to_host
 from jmudsc.spec.check_variables import check_covers
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 
 def check_spec(

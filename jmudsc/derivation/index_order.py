@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
-from jmudsc.derivation.program import Place, shape_of
+from jmudsc.derivation.program import shape_of
 from jmudsc.derivation.rules.elementwise import (
     contraction,
     cumulative,
@@ -21,7 +21,7 @@ from jmudsc.derivation.rules.elementwise import (
     reduce,
     RULES,
 )
-from jmudsc.derivation.terms.values import Pick, Picks, Value
+from jmudsc.derivation.terms.values import Pick, Picks, Place, Value
 from jmudsc.derivation.value_numbering import Numbers
 
 AxisMap = Mapping[int, int]  # axis of an operand -> axis of the output

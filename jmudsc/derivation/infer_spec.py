@@ -13,12 +13,13 @@ from jaxtyping import PyTree
 from jmudsc.derivation.axis_expressions import express_all
 from jmudsc.derivation.interpreter import Walk, walk
 from jmudsc.derivation.nesting import parents_of
-from jmudsc.derivation.program import ApplyFn, Program, shape_of, trace
+from jmudsc.derivation.program import Program, shape_of, trace
 from jmudsc.derivation.running_statistics import running_statistics
 from jmudsc.derivation.terms.axis_terms import Terms
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import fixed_sites, labels_of, PermutationSpec, Site
+from jmudsc.types import ApplyFn
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jmudsc.derivation import index_order
-from jmudsc.derivation.program import Place
 from jmudsc.derivation.rules.common import regroup
 from jmudsc.derivation.rules.elementwise import contraction
 from jmudsc.derivation.terms.axis_terms import Terms
-from jmudsc.derivation.terms.values import Tag, Value
+from jmudsc.derivation.terms.values import Place, Tag, Value
 from jmudsc.derivation.value_numbering import Numbers
 
 _CUTTING = ("concatenate", "pad", "slice", "split", "tile")

@@ -15,17 +15,11 @@ import numpy as np
 
 from jmudsc.derivation import index_order
 from jmudsc.derivation.interactions import meetings
-from jmudsc.derivation.program import (
-    open_jaxpr,
-    Place,
-    Program,
-    scan_operands,
-    shape_of,
-)
+from jmudsc.derivation.program import open_jaxpr, Program, scan_operands, shape_of
 from jmudsc.derivation.rules import elementwise, indexing
 from jmudsc.derivation.rules.common import pin_all
 from jmudsc.derivation.terms.axis_terms import Terms
-from jmudsc.derivation.terms.values import Pick, Picks, Value
+from jmudsc.derivation.terms.values import Pick, Picks, Place, Value
 from jmudsc.derivation.value_numbering import Numbers
 
 

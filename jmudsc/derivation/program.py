@@ -6,7 +6,7 @@ equations sees the whole computation, and any value in it can be returned.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.derivation import shard_map
+from jmudsc.derivation.terms.values import Place
 from jmudsc.spec.check_variables import check_arrays
-
-ApplyFn = Callable[[PyTree, PyTree], PyTree]
+from jmudsc.types import ApplyFn
 
 # Primitives that only wrap a jaxpr -> the parameter that holds it.
 _CALLS = {
@@ -32,23 +32,6 @@ _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value of a program is.
-
-    Attributes:
-        var: the value.
-        loops: the `scan` equations around it, outermost first.
-    """
-
-    var: Any
-    loops: tuple[Any, ...] = ()
-
-    def inside(self) -> "Place":
-        """Return the place as seen from inside the outermost loop."""
-        return Place(self.var, self.loops[1:])
 
 
 @dataclass(frozen=True, eq=False)

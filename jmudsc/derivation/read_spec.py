@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from jmudsc.derivation.infer_spec import roles
 from jmudsc.derivation.label_sizes import with_sizes
-from jmudsc.derivation.program import ApplyFn, shape_of, trace
+from jmudsc.derivation.program import shape_of, trace
 from jmudsc.paths import did_you_mean, listed
 from jmudsc.spec.axes import atoms_in, Axis, labels_by_axis, Units
 from jmudsc.spec.notation import read_table, Row, Table
@@ -20,6 +20,7 @@ from jmudsc.spec.permutation_spec import (
     Site,
 )
 from jmudsc.spec.rows import Axes, axes_of, by_leaf
+from jmudsc.types import ApplyFn
 
 Parents = Mapping[str, str | Sequence[str]]
 

@@ -9,10 +9,10 @@ import jax
 
 from jmudsc.derivation.axis_expressions import express_all, terms_of
 from jmudsc.derivation.interpreter import Found, Walk, walk
-from jmudsc.derivation.program import Place, Program
+from jmudsc.derivation.program import Program
 from jmudsc.derivation.rules.indexing import IN_ORDER
 from jmudsc.derivation.terms.axis_terms import Terms
-from jmudsc.derivation.terms.values import Pick
+from jmudsc.derivation.terms.values import Pick, Place
 from jmudsc.spec.axes import Axis, Fixed, labels_by_block, Units
 from jmudsc.spec.permutation_spec import PermutationSpec
 

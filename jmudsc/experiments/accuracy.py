@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.experiments.datasets import batches, Split
 from jmudsc.experiments.training import cosines, LOGIT_SCALE
+from jmudsc.types import ApplyFn
 
 _BATCH = 256
 

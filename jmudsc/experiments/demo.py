@@ -15,7 +15,6 @@ from jaxtyping import PyTree
 from jmudsc.checkpoints.save import save, save_variables
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.experiments import models
 from jmudsc.experiments.accuracy import ensemble, evaluate, Scores
 from jmudsc.experiments.datasets import batches, digits, only, Split
@@ -28,7 +27,8 @@ from jmudsc.progress import prefixed, Progress
 from jmudsc.recipes.report import mean_and_deviation, report, table
 from jmudsc.recipes.schema import dump_recipe, Recipe, Reference, Source
 from jmudsc.reordering.combine import combine
-from jmudsc.repairs.batch_stats import reset_batch_stats, UpdateFn
+from jmudsc.repairs.batch_stats import reset_batch_stats
+from jmudsc.types import ApplyFn, UpdateFn
 
 TASKS = ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))
 SETUPS = {"mlp": DEMO_MLP, "resnet20": DEMO_RESNET20}

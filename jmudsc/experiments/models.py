@@ -17,14 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jmudsc import paths
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.experiments.convnets import (
     BottleneckResNet as BottleneckResNet,
     ResNet20 as ResNet20,
     VGG as VGG,
 )
 from jmudsc.experiments.vit import ViT as ViT
-from jmudsc.repairs.batch_stats import UpdateFn
+from jmudsc.types import ApplyFn, UpdateFn
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Embedding = Float[Array, "batch outputs"]

@@ -16,13 +16,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.experiments import models, training
 from jmudsc.experiments.datasets import batches, load_splits, some, Split
 from jmudsc.experiments.training import TrainConfig
 from jmudsc.landscape.plane import Loss
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import Progress
+from jmudsc.types import ApplyFn
 
 # Per task the digits of its second class; all others are of its first.
 TASKS = {"parity": (1, 3, 5, 7, 9), "primality": (2, 3, 5, 7)}

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.experiments.tasks import Examples, Task
+from jmudsc.types import ApplyFn
 
 
 def scaled_performance(constant: float, parent: float, loss: float) -> float:

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.digests import digest_of
 from jmudsc.lazy import Leaf
-from jmudsc.matching.journal import digest_of, Journal
+from jmudsc.matching.journal import Journal
 from jmudsc.matching.moment_cache import BUDGET, Memory
 from jmudsc.matching.moments import Moments
 from jmudsc.matching.multi_model import check_reference

@@ -5,7 +5,6 @@ would be computed, whatever was interrupted when.
 """
 
 import contextlib
-import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from jmudsc.digests import digest_of
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,3 @@ class Journal:
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def digest_of(parts: Iterable[bytes]) -> str:
-    """Return a SHA-256 of some bytes, where one ends and the next begins included.
-
-    Example:
-        >>> digest_of([b"a", b"bc"]) == digest_of([b"ab", b"c"])
-        False
-    """
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()

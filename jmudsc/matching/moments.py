@@ -12,14 +12,16 @@ from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable, no_batches
-from jmudsc.derivation.program import ApplyFn, Place, run, trace
+from jmudsc.derivation.program import run, trace
 from jmudsc.derivation.taps import find_taps, read_tap, Tap
+from jmudsc.derivation.terms.values import Place
 from jmudsc.lazy import is_lazy, to_device
 from jmudsc.reordering.blocks import Block, blocks, places_of, units_last
 from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec.axes import Units
 from jmudsc.spec.check_variables import check_covers
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 # Per label the mean of each unit, and how far every sample is from it.
 Centred = Mapping[

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from jmudsc.derivation.program import ApplyFn
+from jmudsc.types import ApplyFn
 
 Outputs = Float[np.ndarray, "samples outputs"]
 

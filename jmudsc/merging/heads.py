@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.merging.separate import Parts, put_together
 from jmudsc.merging.trunk import trunk_fn
 from jmudsc.progress import Progress
 from jmudsc.reordering.permute import identity
 from jmudsc.repairs.pipeline import Finish, finished
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 
 def finished_apart(

@@ -12,7 +12,6 @@ from jmudsc import paths
 from jmudsc.batches import check_iterable, first_batch
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.lazy import to_device
 from jmudsc.matching.coordinate_descent import (
     check_method,
@@ -34,16 +33,15 @@ from jmudsc.merging.separate import (
     trunks_of,
 )
 from jmudsc.merging.trunk import trunk_fn
-from jmudsc.progress import counted, Progress, silent
+from jmudsc.progress import counted, Progress, silent, timed
 from jmudsc.reordering.combine import combine, shares_of
-from jmudsc.repairs.batch_stats import UpdateFn
 from jmudsc.repairs.least_squares import RIDGE
 from jmudsc.repairs.pipeline import check_finish, Finish, finished
 from jmudsc.sharding import Automatic, automatic, is_explicit, placed_like
 from jmudsc.spec.check_variables import check_finite, check_same
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
-from jmudsc.timing import timed
+from jmudsc.types import ApplyFn, UpdateFn
 
 _log = logging.getLogger(__name__)
 

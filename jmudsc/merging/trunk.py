@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jmudsc.derivation.program import ApplyFn, Place, Program, run, trace, variables_of
+from jmudsc.derivation.program import Program, run, trace, variables_of
+from jmudsc.derivation.terms.values import Place
+from jmudsc.types import ApplyFn
 
 
 def trunk_fn(apply_fn: ApplyFn, variables: PyTree, trunk: Iterable[str]) -> ApplyFn:

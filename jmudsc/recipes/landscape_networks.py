@@ -17,7 +17,6 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.checkpoints.load import load_provenance
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.landscape.plane import Plane, plane_through
 from jmudsc.matching.coordinate_descent import match, uses_activations
 from jmudsc.matching.moments import collect
@@ -31,6 +30,7 @@ from jmudsc.reordering.permute import identity, random_permutations
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 Rows = Mapping[str, np.ndarray]
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import jax
 
-from jmudsc.chained import Chained
+from jmudsc.batches import Chained
 from jmudsc.checkpoints.load import fingerprint
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free, save
+from jmudsc.digests import digest_of
 from jmudsc.lazy import is_lazy
 from jmudsc.matching.coordinate_descent import uses_activations
-from jmudsc.matching.journal import digest_of, Journal
+from jmudsc.matching.journal import Journal
 from jmudsc.merging.memory_budget import room
 from jmudsc.merging.merge import merge
 from jmudsc.progress import Progress

@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 import jax
 from jaxtyping import PyTree
 
-from jmudsc.batches import first_batch
-from jmudsc.chained import Chained
+from jmudsc.batches import Chained, first_batch
 from jmudsc.checkpoints.dtypes import abstract, check_savable
 from jmudsc.checkpoints.formats import format_of
 from jmudsc.checkpoints.load import open_variables
-from jmudsc.derivation.program import ApplyFn, trace
+from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.matching.coordinate_descent import uses_activations
 from jmudsc.merging.alpha_search import ALPHAS, check_balance
@@ -38,6 +37,7 @@ from jmudsc.repairs.pipeline import check_finish, Finish
 from jmudsc.spec.check_variables import differences
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 Found = TypeVar("Found")
 

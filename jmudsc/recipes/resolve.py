@@ -8,11 +8,10 @@ from typing import Any
 from etils import epath
 from jaxtyping import PyTree
 
-from jmudsc.chained import Chained
+from jmudsc.batches import Chained
 from jmudsc.checkpoints.formats import format_of
 from jmudsc.checkpoints.load import load
 from jmudsc.derivation.infer_spec import infer_spec
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.derivation.read_spec import read_spec
 from jmudsc.landscape.plane import Loss
 from jmudsc.lazy import to_device
@@ -21,6 +20,7 @@ from jmudsc.paths import listed
 from jmudsc.progress import Progress
 from jmudsc.recipes.schema import Recipe, Reference, resolve, Source
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 
 def load_model(

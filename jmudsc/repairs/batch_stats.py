@@ -1,6 +1,6 @@
 """Running statistics of a merged network: averaging took the variance they describe."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,11 +12,10 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.batches import check_iterable, no_batches
 from jmudsc.sharding import over_processes, placed_like, to_host
+from jmudsc.types import UpdateFn
 
 # Far from any statistic of a batch, so that rounding does not blur the momentum.
 _FAR = 2.0**20
-
-UpdateFn = Callable[[PyTree, PyTree], PyTree]
 
 
 def reset_batch_stats(

@@ -21,13 +21,14 @@ from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable, no_batches
-from jmudsc.derivation.program import ApplyFn, Program, trace, variables_of
+from jmudsc.derivation.program import Program, trace, variables_of
 from jmudsc.repairs.contractions import contract
 from jmudsc.repairs.find_layers import find_layers, Layers, Map, Norm
 from jmudsc.repairs.leaf_entries import read
 from jmudsc.repairs.targets import arrays, Leaves, Parents, parents_of
 from jmudsc.spec.check_variables import check_same
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float, PyTree
 
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.repairs.contractions import columns, Form, matrix, rows
 from jmudsc.repairs.find_layers import Norm
 from jmudsc.repairs.layer_by_layer import (
@@ -27,6 +26,7 @@ from jmudsc.repairs.rescale import reset_norm
 from jmudsc.repairs.targets import Leaves, Parents
 from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.progress import counted, Progress
-from jmudsc.repairs.batch_stats import reset_batch_stats, UpdateFn
+from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.repairs.least_squares import (
     check_owners,
     check_ridge,
@@ -24,6 +23,7 @@ from jmudsc.repairs.least_squares import (
 from jmudsc.repairs.pooled import pool_batch_stats
 from jmudsc.repairs.rescale import repair_layers
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn, UpdateFn
 
 REPAIRS = ("rescale", "pooled")
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jmudsc.derivation.program import ApplyFn
 from jmudsc.repairs.contractions import columns, matrix
 from jmudsc.repairs.find_layers import Map, Norm
 from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, outputs, Seen
@@ -20,6 +19,7 @@ from jmudsc.repairs.targets import Leaves, Parents
 from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec.axes import Axis, Fixed
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.types import ApplyFn
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ import nets
 import numpy as np
 import pytest
 
-from jmudsc.derivation.program import evaluate, Place, run, scan_operands, trace
+from jmudsc.derivation.program import evaluate, run, scan_operands, trace
+from jmudsc.derivation.terms.values import Place
 
 VARIABLES = {
     "in": np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6),

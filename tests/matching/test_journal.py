@@ -14,7 +14,8 @@ import pytest
 import jmudsc
 from jmudsc.checkpoints.load import fingerprint
 from jmudsc.checkpoints.save import save_variables
-from jmudsc.matching.journal import digest_of, Journal
+from jmudsc.digests import digest_of
+from jmudsc.matching.journal import Journal
 from jmudsc.recipes import resolve
 from jmudsc.recipes.merge import _journal, cook
 from jmudsc.recipes.schema import read_recipe

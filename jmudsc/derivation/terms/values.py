@@ -1,8 +1,24 @@
 """Values: what a walk knows of one value of a program, besides its shape."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from jmudsc.derivation.program import Place
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value of a program is.
+
+    Attributes:
+        var: the value.
+        loops: the `scan` equations around it, outermost first.
+    """
+
+    var: Any
+    loops: tuple[Any, ...] = ()
+
+    def inside(self) -> "Place":
+        """Return the place as seen from inside the outermost loop."""
+        return Place(self.var, self.loops[1:])
 
 
 @dataclass(frozen=True)
