@@ -8,9 +8,9 @@ from jaxtyping import PyTree
 
 from jmudsc.landscape.plane import Loss, measure_by, number, with_sum
 from jmudsc.progress import Progress
+from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
 from jmudsc.recipes.resolve import load_merged, load_model, losses_of, resolved
-from jmudsc.recipes.schema import read_recipe
 
 
 def evaluate_recipe(
@@ -40,7 +40,7 @@ def evaluate_recipe(
     score = resolved(recipe, ("score",)).get("score")
     merged = load_merged(path, recipe, progress, checkpoint)
     parents = [load_model(recipe, source, progress) for source in recipe.models]
-    if recipe.separate:
+    if recipe.options.separate:
         networks = {"parents": parents, "merged": merged}
     else:
         letters = [f"parent {chr(65 + n)}" for n in range(len(parents))]

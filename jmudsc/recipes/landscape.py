@@ -22,9 +22,9 @@ from jmudsc.landscape.plane import (
 )
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.landscape_networks import landscape_networks, LandscapeNetworks
+from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
 from jmudsc.recipes.resolve import losses_of, place
-from jmudsc.recipes.schema import read_recipe
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,14 +126,14 @@ def _taken_apart(
     batches, trunks = named["batches"], networks
     functions = _per_model("apply_fn", named["apply_fn"], len(recipe.models))
     whole = list(zip(functions, networks, strict=False))
-    if not recipe.separate:
+    if not recipe.options.separate:
         whole = whole[:1]
     specs = [spec_by(path, recipe, fn, batches, model) for fn, model in whole]
-    specs = [freeze(specs[0], recipe.frozen), *specs[1:]]
+    specs = [freeze(specs[0], recipe.options.frozen), *specs[1:]]
     read = functions[0]
-    if recipe.separate:
+    if recipe.options.separate:
         specs = specs * 2  # the merged networks have the heads of their parents
-        trunks = trunks_of("landscape", networks, recipe.separate)
+        trunks = trunks_of("landscape", networks, recipe.options.separate)
         read = trunk_fn(read, networks[0], paths.flatten(trunks[0]))
     parts = take_apart("landscape", specs, networks, trunks)
     return _Saved(path, recipe, batches, networks, trunks, parts, read)
@@ -147,11 +147,12 @@ def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
     """
     made = load_provenance(outputs(saved.recipe)[0])
     method, alpha = made["recipe"]["method"], made["recipe"]["alpha"]
-    if method != saved.recipe.method:
+    asked = saved.recipe.options.method
+    if method != asked:
         raise ValueError(
-            f'{saved.path}: expected an output merged by "{saved.recipe.method}", as '
-            f'the recipe says, got one merged by "{method}". Run jmudsc merge '
-            f"{saved.path} --overwrite first."
+            f'{saved.path}: expected an output merged by "{asked}", as the recipe '
+            f'says, got one merged by "{method}". Run jmudsc merge {saved.path} '
+            "--overwrite first."
         )
     if method.endswith("-align"):
         stored, count = made["assignment"], saved.parents
@@ -188,7 +189,9 @@ def _named_networks(saved: _Saved, given: Rows, aligned: Rows) -> dict[str, PyTr
     An average is taken in the order in which the parents were given.
     """
     orders = {"as given": given, "aligned": aligned}
-    names = list(orders) if saved.recipe.method == "average" else list(orders)[::-1]
+    names = (
+        list(orders) if saved.recipe.options.method == "average" else list(orders)[::-1]
+    )
     here, there = (orders[name] for name in names)
     networks = {
         "parent A": _in_order(saved, 0, here),
@@ -221,7 +224,7 @@ def _in_order(saved: _Saved, number: int, rows: Rows) -> PyTree:
     """Bring one network to the order of some rows, and put heads onto its trunk."""
     own = {name: row[[number, number]] for name, row in rows.items()}
     trunk = combine(saved.parts.spec, [saved.trunks[number]] * 2, own)
-    if not saved.recipe.separate:
+    if not saved.recipe.options.separate:
         return trunk
     count = len(saved.networks)
     whole = put_together(saved.parts, saved.networks, trunk, rows, [1 / count] * count)
@@ -232,7 +235,7 @@ def _in_order(saved: _Saved, number: int, rows: Rows) -> PyTree:
 def _ignored(saved: _Saved, network: PyTree) -> set[str]:
     """Return the leaves by which distances are not measured: statistics, and heads."""
     spec: PermutationSpec = saved.parts.spec
-    if not saved.recipe.separate:
+    if not saved.recipe.options.separate:
         return set(spec.statistics)
     trunk = spec.axes.keys() - spec.statistics
     return paths.flatten(network).keys() - {f"0/{leaf}" for leaf in trunk}
@@ -244,7 +247,7 @@ def _settle(
     if "update_fn" not in named:
         return None
     function, batches = named["update_fn"], named["batches"]
-    if not recipe.separate:
+    if not recipe.options.separate:
         return lambda variables: reset_batch_stats(function, variables, batches)
     several = _per_model("update_fn", function, len(recipe.models))
     return lambda networks: [

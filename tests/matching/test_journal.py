@@ -18,7 +18,7 @@ from jmudsc.digests import digest_of
 from jmudsc.matching.journal import Journal
 from jmudsc.recipes import resolve
 from jmudsc.recipes.merge import _journal, merge_recipe
-from jmudsc.recipes.schema import read_recipe
+from jmudsc.recipes.reader import read_recipe
 
 MATCH = importlib.import_module("jmudsc.matching.coordinate_descent")
 
