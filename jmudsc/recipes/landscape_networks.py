@@ -20,8 +20,13 @@ from jmudsc.checkpoints.load import load_provenance
 from jmudsc.landscape.plane import Plane, plane_through
 from jmudsc.matching.coordinate_descent import match, uses_activations
 from jmudsc.matching.moments import collect
-from jmudsc.merging.separate import Parts, put_together, take_apart, trunks_of
-from jmudsc.merging.trunk import trunk_fn
+from jmudsc.merging.heads import put_together
+from jmudsc.merging.separate import (
+    take_apart,
+    trunk_fn,
+    TrunkAndHeads,
+    trunks_of,
+)
 from jmudsc.progress import counted, Progress
 from jmudsc.recipes.resolve import load_merged, load_model, outputs, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
@@ -121,7 +126,7 @@ def set_up(path: Path, recipe: Recipe, say: Progress) -> Scene:
 
 def _taken_apart(
     path: Path, recipe: Recipe, named: Mapping[str, Any], everything: Sequence[PyTree]
-) -> tuple[Parts, Sequence[PyTree], ApplyFn]:
+) -> tuple[TrunkAndHeads, Sequence[PyTree], ApplyFn]:
     """Find the spec, the trunks where leaves are separate, and the function of them."""
     count, batches = len(recipe.models), named["batches"]
     functions = _per_model(named["apply_fn"], count)
@@ -185,7 +190,7 @@ def _per_model(functions: Any, count: int) -> list[Any]:
     return list(functions) if isinstance(functions, Sequence) else [functions] * count
 
 
-def _ignored(recipe: Recipe, parts: Parts, network: PyTree) -> set[str]:
+def _ignored(recipe: Recipe, parts: TrunkAndHeads, network: PyTree) -> set[str]:
     """Return the leaves by which distances are not measured: statistics, and heads."""
     if not recipe.separate:
         return set(parts.spec.statistics)
