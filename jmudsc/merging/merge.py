@@ -30,9 +30,9 @@ from jmudsc.merging.separate import (
     check_carried,
     check_read,
     take_apart,
+    trunk_fn,
     trunks_of,
 )
-from jmudsc.merging.trunk import trunk_fn
 from jmudsc.progress import counted, Progress, silent, timed
 from jmudsc.reordering.combine import combine, shares_of
 from jmudsc.repairs.least_squares import RIDGE

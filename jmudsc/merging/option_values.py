@@ -53,9 +53,11 @@ def share_or(choices: Sequence[str], advice: str) -> Reader:
     """
 
     def read(value: Any) -> Any:
-        if isinstance(value, str) and value in choices:
-            return value
-        if not is_number(value) or not 0 <= value <= 1:
+        if isinstance(value, str):
+            good = value in choices
+        else:
+            good = is_number(value) and 0 <= value <= 1
+        if not good:
             names = " or ".join(f'"{choice}"' for choice in choices)
             raise ValueError(
                 f"expected a number in [0, 1], {names}, got {quoted(value)}. {advice}"

@@ -23,8 +23,13 @@ from jmudsc.matching.coordinate_descent import uses_activations
 from jmudsc.merging.alpha_search import ALPHAS, check_balance
 from jmudsc.merging.memory_budget import fits, room, tree_bytes
 from jmudsc.merging.merge import check_batches, reads_all
-from jmudsc.merging.separate import check_carried, check_read, take_apart, trunks_of
-from jmudsc.merging.trunk import trunk_fn
+from jmudsc.merging.separate import (
+    check_carried,
+    check_read,
+    take_apart,
+    trunk_fn,
+    trunks_of,
+)
 from jmudsc.paths import flatten
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.costs import Job, Stage, stages_of

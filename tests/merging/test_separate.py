@@ -17,8 +17,7 @@ from jmudsc import (
     reset_batch_stats,
 )
 from jmudsc.matching.coordinate_descent import match
-from jmudsc.merging.separate import restrict
-from jmudsc.merging.trunk import trunk_fn
+from jmudsc.merging.separate import restrict, trunk_fn
 
 ZIPS = [m for m in METHODS if m.endswith("zip")]
 
