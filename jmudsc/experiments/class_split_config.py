@@ -32,7 +32,7 @@ from jmudsc.experiments.tasks_config import (
     TaskExperiment,
 )
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS
 from jmudsc.merging.option_values import quoted, Reader

@@ -19,7 +19,8 @@ from jmudsc import paths
 from jmudsc.batches import first_batch
 from jmudsc.checkpoints.load import load_provenance
 from jmudsc.landscape.plane import Plane, plane_through
-from jmudsc.matching.coordinate_descent import match, uses_activations
+from jmudsc.matching.coordinate_descent import match
+from jmudsc.matching.methods import aligning, method_of, TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.heads import put_together
 from jmudsc.merging.prepare import Inputs, per_model, prepare, Prepared
@@ -148,19 +149,20 @@ def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
             f'says, got one merged by "{method}". Run jmudsc merge {saved.path} '
             "--overwrite first."
         )
-    if method.endswith("-align"):
+    row = method_of("landscape", method)
+    if row.pairing == "align":
         stored, count = made["assignment"], saved.parents
         return {n: np.concatenate([stored[n], given[n][count:]]) for n in given}
-    is_average = method == "average"
-    one_to_one = "mudsc-align" if is_average else method.replace("zip", "align")
-    seen = saved.prepared.trunks[: saved.parents + (not is_average)]
-    moments = _moments(saved, seen, say) if uses_activations(one_to_one) else None
+    one_to_one = aligning(row)
+    # What is merged with nothing matched is the mean of the parents as given.
+    seen = saved.prepared.trunks[: saved.parents + row.matches]
+    moments = _moments(saved, seen, say) if one_to_one.activations else None
     say("matching", 0, None)
     assignment = match(
         saved.prepared.spec,
         seen,
         moments,
-        method=one_to_one,
+        method=one_to_one.name,
         alpha=alpha,
         reference="mean",
         key=jax.random.key(saved.recipe.seed),
@@ -180,12 +182,11 @@ def _moments(
 def _named_networks(saved: _Saved, given: Rows, aligned: Rows) -> dict[str, PyTree]:
     """Name the networks in the order of units of the merge, and parent B in the other.
 
-    An average is taken in the order in which the parents were given.
+    Where nothing is matched, parents are averaged in the order they were given in.
     """
-    orders = {"as given": given, "aligned": aligned}
-    names = (
-        list(orders) if saved.recipe.options.method == "average" else list(orders)[::-1]
-    )
+    orders = {"aligned": aligned, "as given": given}
+    is_matched = TABLE[saved.recipe.options.method].matches
+    names = list(orders) if is_matched else list(orders)[::-1]
     here, there = (orders[name] for name in names)
     networks = {
         "parent A": _in_order(saved, 0, here),
