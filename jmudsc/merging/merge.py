@@ -172,7 +172,7 @@ def merge(
     say = progress or silent
     first = None
     if batches is not None:
-        first = first_batch(batches)
+        first = first_batch("merge", batches)
         if is_explicit(first):
             batches, first = Automatic(batches), automatic(first)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)

@@ -62,7 +62,7 @@ def share_or(choices: Sequence[str], advice: str) -> Reader:
             raise ValueError(
                 f"expected a number in [0, 1], {names}, got {quoted(value)}. {advice}"
             )
-        return float(value)
+        return value if isinstance(value, str) else float(value)
 
     return read
 

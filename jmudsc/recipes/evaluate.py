@@ -35,7 +35,7 @@ def evaluate_recipe(
     """
     recipe = read_recipe(path)
     losses: Mapping[str, Loss] = {}
-    if recipe.losses is not None or recipe.score is None:
+    if recipe.losses is not None or "score" not in recipe.functions:
         losses = losses_of(path, recipe, "evaluate")
     score = resolved(recipe, ("score",)).get("score")
     merged = load_merged(path, recipe, progress, checkpoint)

@@ -126,7 +126,7 @@ def _prepared(
     # Where leaves are separate, the merged networks have the heads of their parents.
     apply_fn = functions * 2 if options.separate else functions[0]
     inputs = Inputs(apply_fn, networks, batches, spec)
-    return prepare("landscape", inputs, first_batch(batches), options)
+    return prepare("landscape", inputs, first_batch("landscape", batches), options)
 
 
 def _per_model(key: str, named: Mapping[str, Any], recipe: Recipe) -> list[Any]:

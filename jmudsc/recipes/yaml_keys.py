@@ -94,7 +94,8 @@ def plural(count: int, noun: str) -> str:
     """Write how many of something there are.
 
     Example:
-        >>> plural(1, "label"), plural(2, "label")
-        ('1 label', '2 labels')
+        >>> plural(1, "label"), plural(2, "label"), plural(3, "batch")
+        ('1 label', '2 labels', '3 batches')
     """
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    ending = "es" if noun.endswith(("ch", "x")) else "s"
+    return f"{count} {noun}{'' if count == 1 else ending}"
