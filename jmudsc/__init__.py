@@ -4,10 +4,8 @@ from importlib.metadata import version
 
 from jmudsc.checkpoints.load import (
     load as load,
-    load_provenance as load_provenance,
     load_shapes as load_shapes,
 )
-from jmudsc.checkpoints.save import save as save
 from jmudsc.derivation.check_spec import check_spec as check_spec
 from jmudsc.derivation.infer_spec import infer_spec as infer_spec
 from jmudsc.derivation.read_spec import override as override, read_spec as read_spec
@@ -21,6 +19,10 @@ from jmudsc.matching.coordinate_descent import (
 from jmudsc.matching.moments import collect as collect, Moments as Moments
 from jmudsc.merging.merge import merge as merge
 from jmudsc.merging.result import MergeResult as MergeResult
+from jmudsc.merging.save_result import (
+    load_provenance as load_provenance,
+    save as save,
+)
 from jmudsc.reordering.combine import combine as combine
 from jmudsc.reordering.permute import (
     permute as permute,

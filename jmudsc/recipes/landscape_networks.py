@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.checkpoints.load import load_provenance
 from jmudsc.landscape.plane import Plane, plane_through
 from jmudsc.matching.coordinate_descent import match, uses_activations
 from jmudsc.matching.moments import collect
+from jmudsc.merging.save_result import load_provenance
 from jmudsc.merging.separate import Parts, put_together, take_apart, trunks_of
 from jmudsc.merging.trunk import trunk_fn
 from jmudsc.progress import counted, Progress

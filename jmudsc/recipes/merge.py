@@ -10,13 +10,14 @@ import jax
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.load import fingerprint
 from jmudsc.checkpoints.provenance import versions
-from jmudsc.checkpoints.save import check_free, save
+from jmudsc.checkpoints.save import check_free
 from jmudsc.digests import digest_of
 from jmudsc.lazy import is_lazy
 from jmudsc.matching.coordinate_descent import uses_activations
 from jmudsc.matching.journal import Journal
 from jmudsc.merging.memory_budget import room
 from jmudsc.merging.merge import merge
+from jmudsc.merging.save_result import save
 from jmudsc.progress import Progress
 from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
