@@ -1,4 +1,4 @@
-"""Cook: do what a recipe says."""
+"""Merge: do what a recipe says and save the result."""
 
 import dataclasses
 import logging
@@ -35,7 +35,7 @@ from jmudsc.spec.permutation_spec import PermutationSpec
 _log = logging.getLogger(__name__)
 
 
-def cook(
+def merge_recipe(
     path: Path,
     *,
     overwrite: bool = False,
@@ -147,7 +147,7 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
 
     Args:
         path: the recipe, a YAML file.
-        progress: as for `cook`.
+        progress: as for `merge_recipe`.
 
     Returns:
         The spec.
