@@ -61,10 +61,8 @@ if TYPE_CHECKING:  # what type checkers and editors read
     )
     from jmudsc.checkpoints.load import (
         load as load,
-        load_provenance as load_provenance,
         load_shapes as load_shapes,
     )
-    from jmudsc.checkpoints.save import save as save
     from jmudsc.derivation.check_spec import check_spec as check_spec
     from jmudsc.derivation.infer_spec import infer_spec as infer_spec
     from jmudsc.derivation.read_spec import override as override, read_spec as read_spec
@@ -78,6 +76,10 @@ if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc.matching.moments import collect as collect, Moments as Moments
     from jmudsc.merging.merge import merge as merge
     from jmudsc.merging.result import MergeResult as MergeResult
+    from jmudsc.merging.save_result import (
+        load_provenance as load_provenance,
+        save as save,
+    )
     from jmudsc.reordering.combine import combine as combine
     from jmudsc.reordering.permute import (
         permute as permute,
@@ -104,8 +106,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
 
 # What is imported at first use: names by the module that they come from.
 _NAMES_OF = {
-    "checkpoints.load": "load load_provenance load_shapes",
-    "checkpoints.save": "save",
+    "checkpoints.load": "load load_shapes",
     "derivation.check_spec": "check_spec",
     "derivation.infer_spec": "infer_spec",
     "derivation.read_spec": "override read_spec",
@@ -114,6 +115,7 @@ _NAMES_OF = {
     "matching.moments": "Moments collect",
     "merging.merge": "merge",
     "merging.result": "MergeResult",
+    "merging.save_result": "load_provenance save",
     "reordering.combine": "combine",
     "reordering.permute": "permute random_permutations",
     "repairs.batch_stats": "reset_batch_stats",
