@@ -12,7 +12,7 @@ import jax
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.load import fingerprint
 from jmudsc.checkpoints.provenance import versions
-from jmudsc.checkpoints.save import check_free, save
+from jmudsc.checkpoints.save import check_free
 from jmudsc.digests import digest_of
 from jmudsc.lazy import is_lazy
 from jmudsc.matching.journal import Journal
@@ -21,6 +21,7 @@ from jmudsc.merging.memory_budget import room
 from jmudsc.merging.merge import merge
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
+from jmudsc.merging.save_result import save
 from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.reader import read_recipe

@@ -166,8 +166,8 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
         'recipe: alpha: expected a score with "search", got none. Pass score, a '
         'function of variables that is larger for better ones, or alpha="auto", which '
         "needs none.",
-        'recipe: repair: expected one option that sets running statistics, got '
-        ""pooled" and refit. Leave out all but one.",
+        "recipe: repair: expected one option that sets running statistics, got "
+        '"pooled" and refit. Leave out all but one.',
         f"{project}/frist: does not exist, needed a checkpoint; check the path.",
     ]
     assert found.models[0] is None
