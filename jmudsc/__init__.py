@@ -16,8 +16,8 @@ from jmudsc.matching.coordinate_descent import (
     Match as Match,
     match as match,
     matcher as matcher,
-    METHODS as METHODS,
 )
+from jmudsc.matching.methods import METHODS as METHODS
 from jmudsc.matching.moments import collect as collect, Moments as Moments
 from jmudsc.merging.merge import merge as merge
 from jmudsc.merging.result import MergeResult as MergeResult

@@ -34,6 +34,7 @@ from jmudsc.experiments.seed_setup import Ground, lay_ground
 from jmudsc.experiments.training import cosines, train
 from jmudsc.experiments.training_state import states_every, trained_once
 from jmudsc.matching.coordinate_descent import match, matcher
+from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.recipes.report import table
@@ -160,7 +161,7 @@ def measured(pair: Pair, finishes: Sequence[str]) -> Measured:
             assignment = matched(pair, spec, moments, method)
             for finish, merged in merges(pair, whole, spec, assignment, finishes):
                 found[method, finish, name] = scores(merged)
-            if method.endswith("-align"):
+            if TABLE[method].pairing == "align":
                 moved = combine(spec, pair.parents, assignment, weights=[0.0, 1.0])
                 differ = differing(whole, assignment)
                 found[method, name] = {**scores(moved), "differ": differ}
@@ -170,11 +171,11 @@ def measured(pair: Pair, finishes: Sequence[str]) -> Measured:
 def matched(
     pair: Pair, spec: PermutationSpec, moments: Mapping[str, Moments], method: str
 ) -> Assignment:
-    """Match, `mudsc-*` by the alpha with the best accuracy on training images."""
+    """Match; a method that takes alpha by that of the best training accuracy."""
     ground, parents = pair.ground, pair.parents
     key = ground.match_key
     matched_at = matcher(spec, parents, moments, method=method, key=key)
-    if not method.startswith("mudsc-"):
+    if not TABLE[method].blends:
         return matched_at(0.5).assignment  # which says nothing here
 
     def accuracy(assignment: Assignment) -> float:

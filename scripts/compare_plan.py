@@ -18,6 +18,7 @@ import jmudsc
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps
 from jmudsc.experiments.models import apply_fn, init, ResNet20, update_fn
+from jmudsc.matching.methods import TABLE
 from jmudsc.paths import flatten
 from jmudsc.recipes.costs import Job, stages_of
 from jmudsc.recipes.machine_speed import measure_rates
@@ -40,7 +41,7 @@ def guessed(model: nn.Module) -> dict[str, float | None]:
         program=program,
         taps=find_taps(program, spec),
         batches=BATCHES,
-        method="mudsc-zip",
+        method=TABLE["mudsc-zip"],
         finish=["reset"],
     )
     return {stage.name: stage.seconds for stage in stages_of(job, measure_rates())}

@@ -33,6 +33,7 @@ from jmudsc.experiments.tasks_run import score_pairs
 from jmudsc.experiments.training import train
 from jmudsc.experiments.training_state import states_every, trained_once
 from jmudsc.matching.coordinate_descent import Match, matcher
+from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.progress import prefixed, Progress
@@ -169,7 +170,8 @@ def _ways(ground: Ground) -> list[tuple[str, str]]:
         (method, reference)
         for method in experiment.methods
         for reference in experiment.references
-        if reference == experiment.references[0] or (many and "align" in method)
+        if reference == experiment.references[0]
+        or (many and TABLE[method].pairing == "align")
     ]
 
 
@@ -255,7 +257,7 @@ def _match(
     reference: str,
     say: Progress,
 ) -> tuple[float | None, Match]:
-    """Match, `mudsc-*` by the alpha with the best joint accuracy on training data."""
+    """Match; a method that takes alpha by that of the best joint training accuracy."""
     matched_at = matcher(
         spec,
         parents,
@@ -264,7 +266,7 @@ def _match(
         reference=reference,
         key=ground.match_key,
     )
-    if not method.startswith("mudsc-"):
+    if not TABLE[method].blends:
         return None, matched_at(0.5)  # which says nothing here
     apply, alphas = models.apply_fn(ground.experiment.network), ground.experiment.alphas
 

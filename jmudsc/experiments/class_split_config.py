@@ -32,7 +32,7 @@ from jmudsc.experiments.tasks_config import (
     TaskExperiment,
 )
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS
 from jmudsc.recipes.yaml_keys import read_keys, read_yaml, Reader, refuse

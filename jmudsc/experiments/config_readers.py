@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 from jmudsc.paths import did_you_mean
 from jmudsc.recipes.yaml_keys import is_number, Reader
 

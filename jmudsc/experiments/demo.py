@@ -19,7 +19,8 @@ from jmudsc.experiments import models
 from jmudsc.experiments.accuracy import ensemble, evaluate, Scores
 from jmudsc.experiments.datasets import batches, digits, only, Split
 from jmudsc.experiments.training import class_vectors, DEMO_MLP, DEMO_RESNET20, train
-from jmudsc.matching.coordinate_descent import match, METHODS
+from jmudsc.matching.coordinate_descent import match
+from jmudsc.matching.methods import METHODS
 from jmudsc.matching.moments import collect
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import did_you_mean

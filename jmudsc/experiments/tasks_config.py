@@ -18,7 +18,7 @@ from jmudsc.experiments.config_readers import COMMON, is_count, network_from
 from jmudsc.experiments.tasks import TASKS
 from jmudsc.experiments.tasks_networks import ENCODERS
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 from jmudsc.paths import did_you_mean
 from jmudsc.recipes.yaml_keys import read_keys, Reader, refuse
 

@@ -38,6 +38,7 @@ from jmudsc.experiments.tasks_report import (
 )
 from jmudsc.experiments.training import descend
 from jmudsc.experiments.training_state import states_every, trained_once
+from jmudsc.matching.methods import TABLE
 from jmudsc.merging.merge import merge
 from jmudsc.merging.result import MergeResult
 from jmudsc.progress import prefixed, Progress
@@ -234,7 +235,7 @@ def _merges(
                 seconds = round(choosing + time.perf_counter() - start, 2)
                 both = zip(pair, result.networks, strict=True)
                 losses = {task: test_loss(place, task, own) for task, own in both}
-                shown = alpha if method.startswith("mudsc-") else None
+                shown = alpha if TABLE[method].blends else None
                 yield name, Losses(losses, seconds, shown)
 
 
@@ -243,7 +244,7 @@ def _alpha(
 ) -> float:
     """Choose alpha on training images if there is a choice."""
     alphas = place.experiment.alphas
-    if len(alphas) == 1 or not method.startswith("mudsc-"):
+    if len(alphas) == 1 or not TABLE[method].blends:
         return alphas[0]
     limits = [
         (place.constants[task][1], _searched(place, task, parent))

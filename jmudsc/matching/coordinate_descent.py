@@ -1,4 +1,4 @@
-"""Match: decide which units of the models become one, by one of seven methods."""
+"""Coordinate descent: match one label after the other until none gets better."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from jmudsc import paths
 from jmudsc.digests import digest_of
 from jmudsc.lazy import Leaf
 from jmudsc.matching.journal import Journal
+from jmudsc.matching.methods import check_alpha, method_of
 from jmudsc.matching.moment_cache import BUDGET, Memory
 from jmudsc.matching.moments import Moments
 from jmudsc.matching.multi_model import check_reference
@@ -21,17 +22,6 @@ from jmudsc.progress import Progress
 from jmudsc.reordering.permute import identity
 from jmudsc.spec.check_variables import check_covers, check_same
 from jmudsc.spec.permutation_spec import PermutationSpec
-
-METHODS = (
-    "average",
-    "weight-align",
-    "activation-align",
-    "weight-zip",
-    "activation-zip",
-    "mudsc-align",
-    "mudsc-zip",
-)
-
 
 # What a step is kept as in a journal: the objective of each label, and assignments.
 _REACHED, _TO = "reached", "to/"
@@ -54,35 +44,6 @@ class Match:
     assignment: Mapping[str, np.ndarray]
     history: tuple[float, ...] = ()
     converged: bool = True
-
-
-def uses_activations(method: str) -> bool:
-    """Whether a method needs activation moments, and so batches."""
-    return method.startswith(("activation-", "mudsc-"))
-
-
-def check_method(where: str, method: str, alpha: float) -> None:
-    """Check the name of a method and the balance.
-
-    Args:
-        where: the caller, named in the error.
-        method: one of `METHODS`.
-        alpha: share of the weight similarity.
-
-    Raises:
-        ValueError: if the method is unknown or alpha is outside [0, 1].
-    """
-    if method not in METHODS:
-        hint = paths.did_you_mean(method, METHODS)
-        raise ValueError(
-            f'{where}: method is "{method}"{hint}; needed is one of '
-            f"{', '.join(METHODS)}."
-        )
-    if not 0 <= alpha <= 1:
-        raise ValueError(
-            f"{where}: alpha is {alpha}, it must be in [0, 1]; it is the share of the "
-            "weight similarity."
-        )
 
 
 def match(
@@ -137,7 +98,8 @@ def match(
         ValueError: if the method or the reference is unknown, alpha is outside [0, 1],
             moments are missing or of other models, or the models do not fit the spec.
     """
-    check_method("match", method, alpha)
+    method_of("match", method)
+    check_alpha("match", alpha)
     at = matcher(
         spec,
         models,
@@ -199,12 +161,12 @@ def matcher(
     Raises:
         ValueError: as `match`.
     """
-    check_method("match", method, 0.5)
+    row = method_of("match", method)
     check_reference("match", reference)
-    if uses_activations(method) and moments is None:
+    if row.activations and moments is None:
         raise ValueError(
-            f"match: {method} needs activation moments and got None; pass those that "
-            "collect returns."
+            f"match: {method} needs activation moments, got None. Pass what collect "
+            "returns."
         )
     check_same("match", models)
     leaves = [paths.flatten(model) for model in models]
@@ -214,9 +176,9 @@ def matcher(
         name: np.tile(row, (len(models),) + (1,) * row.ndim).astype(np.int32)
         for name, row in identity(spec).items()
     }
-    if method == "average":
+    if not row.matches:
         return lambda alpha: Match(start)
-    known = moments if moments and uses_activations(method) else {}
+    known = moments if moments and row.activations else {}
     activation = {name: activation_similarity(m) for name, m in known.items()}
     kept = activation if journal else {}
     search = _Search(
@@ -226,22 +188,22 @@ def matcher(
         seen={n: digest_of([x.tobytes()]).encode() for n, x in kept.items()},
         alpha=0.0,
         memory=Memory(budget),
-        zipped=method.endswith("-zip"),
+        zipped=row.zips,
         a=a,
         b=b,
         reference=reference,
         journal=journal and journal.of(_digest(spec)),
     )
-    if uses_activations(method):
+    if row.activations:
         # Labels without activations last: their weights meet the others' order.
         for family in sorted(families(spec), key=activation.keys().isdisjoint):
             start |= search.step(family, start)[0]
-    if method.startswith("activation-"):
+    if not row.weights:
         return lambda alpha: Match(start)
 
     def at(alpha: float) -> Match:
-        check_method("match", method, alpha)
-        blended = replace(search, alpha=alpha if method.startswith("mudsc-") else 1.0)
+        check_alpha("match", alpha)
+        blended = replace(search, alpha=alpha if row.blends else 1.0)
         return _descend(blended, start, key, patience, max_sweeps, progress)
 
     return at

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from jmudsc.matching.methods import Method, names_of
+
 Candidate = TypeVar("Candidate")
 
 ALPHAS = tuple(tenth / 10 for tenth in range(11))
@@ -68,7 +70,7 @@ def search_alpha(
 
 
 def check_balance(
-    where: str, alpha: object, alphas: Sequence[float], method: str, scored: bool
+    where: str, alpha: object, alphas: Sequence[float], method: Method, scored: bool
 ) -> None:
     """Check that a balance that is to be searched for can be.
 
@@ -95,10 +97,11 @@ def check_balance(
             f'{where}: alpha is "{alpha}", it must be a number in [0, 1], "search" or '
             '"auto".'
         )
-    if not method.startswith("mudsc-"):
+    if not method.blends:
+        others = names_of(lambda row: row.blends)
         raise ValueError(
-            f'{where}: alpha is "{alpha}", but {method} has no balance to choose; use '
-            "mudsc-align or mudsc-zip, or leave alpha out."
+            f'{where}: alpha is "{alpha}", but {method.name} has no balance to choose. '
+            f"Use {others}, or leave alpha out."
         )
     if alpha == "search" and not scored:
         raise ValueError(

@@ -13,13 +13,9 @@ from jmudsc.batches import check_iterable, first_batch
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.lazy import to_device
-from jmudsc.matching.coordinate_descent import (
-    check_method,
-    Match,
-    matcher,
-    uses_activations,
-)
+from jmudsc.matching.coordinate_descent import Match, matcher
 from jmudsc.matching.journal import Journal
+from jmudsc.matching.methods import check_alpha, Method, method_of, names_of
 from jmudsc.matching.moments import collect
 from jmudsc.matching.multi_model import check_reference
 from jmudsc.merging.agreement import agreement_with
@@ -34,7 +30,7 @@ from jmudsc.merging.separate import (
     trunks_of,
 )
 from jmudsc.progress import counted, Progress, silent, timed
-from jmudsc.reordering.combine import combine, shares_of
+from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.least_squares import RIDGE
 from jmudsc.repairs.pipeline import check_finish, Finish, finished
 from jmudsc.sharding import Automatic, automatic, is_explicit, placed_like
@@ -88,8 +84,9 @@ def merge(
             `load(..., lazy=True)` they stay on disk (see below).
         batches: calibration batches of what `apply_fn` takes, from all tasks; any
             re-iterable (a list, say). None for `average` and `weight-*` with a `spec`.
-        method: `average`, `weight-align`, `activation-align`, `weight-zip`,
-            `activation-zip`, `mudsc-align` or `mudsc-zip`.
+        method: one of `jmudsc.METHODS`: what is compared (`weight`, `activation`, or
+            `mudsc` for both) and how units are paired (`align` one-to-one, `zip` also
+            within one model); `average` leaves them in place.
         alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
             `search` for that of `alphas` with the best `score`, `auto` for that whose
             merged network agrees best with its parents (see `joint_agreement`).
@@ -148,8 +145,9 @@ def merge(
         >>> bool(jnp.allclose(result.variables["in"], a["in"]))
         True
     """
-    check_balance("merge", alpha, alphas, method, score is not None)
-    check_method("merge", method, 0.5 if isinstance(alpha, str) else alpha)
+    row = method_of("merge", method)
+    check_balance("merge", alpha, alphas, row, score is not None)
+    check_alpha("merge", 0.5 if isinstance(alpha, str) else alpha)
     check_reference("merge", reference)
     separate = [separate] if isinstance(separate, str) else list(separate)
     apply_fns = _per_model("apply_fn", apply_fn, len(models), separate)
@@ -166,7 +164,7 @@ def merge(
             f"merge: spec is a {type(spec).__name__}, a PermutationSpec is needed; "
             "pass it through read_spec(spec, apply_fn, variables, batch)."
         )
-    check_batches(batches, method, spec)
+    check_batches(batches, row, spec)
     owned = None if owners is None else tuple(owners)
     finishes = [Finish(fn, refit, ridge, owned, repair) for fn in update_fns]
     for finish in finishes:
@@ -189,14 +187,14 @@ def merge(
         specs = [spec] * len(whole)
     specs = [freeze(specs[0], frozen), *specs[1:]] if frozen else specs
     parts = take_apart("merge", specs, models, trunks)
-    check_carried("merge", parts, method.endswith("-zip"))
+    check_carried("merge", parts, row.zips)
     if check and first is not None:
         say("checking the spec", 0, 1)
         with timed(seconds, "checking"):
             for own, (apply, model) in zip(specs, whole, strict=True):
                 check_spec(own, apply, to_device(model), first, key=check_key)
     moments = None
-    if batches is not None and uses_activations(method):
+    if batches is not None and row.activations:
         seen = counted(batches, "collecting activations", say)
         read = apply_fns[0]
         if separate:
@@ -223,7 +221,7 @@ def merge(
             found = match_at(balance)
         say("combining", 0, 1)
         with timed(seconds, "combining"):
-            merged = combine(parts.spec, trunks, found.assignment, shares)
+            merged = row.combine(parts.spec, trunks, found.assignment, shares)
             merged = merged if update_fn is None else to_device(merged)
             jax.block_until_ready(merged)
         after = found.assignment, merged, batches, shares, say
@@ -339,13 +337,13 @@ def _per_model(
 
 
 def check_batches(
-    batches: Iterable[PyTree] | None, method: str, spec: PermutationSpec | None
+    batches: Iterable[PyTree] | None, method: Method, spec: PermutationSpec | None
 ) -> None:
     """Check that there are batches where they are needed, to be read more than once.
 
     Args:
         batches: the calibration batches.
-        method: one of `METHODS`.
+        method: the method.
         spec: the permutation spec, if there is one already.
 
     Raises:
@@ -353,10 +351,11 @@ def check_batches(
         ValueError: if there are none, or they can be read once only.
     """
     if batches is None:
-        if uses_activations(method):
+        if method.activations:
+            others = names_of(lambda row: row.weights and not row.activations)
             raise ValueError(
-                f"merge: {method} needs batches and got None; pass calibration "
-                "batches, or use weight-align or weight-zip."
+                f"merge: {method.name} needs calibration batches, got None. Pass "
+                f"batches, or use {others}."
             )
         if spec is None:
             raise ValueError(

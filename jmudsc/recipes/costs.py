@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from jmudsc.derivation.program import Program, shape_of
 from jmudsc.derivation.taps import Tap
-from jmudsc.matching.coordinate_descent import uses_activations
+from jmudsc.matching.methods import Method
 from jmudsc.matching.moment_cache import BUDGET
 from jmudsc.matching.nested_labels import families, is_innermost, stacked_shape
 from jmudsc.merging.memory_budget import leaf_bytes, tree_bytes
@@ -55,7 +55,7 @@ class Job:
         program: the traced model, on one batch.
         taps: per label where its activations are read; from `find_taps`.
         batches: number of batches; None if that is not known.
-        method: one of `METHODS`.
+        method: how the models are merged.
         balances: how many values of alpha are tried.
         finish: what is done after averaging: some of `refit`, `repair` and `reset`.
         checked: whether the spec is checked.
@@ -68,7 +68,7 @@ class Job:
     program: Program
     taps: Mapping[str, Sequence[Tap]]
     batches: int | None
-    method: str
+    method: Method
     balances: int = 1
     finish: Sequence[str] = ()
     checked: bool = True
@@ -111,9 +111,9 @@ def stages_of(job: Job, rates: Rates) -> list[Stage]:
     stages = [] if job.streamed else [Stage("loading", {"one model": largest}, held)]
     if job.checked:
         stages.append(_checking(job, rates, one))
-    if uses_activations(job.method):
+    if job.method.activations:
         stages.append(_collecting(job, rates, one))
-    if job.method != "average":
+    if job.method.matches:
         stages.append(_matching(job, rates, held))
     combining = _combining(job, rates, held)
     written = 2 * networks * largest / rates.digested
@@ -175,10 +175,10 @@ def _collecting(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
 def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
     models = len(job.models)
     squares = {n: 4 * _square(job.spec, n, models) for n in job.spec.labels}
-    share = _share(models, within=job.method.endswith("-zip"))
-    kept = squares if job.method.endswith("-zip") else _scaled(squares, share)
+    share = _share(models, within=job.method.zips)
+    kept = squares if job.method.zips else _scaled(squares, share)
     known = {n for n, where in job.taps.items() if where}
-    uses = uses_activations(job.method)
+    uses = job.method.activations
     host = {
         "similarities": sum(squares[n] for n in known) if uses else 0,
         "one blend": 2 * max(squares.values(), default=0),
@@ -190,7 +190,7 @@ def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
         "its moments": 3 * max(kept.values(), default=0),
         "moments that are remembered": min(BUDGET, 2 * _sited(job, kept)),
     }
-    sweeps = 0 if job.method.startswith("activation-") else SWEEPS
+    sweeps = SWEEPS if job.method.weights else 0
     grams = share * sum(_weight_flops(job, name) for name in job.spec.labels)
     solved = _solving(job, rates)
     programs = (len(_site_kinds(job)) if sweeps else 0) + 3 * len(set(squares.values()))
@@ -268,7 +268,7 @@ def _solving(job: Job, rates: Rates) -> float:
             nested = label.parents[-1:] and label.parents[-1] in family
             sets = math.prod(labels[parent].size for parent in label.parents)
             pairs = sets * labels[label.parents[-1]].size if nested else sets
-            is_zipped = job.method.endswith("-zip") and is_innermost(job.spec, name)
+            is_zipped = job.method.zips and is_innermost(job.spec, name)
             if not is_zipped or nested:
                 total += (models - 1) * pairs * rates.align * label.size**2
             if is_zipped:

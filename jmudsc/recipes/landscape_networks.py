@@ -18,7 +18,8 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.checkpoints.load import load_provenance
 from jmudsc.landscape.plane import Plane, plane_through
-from jmudsc.matching.coordinate_descent import match, uses_activations
+from jmudsc.matching.coordinate_descent import match
+from jmudsc.matching.methods import aligning, method_of
 from jmudsc.matching.moments import collect
 from jmudsc.merging.heads import put_together
 from jmudsc.merging.separate import (
@@ -98,10 +99,10 @@ def set_up(path: Path, recipe: Recipe, say: Progress) -> Scene:
         whole = put_together(parts, everything, trunk, rows, shares)
         return whole[own[number >= len(parents)]]
 
-    # The average is taken in the order that the parents were given in.
-    is_average = recipe.method == "average"
-    here, there = (given, rows) if is_average else (rows, given)
-    names = ["as given", "aligned"][:: 1 if is_average else -1]
+    # Where nothing is matched, parents are averaged in the order they were given in.
+    is_matched = method_of("landscape", recipe.method).matches
+    here, there = (rows, given) if is_matched else (given, rows)
+    names = ["as given", "aligned"][:: -1 if is_matched else 1]
     networks = {"parent A": network(0, here)}
     networks[f"parent B, {names[0]}"] = network(1, here)
     networks["merged"] = network(len(parents), here)
@@ -168,18 +169,19 @@ def _aligned(
             f'{path}: its output was merged by "{found}", the recipe says '
             f'"{recipe.method}"; merge again with --overwrite.'
         )
-    if found.endswith("-align"):
+    own = method_of("landscape", found)
+    if own.pairing == "align":
         stored = made["assignment"]
         return {n: np.concatenate([stored[n], given[n][count:]]) for n in given}
-    method = "mudsc-align" if found == "average" else found.replace("zip", "align")
-    seen = trunks[:count] if found == "average" else trunks[: count + 1]
+    method = aligning(own)
+    seen = trunks[: count + 1] if own.matches else trunks[:count]
     moments = None
-    if uses_activations(method):
+    if method.activations:
         shown = counted(batches, "collecting activations", say)
         moments = collect(spec, read, seen, shown)
     say("matching", 0, None)
     key = jax.random.key(recipe.seed)
-    options = {"method": method, "alpha": alpha, "reference": "mean", "key": key}
+    options = {"method": method.name, "alpha": alpha, "reference": "mean", "key": key}
     assignment = match(spec, seen, moments, **options).assignment
     # Other merged networks have the trunk of the first; those of an average stay.
     more = len(trunks) - len(seen)

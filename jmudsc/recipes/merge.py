@@ -13,8 +13,8 @@ from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free, save
 from jmudsc.digests import digest_of
 from jmudsc.lazy import is_lazy
-from jmudsc.matching.coordinate_descent import uses_activations
 from jmudsc.matching.journal import Journal
+from jmudsc.matching.methods import TABLE
 from jmudsc.merging.memory_budget import room
 from jmudsc.merging.merge import merge
 from jmudsc.progress import Progress
@@ -127,7 +127,7 @@ def is_checked(recipe: Recipe) -> bool:
     Args:
         recipe: the recipe.
     """
-    return uses_activations(recipe.method) or recipe.spec is not None
+    return TABLE[recipe.method].activations or recipe.spec is not None
 
 
 def _journal(recipe: Recipe, output: Path) -> Journal | None:

@@ -19,7 +19,7 @@ from jmudsc.checkpoints.formats import format_of
 from jmudsc.checkpoints.load import open_variables
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
-from jmudsc.matching.coordinate_descent import uses_activations
+from jmudsc.matching.methods import Method, TABLE
 from jmudsc.merging.alpha_search import ALPHAS, check_balance
 from jmudsc.merging.memory_budget import fits, room, tree_bytes
 from jmudsc.merging.merge import check_batches, reads_all
@@ -140,7 +140,7 @@ def plan(
     variables = [model.shapes for model in models if model]
     whole = bool(models) and all(models)
     trunks = _trunks(problems, recipe, variables) if variables else None
-    count, batch = _batches(problems, named.get("batches"), recipe.method)
+    count, batch = _batches(problems, named.get("batches"), TABLE[recipe.method])
     streamed = whole and not fits(variables, room() if memory is None else memory)
     spec, stages = None, []
     if "apply_fn" in named and batch is not None and models and models[0] and trunks:
@@ -218,7 +218,7 @@ def _run(
 def _check_options(
     problems: list[str], recipe: Recipe, updated: bool, scored: bool
 ) -> None:
-    balance = recipe.alpha, ALPHAS, recipe.method, scored
+    balance = recipe.alpha, ALPHAS, TABLE[recipe.method], scored
     _attempt(problems, check_balance, "recipe", *balance)
     update_fn = (lambda variables, batch: variables) if updated else None
     finish = Finish(update_fn, recipe.refit, ridge=recipe.ridge, repair=recipe.repair)
@@ -252,7 +252,7 @@ def _trunks(
 
 
 def _batches(
-    problems: list[str], batches: Any, method: str
+    problems: list[str], batches: Any, method: Method
 ) -> tuple[int | None, PyTree | None]:
     """Return how many batches there are, and the shapes of the first."""
     if batches is None:
@@ -298,13 +298,14 @@ def _traced(
     parts = _attempt(problems, take_apart, "recipe", specs, variables, trunks)
     if parts is None:
         return specs[0], None
-    _attempt(problems, check_carried, "recipe", parts, recipe.method.endswith("-zip"))
+    method = TABLE[recipe.method]
+    _attempt(problems, check_carried, "recipe", parts, method.zips)
     merged = flatten(trunks[0])
     read, of = apply_fn, variables[0]
     if recipe.separate:
         read, of = trunk_fn(apply_fn, variables[0], merged), merged
     taps = {}
-    if uses_activations(recipe.method):
+    if method.activations:
         taps = _attempt(problems, _taps, read, of, batch, parts.spec) or {}
         labels = [name for name, where in taps.items() if where]
         _attempt(problems, check_read, "recipe", parts, labels)
@@ -326,7 +327,7 @@ def _traced(
         program=program,
         taps=taps,
         batches=count,
-        method=recipe.method,
+        method=method,
         balances=balances,
         finish=finish,
     )

@@ -38,7 +38,7 @@ from typing import Any
 import yaml
 
 from jmudsc.checkpoints.renaming import check_rename
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import CHOICES
 from jmudsc.paths import did_you_mean

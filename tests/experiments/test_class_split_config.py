@@ -11,7 +11,7 @@ from jmudsc.experiments.class_split_config import (
 )
 from jmudsc.experiments.models import MLP, ViT
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WHOLE = """

@@ -10,7 +10,7 @@ from jmudsc.experiments.tasks_config import (
     TaskExperiment,
 )
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 
 FEW = """
 dataset: cifar10

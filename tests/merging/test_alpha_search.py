@@ -142,7 +142,7 @@ def test_permuted_copies_agree_wholly_with_each_other(key):
         ),
         (
             {"alpha": "auto", "method": "weight-zip"},
-            'alpha is "auto", but weight-zip has no balance to choose; use mudsc-align '
+            'alpha is "auto", but weight-zip has no balance to choose. Use mudsc-align '
             "or mudsc-zip, or leave alpha out.",
         ),
         (

@@ -25,9 +25,10 @@ from jmudsc import (
     repair,
     reset_batch_stats,
 )
+from jmudsc.matching.methods import TABLE
 
 NET = tiny.MLP
-ACTIVE = [m for m in METHODS if m.startswith(("activation", "mudsc"))]
+ACTIVE = [name for name, row in TABLE.items() if row.activations]
 PASSIVE = [m for m in METHODS if m not in ACTIVE]
 
 
@@ -66,7 +67,7 @@ def test_every_method_merges(method, key):
     for name, rows in result.assignment.items():
         assert rows.dtype == np.int32
         assert rows.shape == (2, result.spec.labels[name].size)
-    assert bool(result.history) == method.startswith(("weight", "mudsc"))
+    assert bool(result.history) == TABLE[method].weights
     assert result.recipe["method"] == method
     assert result.recipe["alpha"] == 0.3
     assert result.recipe["weights"] == [0.75, 0.25]
@@ -327,7 +328,7 @@ def test_no_batches_at_all_are_refused(method, key):
 def test_methods_that_read_activations_need_batches(method, key):
     models, _ = problem()
     text = (
-        f"merge: {method} needs batches and got None; pass calibration batches, or use "
+        f"merge: {method} needs calibration batches, got None. Pass batches, or use "
         "weight-align or weight-zip."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -356,14 +357,14 @@ def test_a_wrong_method_or_balance_is_refused_before_any_work(key):
         "mudsc-align, mudsc-zip"
     )
     text = (
-        'merge: method is "mudsc-zap"; did you mean "mudsc-zip"?; needed is one of '
-        f"{listed}."
+        'merge: expected the name of a method, got "mudsc-zap"; did you mean '
+        f'"mudsc-zip"? Choose one of {listed}.'
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, method="mudsc-zap", key=key)
     text = (
-        "merge: alpha is 2.0, it must be in [0, 1]; it is the share of the weight "
-        "similarity."
+        "merge: expected alpha, the share of the weight similarity, in [0, 1], got "
+        "2.0. Pass 0.5 to count weights and activations alike."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, alpha=2.0, key=key)

@@ -11,15 +11,15 @@ from jmudsc import (
     collect,
     infer_spec,
     merge,
-    METHODS,
     permute,
     random_permutations,
     reset_batch_stats,
 )
 from jmudsc.matching.coordinate_descent import match
+from jmudsc.matching.methods import TABLE
 from jmudsc.merging.separate import restrict, trunk_fn
 
-ZIPS = [m for m in METHODS if m.endswith("zip")]
+ZIPS = [name for name, row in TABLE.items() if row.zips]
 
 
 def residual(v, x):

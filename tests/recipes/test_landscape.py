@@ -14,6 +14,7 @@ import jmudsc
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.landscape import figures
 from jmudsc.landscape.plane import plane_through
+from jmudsc.matching.methods import TABLE
 
 MODEL = """
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_a_plane_has_the_losses_of_the_parents_and_the_merged_network(
             ends = line[task][0], line[task][-1]
             parents = [expected_losses(model)[task] for model in models().values()]
             assert list(ends) == parents
-    if method.endswith("zip"):  # aligned, it is nearer to its parents than it was
+    if TABLE[method].zips:  # aligned, it is nearer to its parents than it was
         given = plane_through({**models(), "merged": merged}).places["merged"]
         assert np.linalg.norm(networks["merged"]["place"]) < np.linalg.norm(given)
     halves = {"mudsc-align": "aligned", "average": "as given"}
