@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jmudsc import paths
-from jmudsc.matching.methods import METHODS
+from jmudsc.matching.methods import METHODS, names_of, TABLE
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS, CHOICES
 from jmudsc.merging.option_values import (
@@ -347,11 +347,11 @@ def _search_has_a_score(options: MergeOptions) -> str | None:
 
 
 def _method_has_a_balance(options: MergeOptions) -> str | None:
-    if not options.is_searched or options.method.startswith("mudsc-"):
+    if not options.is_searched or TABLE[options.method].blends:
         return None
     return (
         f"alpha: expected a method with a balance to choose, got {options.method}. Use "
-        "mudsc-align or mudsc-zip, or leave alpha out."
+        f"{names_of(lambda row: row.blends)}, or leave alpha out."
     )
 
 
