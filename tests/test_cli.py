@@ -11,6 +11,7 @@ import pytest
 from commands import fails, run
 
 import jmudsc
+from jmudsc import cli
 from jmudsc.checkpoints.save import save_variables
 
 MODEL = """
@@ -176,8 +177,8 @@ def test_separate_networks_are_not_written_into_an_earlier_merge(project, monkey
     run(monkeypatch, "merge", path)
     path.write_text(RECIPE + "separate: [out]\n")
     assert fails(monkeypatch, "merge", path, "--overwrite") == (
-        f"jmudsc: {project / 'merged'}: is a checkpoint, needed a folder for one "
-        "checkpoint per model, as separate= asks; remove it or choose another output."
+        f"jmudsc: {project / 'merged'}: expected a folder for one checkpoint per "
+        "model, as separate asks, got a checkpoint. Remove it or choose another output."
     )
 
 
@@ -199,8 +200,8 @@ def test_a_spec_that_is_not_there_is_one_message(project, monkeypatch, command):
     path = project / "recipe.yaml"
     path.write_text(RECIPE + "spec: spec.txt\n")
     assert fails(monkeypatch, command, path) == (
-        f"jmudsc: {project / 'spec.txt'}: there is no such file, a spec is needed; "
-        "write one with jmudsc spec RECIPE."
+        f"jmudsc: {project / 'spec.txt'}: expected a spec, got no such file. Write one "
+        "with jmudsc spec RECIPE."
     )
 
 
@@ -219,8 +220,8 @@ def test_a_recipe_with_a_typo_is_one_message_and_no_traceback(project, monkeypat
     path = project / "recipe.yaml"
     path.write_text(RECIPE.replace("method", "metod"))
     assert fails(monkeypatch, "merge", path) == (
-        f"jmudsc: {path}: 1 things must be corrected:\n"
-        '  "metod" is no key; did you mean "method"?'
+        f"jmudsc: {path}: correct 1 mistake:\n"
+        '  metod: there is no such key; did you mean "method"?'
     )
 
 
@@ -232,15 +233,15 @@ def test_a_checkpoint_that_is_not_there_is_one_message(project, monkeypatch):
     assert "\n" not in message
 
 
-def test_all_references_to_nothing_are_said_at_once(project, monkeypatch):
+def test_all_import_paths_to_nothing_are_said_at_once(project, monkeypatch):
     path = project / "recipe.yaml"
     path.write_text(RECIPE.replace("cli_model:", "cli_model:no_"))
     assert fails(monkeypatch, "merge", path) == (
-        "jmudsc: recipe: 2 references must be corrected:\n"
-        '  "apply_fn" names "cli_model:no_apply_fn", but cli_model has no '
-        '"no_apply_fn"; did you mean "apply_fn"?\n'
-        '  "batches" names "cli_model:no_batches", but cli_model has no "no_batches"; '
-        'did you mean "batches"?'
+        "jmudsc: recipe: correct 2 import paths:\n"
+        '  apply_fn: expected "no_apply_fn" in cli_model, as "cli_model:no_apply_fn" '
+        'says, got a module without it; did you mean "apply_fn"? Correct the name.\n'
+        '  batches: expected "no_batches" in cli_model, as "cli_model:no_batches" '
+        'says, got a module without it; did you mean "batches"? Correct the name.'
     )
 
 
@@ -248,14 +249,17 @@ def test_no_batches_is_one_message(project, monkeypatch):
     path = project / "recipe.yaml"
     path.write_text(RECIPE.replace("count: 3", "count: 0"))
     assert fails(monkeypatch, "spec", path) == (
-        f'jmudsc: {path}: "batches" has no batches, at least one is needed; correct '
-        "what cli_model:batches returns."
+        f"jmudsc: {path}: expected at least one batch, got none. Correct what "
+        "cli_model:batches returns."
     )
 
 
 @pytest.mark.parametrize("memory", ["inf", "nan", "-1.0"])
 def test_memory_that_is_no_number_of_bytes_is_one_message(memory, project, monkeypatch):
-    expected = f"jmudsc: --memory is {memory}, needed a number of GiB, 0 or more."
+    expected = (
+        f"jmudsc: --memory: expected a number of GiB, 0 or more, got {memory}. Leave "
+        "it out for half of the machine's memory."
+    )
     with pytest.raises(SystemExit, match=f"^{re.escape(expected)}$"):
         run(monkeypatch, "merge", project / "recipe.yaml", f"--memory={memory}")
 
@@ -286,9 +290,14 @@ def test_help_names_every_command_and_waits_for_nothing_slow():
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "experiment", "merge", "spec"):
+    for command in cli.COMMANDS:
         assert re.search(rf"\b{command}\b", done.stdout)
     assert done.stdout.endswith("False False\n")
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    run(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"jmudsc {jmudsc.__version__}\n"
 
 
 @pytest.mark.slow
@@ -315,8 +324,8 @@ def test_a_model_is_never_its_own_output(project, monkeypatch):
     path = project / "again.yaml"
     path.write_text(RECIPE.replace("[first, second]", "[merged, second]"))
     expected = (
-        f"jmudsc: {project}/merged: is the output and one of the models, needed two "
-        "places; choose another output."
+        f"jmudsc: {project}/merged: expected two places for the output and for a "
+        "model, got this one for both. Choose another output."
     )
     assert fails(monkeypatch, "merge", path, "--overwrite") == expected
 
@@ -335,4 +344,6 @@ def test_an_interrupted_command_says_how_to_go_on(project, monkeypatch):
 
     monkeypatch.setattr("jmudsc.recipes.merge.merge", interrupt)
     said = fails(monkeypatch, "merge", project / "recipe.yaml")
-    assert said == "jmudsc: interrupted; merge and experiment go on if started again."
+    assert said == (
+        "jmudsc: interrupted. Start merge or experiment again to go on from here."
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints.save import save, save_variables
+from jmudsc.checkpoints.save import save_variables
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import models
@@ -22,11 +22,16 @@ from jmudsc.experiments.training import class_vectors, DEMO_MLP, DEMO_RESNET20, 
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import METHODS
 from jmudsc.matching.moments import collect
+from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
+from jmudsc.merging.save_result import save
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import prefixed, Progress
+from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.import_path import ImportPath
 from jmudsc.recipes.report import mean_and_deviation, report, table
-from jmudsc.recipes.schema import dump_recipe, Recipe, Reference, Source
+from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.source import Source
 from jmudsc.reordering.combine import combine
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.types import ApplyFn, UpdateFn
@@ -201,16 +206,16 @@ def _merges(
 
 def _recipe(network: str, seed: int, has_statistics: bool) -> str:
     """Write the recipe by which `jmudsc merge` merges the two parents again."""
-    update = Reference("jmudsc.experiments.demo:update_fn", {"network": network})
+    update = ImportPath("jmudsc.experiments.demo:update_fn", {"network": network})
     return dump_recipe(
         Recipe(
             models=tuple(Source(name.replace(" ", "-")) for name in PARENTS),
-            apply_fn=Reference(
+            apply_fn=ImportPath(
                 "jmudsc.experiments.demo:apply_fn", {"network": network}
             ),
-            update_fn=update if has_statistics else None,
-            batches=Reference("jmudsc.experiments.demo:calibration", {}),
-            alpha=ALPHA,
+            functions={"update_fn": update} if has_statistics else {},
+            batches=ImportPath("jmudsc.experiments.demo:calibration", {}),
+            options=MergeOptions(alpha=ALPHA),
             seed=seed,
             output="merged",
         )

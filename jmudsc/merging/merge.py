@@ -26,9 +26,9 @@ from jmudsc.merging.separate import (
     check_carried,
     check_read,
     take_apart,
+    trunk_fn,
     trunks_of,
 )
-from jmudsc.merging.trunk import trunk_fn
 from jmudsc.progress import counted, Progress, silent, timed
 from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.least_squares import RIDGE
@@ -172,7 +172,7 @@ def merge(
     say = progress or silent
     first = None
     if batches is not None:
-        first = first_batch(batches)
+        first = first_batch("merge", batches)
         if is_explicit(first):
             batches, first = Automatic(batches), automatic(first)
     frozen = [frozen] if isinstance(frozen, str) else list(frozen)

@@ -17,8 +17,7 @@ from jmudsc import (
 )
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import TABLE
-from jmudsc.merging.separate import restrict
-from jmudsc.merging.trunk import trunk_fn
+from jmudsc.merging.separate import restrict, trunk_fn
 
 ZIPS = [name for name, row in TABLE.items() if row.zips]
 

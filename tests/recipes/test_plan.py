@@ -15,7 +15,7 @@ from jmudsc.checkpoints.save import save_variables
 from jmudsc.matching.methods import TABLE
 from jmudsc.recipes.machine_speed import measure_rates, Rates
 from jmudsc.recipes.merge import spec_of
-from jmudsc.recipes.plan import plan
+from jmudsc.recipes.plan import plan_recipe
 from jmudsc.recipes.plan_report import plan_report, size_text
 
 MODEL = """
@@ -59,7 +59,7 @@ def project(tmp_path, key):
 def planned(project, change=None, **options):
     path = project / "recipe.yaml"
     path.write_text(json.dumps(GOOD | (change or {})))  # JSON is YAML
-    return plan(path, rates=RATES, **options)
+    return plan_recipe(path, rates=RATES, **options)
 
 
 def held(found, stage):
@@ -152,20 +152,22 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
     )
     recipe = project / "recipe.yaml"
     assert list(found.problems) == [
-        f'{recipe}: "seed" is -1, it must be a whole number in [0, 2**32)',
-        f"{recipe}: \"reference\" is 'last'; it must be one of first, mean, universe",
-        f'{recipe}: "colour" is no key',
+        f"{recipe}: seed: expected a whole number in [0, 2**32), got -1. Leave it out "
+        "for 0.",
+        f'{recipe}: reference: expected one of first, mean, universe, got "last".',
+        f"{recipe}: colour: there is no such key.",
         f"{project}/merged: exists, needed a new path; choose another or pass "
         "overwrite=True (--overwrite).",
-        'recipe: 1 references must be corrected:\n  "apply_fn" names '
-        '"plan_model:aply_fn", but plan_model has no "aply_fn"; did you mean '
-        '"apply_fn"?',
-        "recipe: \"batches\" raises RuntimeError('no such disk'), it must not; "
-        "correct what it names.",
-        'recipe: alpha="search" needs score, a function of variables that is larger '
-        'for better ones; alpha="auto" needs none.',
-        'recipe: repair="pooled" and refit both set running statistics, only one of '
-        "them can; leave one out.",
+        'recipe: correct 1 import path:\n  apply_fn: expected "aply_fn" in plan_model, '
+        'as "plan_model:aply_fn" says, got a module without it; did you mean '
+        '"apply_fn"? Correct the name.',
+        "recipe: batches: expected an import path that can be followed, got "
+        "RuntimeError('no such disk'). Correct what it names.",
+        'recipe: alpha: expected a score with "search", got none. Pass score, a '
+        'function of variables that is larger for better ones, or alpha="auto", which '
+        "needs none.",
+        "recipe: repair: expected one option that sets running statistics, got "
+        '"pooled" and refit. Leave out all but one.',
         f"{project}/frist: does not exist, needed a checkpoint; check the path.",
     ]
     assert found.models[0] is None
@@ -180,7 +182,7 @@ def test_batches_of_every_model_are_counted_together(project):
     ]
     recipe = {key: value for key, value in GOOD.items() if key != "batches"}
     (project / "recipe.yaml").write_text(json.dumps(recipe | {"models": own}))
-    found = plan(project / "recipe.yaml", rates=RATES)
+    found = plan_recipe(project / "recipe.yaml", rates=RATES)
     assert found.problems == ()
     assert found.batches == 5
 
@@ -198,8 +200,8 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
         "models: in is float32[5, 8] in model 0, float32[5, 9] in model 1",
         "models: out is bfloat16[8, 3] in model 0, float32[8, 3] in model 1",
         "models: model 2 lacks out",
-        f"{project}/spec.txt: there is no such file, a spec is needed; write one with "
-        "jmudsc spec RECIPE.",
+        f"{project}/spec.txt: expected a spec, got no such file. Write one with jmudsc "
+        "spec RECIPE.",
     ]
     found = planned(project, {"frozen": ["on"], "output": "x.npz"})
     (problem,) = found.problems
@@ -213,13 +215,13 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
     [
         (
             {"apply_fn": "plan_model:other_fn"},
-            "recipe: \"apply_fn\" raises KeyError('hidden'), it must run on the "
-            "variables and a batch; correct the function, or what it is given.",
+            "recipe: apply_fn: expected a function that runs on the variables and a "
+            "batch, got KeyError('hidden'). Correct the function, or what it is given.",
         ),
         (
             {"update_fn": "plan_model:other_fn"},
-            "recipe: \"update_fn\" raises KeyError('hidden'), it must run on the "
-            "variables and a batch; correct the function, or what it is given.",
+            "recipe: update_fn: expected a function that runs on the variables and a "
+            "batch, got KeyError('hidden'). Correct the function, or what it is given.",
         ),
         (
             {"batches": {"factory": "plan_model:stream"}},
@@ -229,7 +231,7 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
         ),
         (
             {"batches": {"factory": "plan_model:batches", "count": 0}},
-            "merge: there are no batches, at least one is needed; the iterable is "
+            "recipe: there are no batches, at least one is needed; the iterable is "
             "empty.",
         ),
         (
@@ -260,7 +262,7 @@ def test_the_command_prints_tables(project, monkeypatch, capsys):
     run(monkeypatch, "plan", project / "recipe.yaml")
     printed = capsys.readouterr().out
     assert printed.startswith("# Plan: mudsc-zip of 2 models over 3 batches\n")
-    assert "| second.npz |    npz |      2 |      64 | 208 B |" in printed
+    assert "| second.npz |    npz |      2 |         64 | 208 B |" in printed
     assert "1 label on 2 of 2 leaves" in printed
     assert re.search(r"^- meets an input of the network: in:0$", printed, re.M)
     for stage in ("loading", "checking the spec", "matching", "combining", "writing"):
