@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from jmudsc.landscape.plane import Loss, measure_by, number, with_sum
+from jmudsc.landscape.losses import Loss, measure_by, number, with_sum
 from jmudsc.progress import Progress
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
