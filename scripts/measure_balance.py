@@ -22,7 +22,7 @@ from jmudsc.experiments.accuracy import evaluate
 from jmudsc.experiments.datasets import digits
 from jmudsc.merging.agreement import joint_agreement
 from jmudsc.merging.alpha_search import ALPHAS, search_alpha
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 CRITERIA = (
@@ -130,7 +130,7 @@ def main() -> None:
             }
             for name, mean in means.items():
                 ranks.setdefault(name, []).append(mean)
-            cells = [*map(mean_and_deviation, columns), f"{means['agreement']:.2f}"]
+            cells = [*map(mean_and_std, columns), f"{means['agreement']:.2f}"]
             rows.append([f"{network}, {method}", *cells])
     header = ["network, method", "alpha = 0.5", "search", "auto", "best on test data"]
     print(table([*header, "rank correlation of auto"], rows))

@@ -25,7 +25,7 @@ from jmudsc.experiments import parity
 from jmudsc.merging.options import MergeOptions
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.import_path import ImportPath
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 
@@ -131,7 +131,7 @@ def main() -> None:
     tasks = list(parity.TASKS)
     header = [f"{what}, {t}" for what in ("loss", "accuracy") for t in (*tasks, "mean")]
     rows = [
-        [name, *map(mean_and_deviation, zip(*(run[name] for run in runs), strict=True))]
+        [name, *map(mean_and_std, zip(*(run[name] for run in runs), strict=True))]
         for name in runs[0]
     ]
     print(table(["network", *header], rows))

@@ -29,7 +29,7 @@ from jmudsc.paths import did_you_mean
 from jmudsc.progress import prefixed, Progress
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.import_path import ImportPath
-from jmudsc.recipes.report import mean_and_deviation, report, table
+from jmudsc.recipes.report import mean_and_std, report, table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.reordering.combine import combine
@@ -231,7 +231,7 @@ def _scores_table(scores: Mapping[str, Sequence[Scores]]) -> str:
             *[[run.per_task[i] for run in runs] for i in range(len(TASKS))],
             [run.mean for run in runs],
         ]
-        rows.append([name, *map(mean_and_deviation, columns)])
+        rows.append([name, *map(mean_and_std, columns)])
     return table(header, rows)
 
 
