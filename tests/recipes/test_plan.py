@@ -31,6 +31,9 @@ def batches(count):
 def stream():
     return iter(batches(2))
 
+both = [apply_fn, apply_fn]
+three = [apply_fn] * 3
+
 def broken():
     raise RuntimeError("no such disk")
 
@@ -131,6 +134,24 @@ def test_heads_that_are_separate_are_not_merged(project):
     assert list(found.spec.axes) == ["in"]
     both = held(found, "loading")["models"]
     assert both == sum(model.nbytes for model in found.models)
+
+
+def test_every_model_may_have_a_function_of_its_own_head(project):
+    asked = {"separate": ["out"], "method": "mudsc-align"}
+    found = planned(project, {**asked, "apply_fn": "plan_model:both"})
+    assert found.problems == ()
+    assert found.spec == planned(project, asked).spec
+    found = planned(project, {**asked, "apply_fn": "plan_model:three"})
+    assert found.problems == (
+        "recipe: apply_fn: expected one function for all 2 models or one for each, got "
+        "3. Pass as many as models.",
+    )
+
+
+def test_labels_are_told_even_if_a_pattern_of_frozen_ones_is_wrong(project):
+    found = planned(project, {"frozen": ["on"]})
+    assert len(found.problems) == 1
+    assert found.spec == planned(project).spec
 
 
 def test_everything_that_is_wrong_with_a_recipe_is_said(project):
