@@ -20,7 +20,7 @@ from jmudsc.merging.prepare import Prepared
 from jmudsc.paths import flatten
 from jmudsc.recipes.flops import live_bytes, work_of
 from jmudsc.recipes.machine_speed import Rates
-from jmudsc.reordering.transport import anonymous, names_in_leaf
+from jmudsc.reordering.transport import form_of
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 # How many sweeps of matching are taken to be needed, with nothing remembered between
@@ -349,9 +349,8 @@ def _site_kinds(job: Job) -> set[Any]:
 
 
 def _leaf_kind(job: Job, path: str) -> Any:
-    names = names_in_leaf(job.spec, path)
     leaf = job.merged[path]
-    return leaf.shape, str(leaf.dtype), anonymous(job.spec, path, names)
+    return leaf.shape, str(leaf.dtype), form_of(job.spec, path)
 
 
 def _units(spec: PermutationSpec, name: str, models: int) -> int:

@@ -13,7 +13,12 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.reordering.blocks import Block, map_blocks, placed
 from jmudsc.reordering.combine import check_assignment, shares_of
-from jmudsc.reordering.transport import Move, move_units, moves_of, Parents as Nesting
+from jmudsc.reordering.transport import (
+    Move,
+    move_units,
+    moves_of,
+    OuterLabels as Nesting,
+)
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.check_variables import check_covers
 from jmudsc.spec.permutation_spec import PermutationSpec
