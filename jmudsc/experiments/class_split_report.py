@@ -100,8 +100,9 @@ def describe(
         "```",
         "",
         f"Test accuracy; seeds {', '.join(map(str, seeds))}; "
-        "mean ± standard deviation (n - 1). Joint: the right class among all; task: among those of the task. alpha was "
-        f"chosen on training images. {total / 60:.0f} minutes in all on {_machine()}.",
+        "mean ± standard deviation (n - 1). Joint: the right class among all; task: "
+        "among those of the task. alpha was chosen on training images. "
+        f"{total / 60:.0f} minutes in all on {_machine()}.",
         "",
         f"- network: {module_text(experiment.network)}",
         f"- training: {experiment.training}",
