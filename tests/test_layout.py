@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "checkpoints": "merging",
     "landscape": "",
     "recipes": (
-        "spec reordering derivation checkpoints matching repairs merging landscape"
+        "spec reordering derivation derivation.rules checkpoints matching repairs "
+        "merging landscape"
     ),
     "experiments": (
         "spec reordering derivation checkpoints matching repairs merging landscape "
