@@ -11,6 +11,7 @@ from jmudsc.checkpoints.save import save as save
 from jmudsc.derivation.check_spec import check_spec as check_spec
 from jmudsc.derivation.infer_spec import infer_spec as infer_spec
 from jmudsc.derivation.read_spec import override as override, read_spec as read_spec
+from jmudsc.derivation.rules.table import register_rule as register_rule
 from jmudsc.matching.assignment import align as align, zip_units as zip_units
 from jmudsc.matching.coordinate_descent import (
     Match as Match,
