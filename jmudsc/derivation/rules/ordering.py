@@ -58,6 +58,7 @@ def argreduce_positions(
     axes = eqn.params["axes"]
     if len(axes) != 1:
         return forget_all(rule, terms, eqn, ins, tags)
+    forget(terms, tags[0], eqn.primitive.name)
     return rule(terms, eqn, ins), [Tag(ins[0][axes[0]])]
 
 

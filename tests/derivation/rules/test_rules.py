@@ -433,6 +433,11 @@ CASES = {
         [(3, 4), (3, 4)],
         "a 4, a 4 -> a",
     ),
+    "argmax of argmax": (
+        lambda x: lax.argmax(lax.argmax(x, 1, np.int32), 0, np.int32),
+        [(3, 4)],
+        "3 4 -> @3",
+    ),
     "argmax in arithmetic": (
         lambda x: lax.argmax(x, 1, np.int32) * 2,
         [(3, 4)],
