@@ -24,7 +24,8 @@ MAY_IMPORT = {
     ),
     "landscape": "",
     "recipes": (
-        "spec reordering derivation checkpoints matching repairs merging landscape"
+        "spec reordering derivation derivation.rules checkpoints matching repairs "
+        "merging landscape"
     ),
     "experiments": (
         "spec reordering derivation checkpoints matching repairs merging landscape "

@@ -152,7 +152,7 @@ def per_model(
 def _checked_spec(where: str, spec: Any) -> PermutationSpec:
     if not isinstance(spec, PermutationSpec):
         raise TypeError(
-            f"{where}: spec: expected a PermutationSpec, got {type(spec).__name__}. Pass "
-            "it through read_spec(spec, apply_fn, variables, batch)."
+            f"{where}: spec: expected a PermutationSpec, got {type(spec).__name__}. "
+            "Pass it through read_spec(spec, apply_fn, variables, batch)."
         )
     return spec
