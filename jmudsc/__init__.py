@@ -26,9 +26,11 @@ from jmudsc.reordering.permute import (
     permute as permute,
     random_permutations as random_permutations,
 )
-from jmudsc.repairs.batch_stats import reset_batch_stats as reset_batch_stats
+from jmudsc.repairs.batch_stats import (
+    pool_batch_stats as pool_batch_stats,
+    reset_batch_stats as reset_batch_stats,
+)
 from jmudsc.repairs.least_squares import refit as refit
-from jmudsc.repairs.pooled import pool_batch_stats as pool_batch_stats
 from jmudsc.repairs.rescale import repair as repair
 from jmudsc.spec.axes import (
     Concat as Concat,

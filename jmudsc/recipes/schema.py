@@ -43,8 +43,8 @@ from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import CHOICES
 from jmudsc.paths import did_you_mean
 from jmudsc.recipes.yaml_keys import is_number, read_keys, read_yaml, Reader, refuse
-from jmudsc.repairs.least_squares import REFITS, RIDGE
-from jmudsc.repairs.pipeline import REPAIRS
+from jmudsc.repairs.least_squares import RIDGE
+from jmudsc.repairs.table import names_of
 
 
 @dataclass(frozen=True)
@@ -452,9 +452,9 @@ _READERS: dict[str, Reader] = {
     "score": _reference,
     "weights": _weights,
     "reference": lambda value: _one_of(REFERENCES, value),
-    "refit": lambda value: _one_of(REFITS, value),
+    "refit": lambda value: _one_of(names_of("refit"), value),
     "ridge": _above_zero,
-    "repair": lambda value: _one_of(REPAIRS, value),
+    "repair": lambda value: _one_of(names_of("repair"), value),
     "seed": _seed,
     "spec": _text,
     "frozen": _patterns,

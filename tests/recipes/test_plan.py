@@ -162,8 +162,9 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
         '"apply_fn"?',
         "recipe: \"batches\" raises RuntimeError('no such disk'), it must not; "
         "correct what it names.",
-        'recipe: alpha="search" needs score, a function of variables that is larger '
-        'for better ones; alpha="auto" needs none.',
+        'recipe: alpha: expected a score with "search", got none. Pass score, a '
+        'function of variables that is larger for better ones, or alpha="auto", '
+        "which needs none.",
         'recipe: repair="pooled" and refit both set running statistics, only one of '
         "them can; leave one out.",
         f"{project}/frist: does not exist, needed a checkpoint; check the path.",
