@@ -71,8 +71,8 @@ if TYPE_CHECKING:  # what type checkers and editors read
         Match as Match,
         match as match,
         matcher as matcher,
-        METHODS as METHODS,
     )
+    from jmudsc.matching.methods import METHODS as METHODS
     from jmudsc.matching.moments import collect as collect, Moments as Moments
     from jmudsc.merging.merge import merge as merge
     from jmudsc.merging.result import MergeResult as MergeResult

@@ -21,7 +21,7 @@ from jmudsc.experiments import demo
 from jmudsc.experiments.accuracy import evaluate
 from jmudsc.experiments.datasets import digits
 from jmudsc.merging.alpha_search import ALPHAS, joint_agreement, search_alpha
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 CRITERIA = (
@@ -129,7 +129,7 @@ def main() -> None:
             }
             for name, mean in means.items():
                 ranks.setdefault(name, []).append(mean)
-            cells = [*map(mean_and_deviation, columns), f"{means['agreement']:.2f}"]
+            cells = [*map(mean_and_std, columns), f"{means['agreement']:.2f}"]
             rows.append([f"{network}, {method}", *cells])
     header = ["network, method", "alpha = 0.5", "search", "auto", "best on test data"]
     print(table([*header, "rank correlation of auto"], rows))

@@ -29,7 +29,7 @@ from jmudsc.experiments.tasks_run import (
     test_loss,
 )
 from jmudsc.progress import silent
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 from jmudsc.reordering.permute import identity
 from jmudsc.repairs.least_squares import refit_layers
 from jmudsc.repairs.merger import Merger
@@ -105,7 +105,7 @@ def main() -> None:
     rows = [
         [
             method,
-            *(mean_and_deviation([run[method, fit] for run in runs]) for fit in FITTED),
+            *(mean_and_std([run[method, fit] for run in runs]) for fit in FITTED),
         ]
         for method in METHODS
     ]

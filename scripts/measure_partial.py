@@ -13,7 +13,7 @@ import time
 import jmudsc
 from jmudsc.experiments import demo
 from jmudsc.experiments.accuracy import evaluate
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 NETWORK = "resnet20"
@@ -59,7 +59,7 @@ def main() -> None:
     start = time.perf_counter()
     runs = [accuracies(seed) for seed in parser.parse_args().seeds]
     rows = [
-        [depth, *(mean_and_deviation([run[depth, m] for run in runs]) for m in METHODS)]
+        [depth, *(mean_and_std([run[depth, m] for run in runs]) for m in METHODS)]
         for depth in DEPTHS
     ]
     print(table(["separate", *METHODS], rows))

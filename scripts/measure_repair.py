@@ -20,7 +20,7 @@ from jmudsc.experiments import demo
 from jmudsc.experiments.accuracy import ensemble, evaluate
 from jmudsc.experiments.models import ResNet20
 from jmudsc.experiments.training import Setup, TrainConfig
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 FINISHES = ("none", "pooled", "repair", "refit", "refit + repair")
@@ -103,7 +103,7 @@ def main() -> None:
         runs = [joint_accuracies(network, s, arguments.images) for s in arguments.seeds]
         for method in ("ensemble", *METHODS):
             cells = [
-                mean_and_deviation([run[method, finish] for run in runs])
+                mean_and_std([run[method, finish] for run in runs])
                 if (method, finish) in runs[0]
                 else "-"
                 for finish in FINISHES

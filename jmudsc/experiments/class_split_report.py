@@ -15,7 +15,7 @@ import numpy as np
 from jmudsc.experiments.accuracy import Scores
 from jmudsc.experiments.class_split_conclusions import conclusions
 from jmudsc.experiments.class_split_config import Experiment
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _cells(name: str, entries: Sequence[Entry]) -> list[str]:
     alphas = [entry.alpha for entry in entries if entry.alpha is not None]
     alpha = ", ".join(f"{alpha:g}" for alpha in alphas) or "-"
     seconds = f"{np.mean([entry.seconds for entry in entries]):.0f}"
-    return [name, *map(mean_and_deviation, columns), alpha, seconds]
+    return [name, *map(mean_and_std, columns), alpha, seconds]
 
 
 def module_text(network: nn.Module) -> str:

@@ -22,12 +22,16 @@ from jmudsc.experiments.training import class_vectors, DEMO_MLP, DEMO_RESNET20, 
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import METHODS
 from jmudsc.matching.moments import collect
+from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import prefixed, Progress
-from jmudsc.recipes.report import mean_and_deviation, report, table
-from jmudsc.recipes.schema import dump_recipe, Recipe, Reference, Source
+from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.import_path import ImportPath
+from jmudsc.recipes.report import mean_and_std, report, table
+from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.source import Source
 from jmudsc.reordering.combine import combine
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.types import ApplyFn, UpdateFn
@@ -202,16 +206,16 @@ def _merges(
 
 def _recipe(network: str, seed: int, has_statistics: bool) -> str:
     """Write the recipe by which `jmudsc merge` merges the two parents again."""
-    update = Reference("jmudsc.experiments.demo:update_fn", {"network": network})
+    update = ImportPath("jmudsc.experiments.demo:update_fn", {"network": network})
     return dump_recipe(
         Recipe(
             models=tuple(Source(name.replace(" ", "-")) for name in PARENTS),
-            apply_fn=Reference(
+            apply_fn=ImportPath(
                 "jmudsc.experiments.demo:apply_fn", {"network": network}
             ),
-            update_fn=update if has_statistics else None,
-            batches=Reference("jmudsc.experiments.demo:calibration", {}),
-            alpha=ALPHA,
+            functions={"update_fn": update} if has_statistics else {},
+            batches=ImportPath("jmudsc.experiments.demo:calibration", {}),
+            options=MergeOptions(alpha=ALPHA),
             seed=seed,
             output="merged",
         )
@@ -227,7 +231,7 @@ def _scores_table(scores: Mapping[str, Sequence[Scores]]) -> str:
             *[[run.per_task[i] for run in runs] for i in range(len(TASKS))],
             [run.mean for run in runs],
         ]
-        rows.append([name, *map(mean_and_deviation, columns)])
+        rows.append([name, *map(mean_and_std, columns)])
     return table(header, rows)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmudsc.experiments import models, training
 from jmudsc.experiments.datasets import batches, load_splits, some, Split
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.landscape.plane import Loss
+from jmudsc.landscape.losses import Loss
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import Progress
 from jmudsc.types import ApplyFn

@@ -19,8 +19,9 @@ from jmudsc.experiments.tasks import TASKS
 from jmudsc.experiments.tasks_networks import ENCODERS
 from jmudsc.experiments.training import TrainConfig
 from jmudsc.matching.methods import METHODS
+from jmudsc.merging.option_values import quoted, Reader
 from jmudsc.paths import did_you_mean
-from jmudsc.recipes.yaml_keys import read_keys, Reader, refuse
+from jmudsc.recipes.yaml_keys import read_keys, refuse
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,20 @@ def parse_task_experiment(
 
 def _tasks(value: Any) -> tuple[str, ...]:
     names = [str(name) for name in value]
-    unknown = [f"{n}{did_you_mean(n, TASKS)}" for n in names if n not in TASKS]
+    unknown = [name for name in names if name not in TASKS]
     if unknown:
         raise ValueError(
-            f"has {'; '.join(unknown)}; it must be a list of some of {', '.join(TASKS)}"
+            f"expected a list of some of {', '.join(TASKS)}, got "
+            f"{', '.join(unknown)}{did_you_mean(unknown[0], TASKS) or '.'}"
         )
     if len(set(names)) < len(names) or len(names) < 2:
-        raise ValueError(f"is {value!r}, it must have two tasks or more, each once")
+        raise ValueError(f"expected two tasks or more, each once, got {quoted(value)}.")
     return tuple(names)
 
 
 def _code(value: Any) -> int:
     if not is_count(value, 1):
-        raise ValueError(f"is {value!r}, it must be a number of channels")
+        raise ValueError(f"expected a number of channels, got {quoted(value)}.")
     return value
 
 

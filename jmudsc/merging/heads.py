@@ -17,19 +17,19 @@ from jmudsc import paths
 from jmudsc.merging.prepare import Prepared
 from jmudsc.merging.separate import TrunkAndHeads
 from jmudsc.progress import Progress
+from jmudsc.reordering.combine import consumed_axes
 from jmudsc.reordering.permute import identity
 from jmudsc.reordering.transport import (
-    anonymous,
+    form_of,
+    LeafForm,
     Move,
     move_leaf,
     moves_of,
     names_in_leaf,
-    Parents,
 )
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.pipeline import repaired
 from jmudsc.repairs.table import asked
-from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 
@@ -132,24 +132,19 @@ def _carried(
         if not moves.keys() & names:
             carried[path] = leaf
             continue
-        axes, parents = anonymous(spec, path, names)
-        consumed = tuple((path, axis) in spec.consumed for axis in range(len(axes)))
+        form, consumed = form_of(spec, path), consumed_axes(spec, path)
         own = [moves[name] for name in names]
-        carried[path] = _carry(leaf, own, axes, parents, consumed)
+        carried[path] = _carry(leaf, own, form, consumed)
     return carried
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "parents", "consumed"))
+@functools.partial(jax.jit, static_argnames=("form", "consumed"))
 def _carry(
-    leaf: jax.Array,
-    moves: list[Move],
-    axes: tuple[Axis, ...],
-    parents: Parents,
-    consumed: tuple[bool, ...],
+    leaf: jax.Array, moves: list[Move], form: LeafForm, consumed: tuple[bool, ...]
 ) -> jax.Array:
     dtype = jnp.result_type(leaf)
     wide = jnp.promote_types(dtype, jnp.float32) if _is_narrow(dtype) else dtype
-    moved = move_leaf(jnp.asarray(leaf, wide), moves, axes, parents, consumed)
+    moved = move_leaf(jnp.asarray(leaf, wide), moves, form, consumed)
     return moved.astype(dtype)
 
 

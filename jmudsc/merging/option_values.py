@@ -62,7 +62,7 @@ def share_or(choices: Sequence[str], advice: str) -> Reader:
             raise ValueError(
                 f"expected a number in [0, 1], {names}, got {quoted(value)}. {advice}"
             )
-        return value
+        return value if isinstance(value, str) else float(value)
 
     return read
 
@@ -75,7 +75,7 @@ def shares_to_try(value: Any) -> tuple[float, ...]:
             f"expected one or more numbers in [0, 1], got {listing(value)}. Leave "
             "them out for 0, 0.1, ..., 1."
         )
-    return tuple(value)
+    return tuple(float(number) for number in value)
 
 
 def above_zero(advice: str) -> Reader:
@@ -90,7 +90,7 @@ def above_zero(advice: str) -> Reader:
             raise ValueError(
                 f"expected a finite number above 0, got {quoted(value)}. {advice}"
             )
-        return value
+        return float(value)
 
     return read
 

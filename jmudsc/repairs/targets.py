@@ -13,7 +13,12 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.reordering.blocks import Block, map_blocks, placed
 from jmudsc.reordering.combine import check_assignment
-from jmudsc.reordering.transport import Move, move_units, moves_of, Parents as Nesting
+from jmudsc.reordering.transport import (
+    Move,
+    move_units,
+    moves_of,
+    OuterLabels as Nesting,
+)
 from jmudsc.repairs.merger import Merger
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.check_variables import check_covers

@@ -21,8 +21,8 @@ from jmudsc import (
     Units,
     zip_units,
 )
-from jmudsc.matching.coordinate_descent import mean_similarity, merged_units
 from jmudsc.matching.methods import TABLE
+from jmudsc.matching.objective import mean_similarity, merged_units
 from jmudsc.matching.similarity import activation_similarity, weight_similarity
 from jmudsc.spec.permutation_spec import labels_of
 

@@ -10,7 +10,8 @@ import tiny
 
 from jmudsc import collect, freeze, match, matcher, merge, METHODS
 from jmudsc.matching.methods import aligning, Method, method_of, names_of, TABLE
-from jmudsc.recipes.schema import dump_recipe, parse_recipe
+from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.reader import parse_recipe
 
 ROWS = [pytest.param(row, id=name) for name, row in TABLE.items()]
 
@@ -152,7 +153,7 @@ def test_there_is_a_one_to_one_method_that_reads_the_same(row):
 def test_a_recipe_names_it(row):
     keys = {"models": ["a", "b"], "apply_fn": "m:f", "batches": "m:g", "output": "out"}
     recipe = parse_recipe({**keys, "method": row.name})
-    assert recipe.method == row.name
+    assert recipe.options.method == row.name
     assert f"method: {row.name}" in dump_recipe(recipe)
 
 
