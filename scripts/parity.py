@@ -25,7 +25,7 @@ from jmudsc.experiments import parity
 from jmudsc.merging.options import MergeOptions
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.import_path import ImportPath
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 
@@ -96,10 +96,10 @@ def measured(seed: int, out: Path, data: Mapping[str, Any]) -> dict[str, list[fl
     models = parents(seed, folder, data)
     rows: dict[str, list[float]] = {}
     vectors, (_, test) = parity.class_vectors(seed), parity.splits(**data)
-    labelled = {task: parity.relabelled(test, task) for task in parity.TASKS}
+    own = {task: parity.reclassified(test, task) for task in parity.TASKS}
 
     def measure(variables: PyTree) -> list[float]:
-        pairs = [parity.scores(variables, labelled[t], vectors, t) for t in labelled]
+        pairs = [parity.scores(variables, own[t], vectors, t) for t in own]
         columns = [[float(x) for x in column] for column in zip(*pairs, strict=True)]
         return [x for column in columns for x in (*column, sum(column) / len(column))]
 
@@ -131,7 +131,7 @@ def main() -> None:
     tasks = list(parity.TASKS)
     header = [f"{what}, {t}" for what in ("loss", "accuracy") for t in (*tasks, "mean")]
     rows = [
-        [name, *map(mean_and_deviation, zip(*(run[name] for run in runs), strict=True))]
+        [name, *map(mean_and_std, zip(*(run[name] for run in runs), strict=True))]
         for name in runs[0]
     ]
     print(table(["network", *header], rows))

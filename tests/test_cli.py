@@ -1,5 +1,6 @@
 """The command line, in process; help as a process of its own."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -266,33 +267,54 @@ def test_memory_that_is_no_number_of_bytes_is_one_message(memory, project, monke
 
 def test_a_demo_needs_a_new_directory(tmp_path, monkeypatch):
     assert fails(monkeypatch, "demo", "--out", tmp_path) == (
-        f"jmudsc: {tmp_path}: exists, a new directory is needed; remove it or choose "
-        "another with --out."
+        f"jmudsc: {tmp_path}: expected a new directory, got one that exists. Remove it "
+        "or choose another with --out."
     )
 
 
 def test_a_demo_of_an_unknown_network_is_refused(tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert fails(monkeypatch, "demo", "--out", out, "--networks", "mpl") == (
-        'jmudsc: demo: there is no network "mpl"; did you mean "mlp"? There are mlp, '
-        "resnet20."
+        'jmudsc: demo: expected networks of mlp, resnet20, got mpl; did you mean "mlp"?'
     )
     assert not out.exists()
 
 
-def test_help_names_every_command_and_waits_for_nothing_slow():
+# What takes long to import, and what help can do without.
+SLOW = "etils flax jax jaxlib numpy optax orbax rich scipy tensorflow_datasets yaml"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "merge --help", "--version"])
+def test_help_waits_for_nothing_slow(arguments):
     program = (
-        "import sys; sys.argv = ['jmudsc', '--help']\n"
+        f"import sys; sys.argv = ['jmudsc', *{arguments.split()}]\n"
         "from jmudsc import cli\n"
         "try: cli.main()\n"
-        "finally: print('orbax' in sys.modules, 'scipy.optimize' in sys.modules)\n"
+        f"finally: print(sorted(sys.modules.keys() & set({SLOW.split()})))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    for command in cli.COMMANDS:
-        assert re.search(rf"\b{command}\b", done.stdout)
-    assert done.stdout.endswith("False False\n")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command_and_the_version(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--help")
+    said = capsys.readouterr().out
+    for command in [*cli.COMMANDS, "--version"]:
+        assert re.search(rf"(\W|^){command}\b", said)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_all_its_arguments(command, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, command, "--help")
+    said = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    sentence = inspect.getdoc(cli.COMMANDS[command]).split("\n\n")[0]
+    assert " ".join(sentence.split()) in said
+    for name in inspect.signature(cli.COMMANDS[command]).parameters:
+        assert re.search(rf"{name.replace('_', '-')}\b", said, re.I)
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):

@@ -14,7 +14,7 @@ from jmudsc.checkpoints.formats import format_of
 from jmudsc.checkpoints.load import load
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.derivation.read_spec import read_spec
-from jmudsc.landscape.plane import Loss
+from jmudsc.landscape.losses import Loss
 from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
 from jmudsc.merging.options import MergeOptions

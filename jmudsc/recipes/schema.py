@@ -14,7 +14,7 @@ method: mudsc-zip
 alpha: 0.5
 frozen: [params/stem/*]                 # optional: labels and leaves to keep in place
 separate: [params/head/*]               # optional: leaves that each model keeps
-losses: {digits: my_data:digits_loss}   # optional: to evaluate and draw by
+losses: [my_data:a, my_data:b, my_data:c]  # optional: to evaluate and draw by
 output: merged
 ```
 

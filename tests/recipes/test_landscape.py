@@ -272,8 +272,8 @@ def test_only_a_landscape_is_replaced_and_only_on_demand(project, monkeypatch):
 def test_without_matplotlib_nothing_is_measured(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert fails(monkeypatch, "landscape", project / "recipe.yaml") == (
-        "jmudsc: figures: matplotlib is not installed, it is needed to draw; run pip "
-        "install 'jmudsc[figures]'."
+        "jmudsc: figures: expected matplotlib to draw with, got none. Run pip install "
+        "'jmudsc[figures]'."
     )
 
 

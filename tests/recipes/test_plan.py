@@ -31,6 +31,9 @@ def batches(count):
 def stream():
     return iter(batches(2))
 
+both = [apply_fn, apply_fn]
+three = [apply_fn] * 3
+
 def broken():
     raise RuntimeError("no such disk")
 
@@ -133,6 +136,24 @@ def test_heads_that_are_separate_are_not_merged(project):
     assert both == sum(model.nbytes for model in found.models)
 
 
+def test_every_model_may_have_a_function_of_its_own_head(project):
+    asked = {"separate": ["out"], "method": "mudsc-align"}
+    found = planned(project, {**asked, "apply_fn": "plan_model:both"})
+    assert found.problems == ()
+    assert found.spec == planned(project, asked).spec
+    found = planned(project, {**asked, "apply_fn": "plan_model:three"})
+    assert found.problems == (
+        "recipe: apply_fn: expected one function for all 2 models or one for each, got "
+        "3. Pass as many as models.",
+    )
+
+
+def test_labels_are_told_even_if_a_pattern_of_frozen_ones_is_wrong(project):
+    found = planned(project, {"frozen": ["on"]})
+    assert len(found.problems) == 1
+    assert found.spec == planned(project).spec
+
+
 def test_everything_that_is_wrong_with_a_recipe_is_said(project):
     save_variables(project / "merged", {"w": jnp.ones(1)})
     found = planned(
@@ -166,8 +187,8 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
         'recipe: alpha: expected a score with "search", got none. Pass score, a '
         'function of variables that is larger for better ones, or alpha="auto", which '
         "needs none.",
-        "recipe: repair: expected one option that sets running statistics, got "
-        '"pooled" and refit. Leave out all but one.',
+        'recipe: repair: expected "pooled" alone, since it sets running statistics '
+        "itself, got refit too. Leave out all but one.",
         f"{project}/frist: does not exist, needed a checkpoint; check the path.",
     ]
     assert found.models[0] is None
@@ -226,9 +247,9 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
         ),
         (
             {"batches": {"factory": "plan_model:stream"}},
-            "merge: batches is a list_iterator, which can be read only once, and "
-            "several passes are needed; pass a list, or an object whose __iter__ "
-            "starts anew.",
+            "recipe: batches: expected an iterable that can be read several times, got "
+            "a list_iterator, which can be read only once. Pass a list, or an object "
+            "whose __iter__ starts anew.",
         ),
         (
             {"batches": {"factory": "plan_model:batches", "count": 0}},
@@ -243,9 +264,11 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
         ),
         (
             {"separate": ["in"]},
-            "recipe: 1 labels of merged leaves have no activations but such as depend "
-            "on separate leaves:\n  P_0\nUse a weight method, or merge what comes "
-            "before them too.",
+            "recipe: expected every label of merged leaves to have activations "
+            "before the separate leaves, got 1 without:\n"
+            "  P_0\n"
+            "Use a method that compares weights alone, or merge what comes before "
+            "these labels too.",
         ),
     ],
     ids=["model", "update", "iterator", "empty", "pattern", "unread"],
