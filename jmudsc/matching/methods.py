@@ -15,7 +15,8 @@ from jmudsc.paths import did_you_mean
 from jmudsc.reordering.combine import combine
 from jmudsc.spec.permutation_spec import PermutationSpec
 
-# (spec, models, assignment, weights of the models) -> merged variables; see `combine`.
+# (spec, models, assignment, weights of the models) -> merged variables, lazy where the
+# models are; `partial(combine, average=...)` is one.
 Combine = Callable[
     [
         PermutationSpec,
