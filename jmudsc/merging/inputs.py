@@ -105,10 +105,13 @@ def check_batches(
         )
 
 
-def loaded(inputs: Inputs, options: MergeOptions) -> tuple[Inputs, PyTree | None]:
+def loaded(
+    where: str, inputs: Inputs, options: MergeOptions
+) -> tuple[Inputs, PyTree | None]:
     """Bring models to where a merge needs them, and read the first batch.
 
     Args:
+        where: the caller, named in the error.
         inputs: what is merged; where the options need all models at once, they are read
             into memory, whatever is lazy.
         options: of the merge.
@@ -124,7 +127,7 @@ def loaded(inputs: Inputs, options: MergeOptions) -> tuple[Inputs, PyTree | None
     if options.needs_all_models:
         models = [to_device(model) for model in models]
     if batches is not None:
-        first = first_batch("merge", batches)
+        first = first_batch(where, batches)
         if is_explicit(first):
             batches, first = Automatic(batches), automatic(first)
     models = [automatic(model) for model in models]

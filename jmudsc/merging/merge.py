@@ -185,7 +185,7 @@ def merge_with(
     check_inputs("merge", inputs, options)
     check_key, match_key = jax.random.split(key)
     given = inputs.models
-    inputs, first = loaded(inputs, options)
+    inputs, first = loaded("merge", inputs, options)
     prepared = prepare("merge", inputs, first, options, watch)
     check_finite("merge", prepared.models)
     check_carried("merge", prepared.apart, TABLE[options.method].zips)
