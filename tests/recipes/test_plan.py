@@ -17,6 +17,7 @@ from jmudsc.recipes.machine_speed import measure_rates, Rates
 from jmudsc.recipes.merge import spec_of
 from jmudsc.recipes.plan import plan_recipe
 from jmudsc.recipes.plan_report import plan_report, size_text
+from jmudsc.repairs.table import REPAIRS
 
 MODEL = """
 import jax
@@ -30,6 +31,9 @@ def batches(count):
 
 def stream():
     return iter(batches(2))
+
+def update_fn(variables, x):
+    return variables
 
 both = [apply_fn, apply_fn]
 three = [apply_fn] * 3
@@ -349,3 +353,14 @@ def test_a_spec_by_hand_must_fit_every_model_whose_head_is_its_own(project):
     )
     (problem,) = found.problems
     assert "the spec does not fit the variables in 1 places:\n  extra is not" in problem
+
+
+@pytest.mark.parametrize("row", REPAIRS, ids=lambda row: row.name)
+def test_a_repair_that_reads_batches_is_a_stage_that_takes_time(row, project):
+    value = "plan_model:update_fn" if row.option == "update_fn" else row.name
+    found = planned(project, {row.option: value})
+    assert found.problems == ()
+    seconds = {stage.name: stage.seconds for stage in found.stages}
+    assert (row.stage in seconds) == row.needs_batches
+    if row.needs_batches:
+        assert seconds[row.stage] > 0
