@@ -31,8 +31,8 @@ def flatten(tree: PyTree) -> dict[str, Any]:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
         if path in leaves:
             raise ValueError(
-                f'tree: two leaves are both named "{path}", paths must be unique; '
-                'rename one (a key that itself contains "/" can cause this).'
+                f'tree: expected a path of its own for every leaf, got "{path}" twice. '
+                'Rename one of the two; a key that itself contains "/" can cause this.'
             )
         leaves[path] = leaf
     return leaves
@@ -102,8 +102,8 @@ def check_patterns(
     ]
     if unmatched:
         raise ValueError(
-            f"{where}: {len(unmatched)} of {len(patterns)} patterns match no {kind}:\n"
-            f"{listed(unmatched)}\n{advice}"
+            f"{where}: expected every pattern to match a {kind}, got some that match "
+            f"none:\n{listed(unmatched)}\n{advice}"
         )
 
 

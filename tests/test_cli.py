@@ -114,7 +114,7 @@ def test_a_merge_that_is_there_is_only_replaced_on_demand(project, monkeypatch):
 def test_spec_prints_the_spec(project, monkeypatch, capsys):
     run(monkeypatch, "spec", project / "recipe.yaml")
     printed = capsys.readouterr().out
-    assert "1 labels on 2 of 2 leaves" in printed
+    assert "1 label on 2 of 2 leaves" in printed
     assert re.search(r"^in +5, P_0$", printed, re.M)
 
 

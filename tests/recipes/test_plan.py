@@ -231,7 +231,8 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
     found = planned(project, {"frozen": ["on"], "output": "x.npz"})
     (problem,) = found.problems
     assert problem.startswith(
-        'freeze: 1 of 1 patterns match no label and no leaf:\n  "on'
+        "freeze: expected every pattern to match a label or a leaf, got some that "
+        'match none:\n  "on'
     )
 
 
@@ -256,12 +257,13 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
         ),
         (
             {"batches": {"factory": "plan_model:batches", "count": 0}},
-            "recipe: there are no batches, at least one is needed; the iterable is "
-            "empty.",
+            "recipe: expected at least one batch, got an empty iterable. Pass a list "
+            "of batches.",
         ),
         (
             {"separate": ["head/*"]},
-            "recipe: 1 of 1 patterns match no leaf of any model:\n"
+            "recipe: expected every pattern to match a leaf of any model, got some "
+            "that match none:\n"
             '  "head/*"\nPatterns are of whole leaf paths.',
         ),
         (
@@ -352,7 +354,7 @@ def test_a_spec_by_hand_must_fit_every_model_whose_head_is_its_own(project):
         },
     )
     (problem,) = found.problems
-    assert "the spec does not fit the variables in 1 places:\n  extra is not" in problem
+    assert "variables that the spec fits, got others:\n  extra: is not" in problem
 
 
 @pytest.mark.parametrize("row", REPAIRS, ids=lambda row: row.name)

@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from jmudsc import METHODS
 from jmudsc.merging.options import MergeOptions, OPTIONS
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.import_path import ImportPath
@@ -103,8 +104,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         'aply_fn: there is no such key; did you mean "apply_fn"?',
         'batches: expected "module:name" or {factory: "module:name", ...}, got '
         '"my_data". Write the module, a colon and the name in it.',
-        "method: expected one of average, weight-align, activation-align, weight-zip, "
-        'activation-zip, mudsc-align, mudsc-zip, got "mudsc-zp"; did you mean '
+        f'method: expected one of {", ".join(METHODS)}, got "mudsc-zp"; did you mean '
         '"mudsc-zip"?',
         'alpha: expected a number in [0, 1], "search" or "auto", got 1.5. It is the '
         "share of the weight similarity.",
