@@ -229,8 +229,8 @@ def _model(recipe: Recipe, source: Source) -> Model:
     )
     shapes = abstract(stored.where, stored.variables)
     if recipe.output:
-        check_savable(shapes, format_of(recipe.output) or "orbax")
-    return Model(source.path, stored.kind, shapes)
+        check_savable(shapes, format_of(recipe.output))
+    return Model(source.path, stored.format.name, shapes)
 
 
 def _trunks(

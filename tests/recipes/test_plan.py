@@ -153,8 +153,8 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
         f'{recipe}: "seed" is -1, it must be a whole number in [0, 2**32)',
         f"{recipe}: \"reference\" is 'last'; it must be one of first, mean, universe",
         f'{recipe}: "colour" is no key',
-        f"{project}/merged: exists, needed a new path; choose another or pass "
-        "overwrite=True (--overwrite).",
+        f"{project}/merged: expected a free path, got one that exists. Choose another "
+        "or pass overwrite=True (--overwrite).",
         'recipe: 1 references must be corrected:\n  "apply_fn" names '
         '"plan_model:aply_fn", but plan_model has no "aply_fn"; did you mean '
         '"apply_fn"?',
@@ -164,7 +164,7 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
         'for better ones; alpha="auto" needs none.',
         'recipe: repair="pooled" and refit both set running statistics, only one of '
         "them can; leave one out.",
-        f"{project}/frist: does not exist, needed a checkpoint; check the path.",
+        f"{project}/frist: expected a checkpoint, got nothing. Check the path.",
     ]
     assert found.models[0] is None
     assert found.models[1].nbytes == 5 * 8 * 4 + 8 * 3 * 2

@@ -126,8 +126,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         (
             ["a", {"path": "b", "rename": {"a/*": "b"}, "separator": 1}],
             '"models" must be corrected: entry 1 has a rename that is wrong: "a/*" has '
-            '1 "*" and "b" 0, needed as many; entry 1 has a separator that is no text; '
-            '"" is for none',
+            '1 "*" and "b" 0; entry 1 has a separator that is no text; "" is for none',
         ),
         (
             ["a", {"path": "b", "rename": ["a"]}],
