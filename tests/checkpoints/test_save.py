@@ -8,6 +8,7 @@ import pytest
 from checkpoint_checks import assert_same, sentence
 
 from jmudsc.checkpoints import save as saving
+from jmudsc.checkpoints.formats import endings
 from jmudsc.checkpoints.load import load
 from jmudsc.merging.save_result import load_provenance, save
 
@@ -85,8 +86,8 @@ def test_saving_to_a_url(tmp_path):
 @pytest.mark.parametrize("name", ["merged.pt", "merged.H5"])
 def test_saving_as_a_file_that_is_not_written(name, tmp_path):
     expected = (
-        f"{tmp_path / name}: expected an ending of what can be written (.safetensors, "
-        ".npz, .msgpack; none for an orbax checkpoint), got "
+        f"{tmp_path / name}: expected an ending of what can be written "
+        f"({', '.join(endings())}; none for an orbax checkpoint), got "
         f"{name[6:].lower()}. Choose another name."
     )
     with pytest.raises(ValueError, match=sentence(expected)):
