@@ -125,7 +125,7 @@ FORMATS = (
         layout="dicts",
         refused=msgpack.refused,
         by_leaf=False,
-        package=("flax", "flax.serialization"),
+        package=("msgpack", "msgpack"),
     ),
 )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from jmudsc.checkpoints.flax_bytes import from_bytes, to_bytes
 from jmudsc.checkpoints.reading import reading
 from jmudsc.checkpoints.subtrees import Route
 from jmudsc.lazy import in_memory, LazyArray, read_all
@@ -35,10 +36,8 @@ def open_msgpack(file: Path) -> PyTree[LazyArray]:
         ValueError: if the file is damaged, or holds anything but arrays, numbers and
             text.
     """
-    from flax import serialization
-
     with reading(file, "msgpack file that Flax wrote"):
-        tree = _with_text_keys(serialization.msgpack_restore(file.read_bytes()))
+        tree = _with_text_keys(from_bytes(file.read_bytes()))
         leaves = flatten(tree)
     if not isinstance(tree, dict):
         raise ValueError(
@@ -67,9 +66,7 @@ def write_msgpack(file: Path, tree: Mapping[str, Any]) -> None:
         file: where.
         tree: nested dicts of arrays, which are all read at once.
     """
-    from flax import serialization
-
-    file.write_bytes(serialization.msgpack_serialize(read_all(dict(tree))))
+    file.write_bytes(to_bytes(read_all(dict(tree))))
 
 
 def refused(names: Mapping[str, Route]) -> dict[str, str]:
