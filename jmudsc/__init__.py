@@ -87,9 +87,11 @@ if TYPE_CHECKING:  # what type checkers and editors read
         permute as permute,
         random_permutations as random_permutations,
     )
-    from jmudsc.repairs.batch_stats import reset_batch_stats as reset_batch_stats
+    from jmudsc.repairs.batch_stats import (
+        pool_batch_stats as pool_batch_stats,
+        reset_batch_stats as reset_batch_stats,
+    )
     from jmudsc.repairs.least_squares import refit as refit
-    from jmudsc.repairs.pooled import pool_batch_stats as pool_batch_stats
     from jmudsc.repairs.rescale import repair as repair
     from jmudsc.spec.axes import (
         Concat as Concat,
@@ -122,9 +124,8 @@ _NAMES_OF = {
     "merging.save_result": "load_provenance save",
     "reordering.combine": "combine",
     "reordering.permute": "permute random_permutations",
-    "repairs.batch_stats": "reset_batch_stats",
+    "repairs.batch_stats": "pool_batch_stats reset_batch_stats",
     "repairs.least_squares": "refit",
-    "repairs.pooled": "pool_batch_stats",
     "repairs.rescale": "repair",
     "spec.axes": "Concat Fixed Product Units",
     "spec.freeze": "freeze",

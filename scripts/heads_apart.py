@@ -15,7 +15,8 @@ from jaxtyping import PyTree
 
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.reordering.combine import combine
-from jmudsc.repairs.rescale import repair as rescale, repair_layers
+from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.rescale import repair as rescale, rescale_layers
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import Label, PermutationSpec, Site
 from jmudsc.types import ApplyFn
@@ -114,9 +115,9 @@ def repaired(
     for own in scores:
         steps += [(by_scores, own), (by_values, others)]
     for pairing, within in steps:
-        merged, _ = repair_layers(
-            whole, apply, parents, pairing, merged, batches, within=within
-        )
+        shares = (1 / len(parents),) * len(parents)
+        merger = Merger(whole, apply, parents, pairing, shares)
+        merged, _ = rescale_layers(merger, merged, batches, within)
     return merged
 
 

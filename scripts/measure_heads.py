@@ -32,6 +32,7 @@ from jmudsc.progress import silent
 from jmudsc.recipes.report import mean_and_std, table
 from jmudsc.reordering.permute import identity
 from jmudsc.repairs.least_squares import refit_layers
+from jmudsc.repairs.merger import Merger
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 FITTED = ("nothing", "heads", "trunk", "trunk and heads")
@@ -52,10 +53,8 @@ def repaired(
         spec = infer_spec(apply, parent, batches[0])
         stay = {name: row[None] for name, row in identity(spec).items()}
         own = {path for path in paths.flatten(network) if "/head/" in path}
-        fitted, _ = refit_layers(
-            spec, apply, [parent], stay, network, batches, within=own
-        )
-        heads.append(fitted)
+        merger = Merger(spec, apply, [parent], stay, (1.0,))
+        heads.append(refit_layers(merger, network, batches, own)[0])
     yield "heads", heads
     trunks = []
     for old, new in zip(plain, both, strict=True):

@@ -53,8 +53,8 @@ def picked(
     return Picked(found[0].source, frozenset(picks))
 
 
-def after(eqn: Any, ins: Sequence[Value], new: Picked) -> Picks:
-    """Return the picks of the output of an equation.
+def after(eqn: Any, ins: Sequence[Value], new: Picked) -> list[Picks]:
+    """Return the picks of the outputs of an equation.
 
     Args:
         eqn: a jaxpr equation.
@@ -62,12 +62,12 @@ def after(eqn: Any, ins: Sequence[Value], new: Picked) -> Picks:
         new: what it picks itself.
 
     Returns:
-        The picks of its only output; empty if there are none.
+        The picks of each output; empty if there are none.
     """
     if not new.picks and not any(value.picks for value in ins):
-        return ()
+        return [()] * len(eqn.outvars)
     maps = [axis_map(eqn, number) for number in range(len(ins))]
-    return carried(ins, maps, len(shape_of(eqn.outvars[0])), new)
+    return [carried(ins, maps, len(shape_of(out)), new) for out in eqn.outvars]
 
 
 def _index(lookup: Lookup, ins: Sequence[Value], numbers: Numbers) -> Number:

@@ -205,11 +205,14 @@ class _Walker:
             result.terms, eqn, [v.axes for v in ins], [v.tag for v in ins]
         )
         picks = index_order.after(eqn, ins, picked)
-        self.tie_picked(picks)
+        for of_one in picks:
+            self.tie_picked(of_one)
         is_data, is_picked = any(value.is_data for value in ins), _picks(eqn, ins)
         outs = [
-            Value(axes, is_data, tag, number, picks, is_picked)
-            for axes, tag, number in zip(axes, tags, numbers, strict=True)
+            Value(axes, is_data, tag, number, of_one, is_picked)
+            for axes, tag, number, of_one in zip(
+                axes, tags, numbers, picks, strict=True
+            )
         ]
         met = interactions(result.terms, eqn, ins, outs, picked, since)
         result.met.extend(Occurrence(value, None, self.around) for value in met)

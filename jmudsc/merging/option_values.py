@@ -72,8 +72,8 @@ def shares_to_try(value: Any) -> tuple[float, ...]:
     good = isinstance(value, list | tuple) and all(map(is_number, value))
     if not good or not value or not all(0 <= number <= 1 for number in value):
         raise ValueError(
-            f"expected one or more numbers in [0, 1], got {listing(value)}. Leave it "
-            "out for 0, 0.1, ..., 1."
+            f"expected one or more numbers in [0, 1], got {listing(value)}. Leave "
+            "them out for 0, 0.1, ..., 1."
         )
     return tuple(float(number) for number in value)
 
@@ -101,7 +101,7 @@ def model_weights(value: Any) -> tuple[float, ...]:
     if not good or not any(value) or min(value) < 0:
         raise ValueError(
             "expected one number of at least 0 for each model, not all of them 0, got "
-            f"{listing(value)}. Leave it out for equal shares."
+            f"{listing(value)}. Leave them out for equal shares."
         )
     return tuple(float(number) for number in value)
 

@@ -70,8 +70,8 @@ def trunks_of(
     ]
     if not any(trunks):
         raise ValueError(
-            f"{where}: all {len(known)} leaves are separate, at least one must be left "
-            "to merge; name fewer in separate."
+            f"{where}: separate: expected it to leave at least one leaf to merge, got "
+            f"patterns that match all {len(known)}. Name fewer leaves."
         )
     return trunks
 
@@ -141,10 +141,10 @@ def restrict(spec: PermutationSpec, leaves: Mapping[str, Any]) -> PermutationSpe
 def check_carried(where: str, apart: TrunkAndHeads, zipped: bool) -> None:
     """Check that separate leaves can follow where the units of the trunk go.
 
-    What sums over a label always can. What makes its units (the outgoing axis of a map,
-    a bias, a norm's scale: a residual stream that goes on, say) can follow a one-to-one
-    assignment only, since two units of the model that have become one are one from
-    there on.
+    What sums over a label always can. What makes its units (the outgoing axis of a
+    linear layer, a bias, a norm's scale: a residual stream that goes on, say) can
+    follow a one-to-one assignment only, since two units of the model that have become
+    one are one from there on.
 
     Args:
         where: the caller, named in the error.
@@ -165,10 +165,11 @@ def check_carried(where: str, apart: TrunkAndHeads, zipped: bool) -> None:
             problems.append(f"{name}: {', '.join(sites[:3] + more)}")
     if problems:
         raise ValueError(
-            f"{where}: {len(problems)} labels of merged leaves have units that are "
-            f"made on separate leaves too, which cannot follow a zip:\n"
-            f"{paths.listed(problems)}\nUse a method that aligns, freeze these labels, "
-            "or separate from a place where no residual stream goes on."
+            f"{where}: expected labels whose units merged leaves alone make, as "
+            f"separate leaves cannot follow a zip, got {len(problems)} whose units "
+            f"separate leaves make too:\n{paths.listed(problems)}\nUse a method that "
+            "aligns, freeze these labels, or separate from where no residual stream "
+            "goes on."
         )
 
 
@@ -193,9 +194,10 @@ def check_read(where: str, apart: TrunkAndHeads, read: Container[str]) -> None:
     ]
     if missing:
         raise ValueError(
-            f"{where}: {len(missing)} labels of merged leaves have no activations but "
-            f"such as depend on separate leaves:\n{paths.listed(missing)}\nUse a "
-            "weight method, or merge what comes before them too."
+            f"{where}: expected every label of merged leaves to have activations "
+            f"before the separate leaves, got {len(missing)} without:\n"
+            f"{paths.listed(missing)}\nUse a method that compares weights alone, or "
+            "merge what comes before these labels too."
         )
 
 
@@ -254,9 +256,9 @@ def _renamed(
     ]
     if problems:
         raise ValueError(
-            f"{where}: model {number} ties the units of the trunk otherwise than model "
-            f"0, they must be tied alike:\n{paths.listed(problems)}\nMake the leaves "
-            "by whose use the models differ separate too."
+            f"{where}: expected model {number} to tie the units of the trunk as model "
+            f"0 does, got a difference:\n{paths.listed(problems)}\nMake the leaves by "
+            "whose use the models differ separate too."
         )
     return renamed
 

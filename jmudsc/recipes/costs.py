@@ -15,12 +15,12 @@ from jmudsc.matching.methods import Method, TABLE
 from jmudsc.matching.moment_cache import BUDGET
 from jmudsc.matching.nested_labels import families, is_innermost, stacked_shape
 from jmudsc.merging.memory_budget import leaf_bytes, tree_bytes
-from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import Prepared
 from jmudsc.paths import flatten
 from jmudsc.recipes.flops import live_bytes, work_of
 from jmudsc.recipes.machine_speed import Rates
 from jmudsc.reordering.transport import form_of
+from jmudsc.repairs.table import asked
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 # How many sweeps of matching are taken to be needed, with nothing remembered between
@@ -96,7 +96,8 @@ class Job:
     def repairs(self) -> "list[Cost]":
         """What each repair after averaging takes, in their order."""
         options = self.prepared.options
-        return [cost for is_asked, cost in _REPAIRS if is_asked(options)]
+        names = [row.name for row in asked(options)]
+        return [_REPAIRS[name] for name in names if name in _REPAIRS]
 
 
 # Of a job, the rates of a machine and what is on the device anyway: a stage.
@@ -274,12 +275,12 @@ def _resetting(job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
     return Stage("resetting statistics", {}, device, passes + compiled)
 
 
-# What is done after averaging: whether options ask for it, and what it takes.
-_REPAIRS: Sequence[tuple[Callable[[MergeOptions], bool], Cost]] = (
-    (lambda options: options.refit is not None, _refitting),
-    (lambda options: options.repair == "rescale", _repairing),
-    (lambda options: bool(options.update_fn and not options.repair), _resetting),
-)
+# What each repair takes; the others take next to nothing.
+_REPAIRS: Mapping[str, Cost] = {
+    "least-squares": _refitting,
+    "rescale": _repairing,
+    "reset": _resetting,
+}
 
 
 def _pass(job: Job, rates: Rates) -> float:

@@ -22,7 +22,8 @@ from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import aligning, method_of, TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.heads import put_together
-from jmudsc.merging.prepare import Inputs, per_model, prepare, Prepared
+from jmudsc.merging.inputs import Inputs, per_model
+from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.save_result import load_provenance
 from jmudsc.progress import counted, Progress
 from jmudsc.recipes.resolve import load_merged, load_model, outputs, resolved, spec_by

@@ -17,8 +17,9 @@ from jmudsc.digests import digest_of
 from jmudsc.lazy import is_lazy
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.methods import TABLE
+from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.memory_budget import room
-from jmudsc.merging.merge import merge
+from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save
@@ -92,15 +93,12 @@ def merge_recipe(
     written = None
     if recipe.spec is not None:
         written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
-    result = merge(
-        named["apply_fn"],
-        models,
-        named["batches"],
+    result = merge_with(
+        _options(recipe, named, is_lazy(models)),
+        Inputs(named["apply_fn"], models, named["batches"], written),
         key=jax.random.key(recipe.seed),
-        spec=written,
         journal=journal,
         progress=progress,
-        **vars(_options(recipe, named, is_lazy(models))),
     )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)

@@ -21,10 +21,10 @@ from jmudsc.checkpoints.load import open_variables
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.matching.methods import TABLE
+from jmudsc.merging.inputs import check_batches, Inputs, per_model
 from jmudsc.merging.memory_budget import fits, room, tree_bytes
-from jmudsc.merging.merge import check_batches
 from jmudsc.merging.options import MergeOptions
-from jmudsc.merging.prepare import Inputs, per_model, prepare, Prepared
+from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.separate import check_carried, check_read, trunks_of
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.costs import Job, Stage, stages_of
@@ -236,7 +236,7 @@ def _batches(
     if batches is None:
         return None, None
     with _noting(problems):
-        check_batches(batches, TABLE[recipe.options.method], None)
+        check_batches("recipe", batches, recipe.options)
         tasks = batches.tasks if isinstance(batches, Chained) else (batches,)
         counts = [len(task) for task in tasks if isinstance(task, Sized)]
         count = sum(counts) if len(counts) == len(tasks) else None

@@ -7,8 +7,9 @@ import pytest
 import tiny
 
 from jmudsc import freeze, infer_spec
+from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.options import MergeOptions
-from jmudsc.merging.prepare import Inputs, prepare
+from jmudsc.merging.prepare import prepare
 from jmudsc.merging.watch import Watch
 
 NET = tiny.MLP
@@ -42,7 +43,7 @@ def test_without_options_all_of_the_models_is_merged():
     assert found.spec == infer_spec(NET.apply_fn, MODELS[0], BATCH)
     assert found.trunks == MODELS
     assert found.trunk_fn is NET.apply_fn
-    assert len(found.whole) == 1
+    assert len(found.networks) == 1
     assert not any(found.apart.heads)
 
 
@@ -53,7 +54,7 @@ def test_what_is_frozen_stays_and_what_is_separate_is_no_part_of_the_trunk():
     assert found.apart.specs[0] == frozen
     assert set(found.spec.axes) == set(MODELS[0]) - {"c/kernel", "c/bias"}
     assert [set(head) for head in found.apart.heads] == [{"c/kernel", "c/bias"}] * 2
-    assert len(found.whole) == 2
+    assert len(found.networks) == 2
     read = found.trunk_fn(jax.tree.map(jnp.asarray, found.trunks[0]), BATCH)
     hidden = np.maximum(BATCH @ MODELS[0]["a/kernel"] + MODELS[0]["a/bias"], 0)
     hidden = hidden @ MODELS[0]["b/kernel"] + MODELS[0]["b/bias"]

@@ -23,6 +23,7 @@ PRIMITIVES = (
     Primitive("while", bodies=lambda eqn: Bodies(steps=None)),
     Primitive("checkpoint", call=wraps("jaxpr")),
     Primitive("closed_call", call=wraps("call_jaxpr")),
+    Primitive("composite", call=wraps("jaxpr")),
     Primitive("core_call", call=wraps("call_jaxpr")),
     Primitive("custom_jvp_call", call=wraps("call_jaxpr")),
     Primitive("custom_vjp_call", call=wraps("call_jaxpr")),

@@ -63,6 +63,7 @@ shift_right_logical sign sin sinh square tan tanh xor zeta
 
 PRIMITIVES = (
     *map(elementwise, _PLAIN),
+    elementwise("add_any", arithmetic=Arithmetic.SUM),
     elementwise("add", arithmetic=Arithmetic.SUM, positions=shifted),
     elementwise("clamp", arithmetic=Arithmetic.LOWER_BOUND),
     elementwise("convert_element_type", entries=Entries.KEPT, positions=cast),

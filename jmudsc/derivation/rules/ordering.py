@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jmudsc.derivation.rules.common import (
     all_but,
     BY_POSITION,
+    by_position,
     drop,
     negligible,
     shape_of,
@@ -79,6 +80,14 @@ def top_k_positions(
     return rule(terms, eqn, ins), [None, Tag(ins[0][_top_k_axis(eqn)])]
 
 
+def approx_top_k(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
+    """Which of the largest are found depends on where they are: the axis is fixed."""
+    (axes,), along = ins, eqn.params["reduction_dimension"]
+    out = list(axes)
+    out[along] = by_position(terms, axes[along], shape_of(eqn.outvars[0])[along], eqn)
+    return [out, out]
+
+
 def sort(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """What is sorted by the same keys is in one order, before and after."""
     along, keys = eqn.params["dimension"], eqn.params["num_keys"]
@@ -117,11 +126,21 @@ def _beside(axis_of: Callable[[Any], int]) -> Callable[[Any, int], Mapping[int, 
     return lambda eqn, number: all_but(shape_of(eqn.invars[number]), axis_of(eqn))
 
 
+def _approx_top_k_axis(eqn: Any) -> int:
+    return eqn.params["reduction_dimension"] % len(shape_of(eqn.invars[0]))
+
+
 def _sort_axis(eqn: Any) -> int:
     return eqn.params["dimension"]
 
 
 PRIMITIVES = (
+    Primitive(
+        "approx_top_k",
+        rule=approx_top_k,
+        axis_map=_beside(_approx_top_k_axis),
+        cost=negligible,
+    ),
     Primitive("iota", rule=iota, positions=iota_positions, cost=negligible),
     Primitive("argmax", rule=argreduce, positions=argreduce_positions, cost=negligible),
     Primitive("argmin", rule=argreduce, positions=argreduce_positions, cost=negligible),

@@ -123,7 +123,7 @@ class Primitive:
             axes that it touches are fixed.
         positions: what it does to values that are positions along an axis. Unknown: the
             axis is fixed.
-        axis_map: which axis of an operand comes out as which axis of the output, not
+        axis_map: which axis of an operand comes out as which axis of every output, not
             mixed with another. Unknown: none.
         lookups: where it takes one position of an axis by an index value. Unknown: it
             does not.

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jmudsc.derivation.rules.common import (
+    BY_POSITION,
     by_position,
     drop,
     negligible,
+    pin_all,
     regroup,
     shape_of,
     those_left,
@@ -75,12 +77,27 @@ def rev(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     return [out]
 
 
+def bitcast_convert_type(
+    terms: Terms, eqn: Any, ins: list[AxisTerms]
+) -> list[AxisTerms]:
+    """Parts of an entry, if it is cut into some, are on a last axis, in order."""
+    (axes,), shape = ins, shape_of(eqn.outvars[0])
+    reason = BY_POSITION.format(eqn.primitive.name)
+    pin_all(terms, axes[len(shape) :], reason)
+    return [axes[: len(shape)] + [terms.fixed(n, reason) for n in shape[len(axes) :]]]
+
+
 def _dropped(eqn: Any) -> tuple[int, ...]:
     return tuple(map(int, eqn.params["dimensions"]))
 
 
 def _after_broadcast(eqn: Any, number: int) -> Mapping[int, int]:
     return dict(enumerate(map(int, eqn.params["broadcast_dimensions"])))
+
+
+def _after_bitcast(eqn: Any, number: int) -> Mapping[int, int]:
+    ranks = (len(shape_of(var)) for var in (eqn.invars[number], eqn.outvars[0]))
+    return {axis: axis for axis in range(min(ranks))}
 
 
 def _after_transpose(eqn: Any, number: int) -> Mapping[int, int]:
@@ -109,6 +126,12 @@ def _after_reshape(eqn: Any, number: int) -> Mapping[int, int]:
 
 
 PRIMITIVES = (
+    Primitive(
+        "bitcast_convert_type",
+        rule=bitcast_convert_type,
+        axis_map=_after_bitcast,
+        cost=negligible,
+    ),
     Primitive(
         "broadcast_in_dim",
         rule=broadcast_in_dim,

@@ -7,6 +7,7 @@ from typing import Any
 import jax.extend.core as jex
 
 from jmudsc.derivation.rules import (
+    attention,
     collectives,
     contractions,
     control_flow,
@@ -14,6 +15,7 @@ from jmudsc.derivation.rules import (
     indexing,
     linear_algebra,
     ordering,
+    random_numbers,
     reductions,
     shapes,
     slicing,
@@ -31,6 +33,7 @@ from jmudsc.derivation.rules.primitive import (
 from jmudsc.derivation.terms.axis_terms import Terms
 
 FAMILIES = (
+    attention,
     collectives,
     contractions,
     control_flow,
@@ -38,6 +41,7 @@ FAMILIES = (
     indexing,
     linear_algebra,
     ordering,
+    random_numbers,
     reductions,
     shapes,
     slicing,

@@ -148,7 +148,8 @@ def carried(
     out: list[PickSet] = [frozenset()] * rank
     for number, (value, where) in enumerate(zip(ins, maps, strict=True)):
         new = picked.picks if number == picked.source else frozenset()
-        for axis, place in where.items():
+        there = ((axis, place) for axis, place in where.items() if place < rank)
+        for axis, place in there:
             moved = (pick.moved(where) for pick in value.picks_on(axis))
             out[place] |= {pick for pick in moved if pick is not None} | new
     return tuple(out) if any(out) else ()

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from rule_cases import LEFT_OUT
 
 from jmudsc.derivation.rules import table
 from jmudsc.derivation.rules.primitive import Primitive
@@ -12,52 +13,6 @@ FACETS = {field.name for field in dataclasses.fields(Primitive)} - {"name"}
 # what they call, loops and branches are followed step by step, collectives of
 # `shard_map` become others.
 INSTEAD = {"bodies", "call", "without_devices"}
-# What is left unknown (see `Primitive` for what follows from that) -> the primitives
-# with a rule that do so. A new primitive has to be put in a row.
-LEFT_OUT = {
-    "positions lookups summed meets entries arithmetic joins_columns": """
-        abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-        clz complex conj cos cosh cumlogsumexp cummax cummin cumprod cumsum digamma erf
-        erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
-        is_finite le lgamma log log1p log2 logistic min neg nextafter not
-        one_minus_square or polygamma population_count pow real reduce_and reduce_max
-        reduce_min reduce_or reduce_precision reduce_prod reduce_sum reduce_xor
-        regularized_incomplete_beta rem round shift_left shift_right_arithmetic
-        shift_right_logical sign sin sinh square tan tanh xor zeta
-    """,
-    "positions axis_map lookups summed meets entries arithmetic joins_columns": """
-        device_put dynamic_update_slice fft name pmax pmin psum reduce_window
-        reduce_window_max reduce_window_min reduce_window_sum stack unstack
-    """,
-    "positions lookups summed meets entries joins_columns": """
-        clamp div max mul rsqrt sqrt sub
-    """,
-    "lookups summed meets arithmetic joins_columns": """
-        broadcast_in_dim convert_element_type copy reshape squeeze stop_gradient
-        transpose
-    """,
-    "axis_map lookups summed entries arithmetic joins_columns": """
-        scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub split
-    """,
-    "lookups summed meets entries arithmetic joins_columns": "lt select_n sort top_k",
-    "axis_map lookups summed meets entries arithmetic joins_columns": """
-        argmax argmin iota optimization_barrier
-    """,
-    "positions lookups entries arithmetic joins_columns": """
-        conv_general_dilated dot_general
-    """,
-    "lookups summed entries arithmetic joins_columns": "eq ne",
-    "positions axis_map lookups summed meets arithmetic joins_columns": """
-        rev sharding_constraint
-    """,
-    "positions axis_map lookups summed entries arithmetic joins_columns": "pad tile",
-    "positions entries arithmetic joins_columns": "ragged_dot_general",
-    "lookups summed meets entries joins_columns": "add",
-    "summed entries arithmetic joins_columns": "gather",
-    "axis_map lookups summed entries arithmetic": "concatenate",
-    "axis_map lookups summed arithmetic joins_columns": "slice",
-    "positions summed meets arithmetic joins_columns": "dynamic_slice",
-}
 EXPECTED = {
     name: set(facets.split())
     for facets, names in LEFT_OUT.items()
