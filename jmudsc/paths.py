@@ -121,3 +121,18 @@ def listed(lines: Iterable[str], most: int = 10) -> str:
     if len(lines) > most:
         shown.append(f"  and {len(lines) - most} more")
     return "\n".join(shown)
+
+
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """Write how many of something there are.
+
+    Args:
+        count: how many.
+        noun: what one of them is called.
+        several: what several are called; the noun and an s if None.
+
+    Example:
+        >>> plural(1, "label"), plural(2, "label"), plural(0, "leaf", "leaves")
+        ('1 label', '2 labels', '0 leaves')
+    """
+    return f"{count} {noun if count == 1 else several or f'{noun}s'}"

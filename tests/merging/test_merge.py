@@ -259,13 +259,13 @@ def test_every_stage_tells_its_seconds(key):
         "statistics",
         "matching",
         "combining",
-        "finishing",
+        "repairing",
     ]
     assert all(taken >= 0 for taken in result.seconds.values())
     assert whole / 2 < sum(result.seconds.values()) <= whole
     spec = result.spec
     short = merge(NET.apply_fn, models, None, method="average", key=key, spec=spec)
-    assert list(short.seconds) == ["matching", "combining", "finishing"]
+    assert list(short.seconds) == ["matching", "combining", "repairing"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -101,18 +101,18 @@ def test_permuted_copies_with_heads_of_their_own_compute_what_they_did(name, sep
         assert_computes(NETS[name], network, models[0])
 
 
-FINISHES = [
+REPAIRS = [
     {"refit": "least-squares"},
     {"repair": "rescale"},
 ]
 
 
-@pytest.mark.parametrize("finish", FINISHES, ids=["refit", "repair"])
+@pytest.mark.parametrize("repairs", REPAIRS, ids=["refit", "repair"])
 @pytest.mark.parametrize(("name", "separate"), [CUTS[1], STREAMS[1]], ids=str)
-def test_permuted_copies_are_finished_to_what_they_did(name, separate, finish):
+def test_permuted_copies_are_repaired_to_what_they_did(name, separate, repairs):
     """Also where a head makes units of the trunk, which is in the merged order."""
     models = copies(name)
-    options = {"method": "activation-align", "separate": separate, **finish}
+    options = {"method": "activation-align", "separate": separate, **repairs}
     result = merged(name, models, **options)
     for network in result.networks:
         assert_computes(NETS[name], network, models[0], 1e-4)

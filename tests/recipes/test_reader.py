@@ -109,8 +109,8 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         'alpha: expected a number in [0, 1], "search" or "auto", got 1.5. It is the '
         "share of the weight similarity.",
         'reference: expected one of first, mean, universe, got "last".',
-        "weights: expected one number of at least 0 for each model, not all of "
-        "them 0, got [-1, 1]. Leave them out for equal shares.",
+        "weights: expected one number of at least 0 for each model, not all of them 0, "
+        "got [-1, 1]. Leave them out for equal shares.",
         "seed: expected a whole number in [0, 2**32), got True. Leave it out for 0.",
         "spec: expected a path, got ['spec.txt']. Put it in quotes.",
         'frozen: expected a list of patterns of labels or leaves, got "P_0". Put each '
