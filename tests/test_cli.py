@@ -104,8 +104,8 @@ def test_models_in_files_of_other_names_are_merged_into_a_file(
 def test_a_merge_that_is_there_is_only_replaced_on_demand(project, monkeypatch):
     run(monkeypatch, "merge", project / "recipe.yaml")
     expected = (
-        f"jmudsc: {project / 'merged'}: exists, needed a new path; choose another or "
-        "pass overwrite=True (--overwrite)."
+        f"jmudsc: {project / 'merged'}: expected a free path, got one that exists. "
+        "Choose another or pass overwrite=True (--overwrite)."
     )
     assert fails(monkeypatch, "merge", project / "recipe.yaml") == expected
     run(monkeypatch, "merge", project / "recipe.yaml", "--overwrite")
@@ -167,7 +167,7 @@ def test_a_recipe_with_separate_leaves_writes_a_checkpoint_for_every_model(
         merged = jmudsc.load(project / "merged" / name)
         for leaf in ("in", "out"):
             np.testing.assert_allclose(merged[leaf], first[leaf], rtol=1e-6)
-    expected = f"jmudsc: {project / 'merged' / 'model-0'}: exists, needed a new path"
+    expected = f"jmudsc: {project / 'merged' / 'model-0'}: expected a free path, got"
     assert fails(monkeypatch, "merge", path).startswith(expected)
     run(monkeypatch, "merge", path, "--overwrite")
 

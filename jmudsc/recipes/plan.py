@@ -241,8 +241,8 @@ def _model(problems: list[str], recipe: Recipe, source: Source) -> Model | None:
         )
         shapes = abstract(stored.where, stored.variables)
         if recipe.output:
-            check_savable(shapes, format_of(recipe.output) or "orbax")
-        return Model(source.path, stored.kind, shapes)
+            check_savable(shapes, format_of(recipe.output))
+        return Model(source.path, stored.format.name, shapes)
     return None
 
 

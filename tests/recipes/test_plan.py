@@ -181,8 +181,8 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
         "for 0.",
         f'{recipe}: reference: expected one of first, mean, universe, got "last".',
         f"{recipe}: colour: there is no such key.",
-        f"{project}/merged: exists, needed a new path; choose another or pass "
-        "overwrite=True (--overwrite).",
+        f"{project}/merged: expected a free path, got one that exists. Choose another "
+        "or pass overwrite=True (--overwrite).",
         'recipe: correct 1 import path:\n  apply_fn: expected "aply_fn" in plan_model, '
         'as "plan_model:aply_fn" says, got a module without it; did you mean '
         '"apply_fn"? Correct the name.',
@@ -193,7 +193,7 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
         "needs none.",
         'recipe: repair: expected "pooled" alone, since it sets running statistics '
         "itself, got refit too. Leave out all but one.",
-        f"{project}/frist: does not exist, needed a checkpoint; check the path.",
+        f"{project}/frist: expected a checkpoint, got nothing. Check the path.",
     ]
     assert found.models[0] is None
     assert found.models[1].nbytes == 5 * 8 * 4 + 8 * 3 * 2
