@@ -2,7 +2,7 @@
 
     python scripts/compare_heads.py --seeds 0 1 2 3 4 5 6 7 8 9
 
-Trains pairs of vision transformers from different initialisations, both on all classes
+Trains pairs of vision transformers from different initializations, both on all classes
 (`same`) or on the two parts of an experiment (`halves`; its parents are taken if they
 are there). Each pair is merged with the derived spec and with heads apart, which is no
 symmetry (`heads_apart`), alpha chosen for each on training images. Prints test accuracy
