@@ -162,7 +162,7 @@ def measured(pair: Pair, repairs: Sequence[str]) -> Measured:
             assignment = matched(pair, spec, moments, method)
             for repair, merged in merges(pair, whole, spec, assignment, repairs):
                 found[method, repair, name] = scores(merged)
-            if TABLE[method].pairing == "align":
+            if TABLE[method].aligns:
                 moved = combine(spec, pair.parents, assignment, weights=[0.0, 1.0])
                 differ = differing(whole, assignment)
                 found[method, name] = {**scores(moved), "differ": differ}

@@ -142,10 +142,10 @@ def test_weights_are_read_where_the_row_says_so(row):
 @pytest.mark.parametrize("row", ROWS)
 def test_there_is_a_one_to_one_method_that_reads_the_same(row):
     like = aligning(row)
-    assert like.pairing == "align"
+    assert like.aligns
     if row.matches:
         assert (like.activations, like.weights) == (row.activations, row.weights)
-    if row.pairing == "align":
+    if row.aligns:
         assert like is row
 
 
