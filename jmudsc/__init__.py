@@ -26,6 +26,7 @@ Permutation specs:
     check_spec: prove a spec on a model's own variables.
     read_spec: read a spec that was written by hand.
     override: replace rows of a spec.
+    register_rule: say what a primitive of yours does to axes.
     freeze: keep labels of a spec in place.
     permute: put the units of a model into another order.
     random_permutations: draw a random order for every label.
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc.derivation.check_spec import check_spec as check_spec
     from jmudsc.derivation.infer_spec import infer_spec as infer_spec
     from jmudsc.derivation.read_spec import override as override, read_spec as read_spec
+    from jmudsc.derivation.rules.table import register_rule as register_rule
     from jmudsc.matching.assignment import align as align, zip_units as zip_units
     from jmudsc.matching.coordinate_descent import (
         Match as Match,
@@ -112,6 +114,7 @@ _NAMES_OF = {
     "derivation.check_spec": "check_spec",
     "derivation.infer_spec": "infer_spec",
     "derivation.read_spec": "override read_spec",
+    "derivation.rules.table": "register_rule",
     "matching.assignment": "align zip_units",
     "matching.coordinate_descent": "Match match matcher",
     "matching.methods": "METHODS",

@@ -16,7 +16,7 @@ import numpy as np
 
 import jmudsc
 from jmudsc.experiments import demo
-from jmudsc.experiments.accuracy import evaluate
+from jmudsc.experiments.accuracy import score_network
 from jmudsc.recipes.report import mean_and_std, table
 
 
@@ -45,7 +45,7 @@ def joint_accuracies(network: str, seed: int) -> dict[tuple[str, str], float]:
             if spec.statistics:
                 update = demo.update_fn(network)
                 merged = jmudsc.reset_batch_stats(update, merged, batches)
-            scores = evaluate(apply, merged, pair.test, pair.vectors, demo.TASKS)
+            scores = score_network(apply, merged, pair.test, pair.vectors, demo.TASKS)
             found[method, roles] = scores.joint
     return found
 

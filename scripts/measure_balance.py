@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 
 import jmudsc
 from jmudsc.experiments import demo
-from jmudsc.experiments.accuracy import evaluate
+from jmudsc.experiments.accuracy import score_network
 from jmudsc.experiments.datasets import digits
 from jmudsc.merging.alpha_search import ALPHAS, joint_agreement, search_alpha
 from jmudsc.recipes.report import mean_and_std, table
@@ -86,7 +86,7 @@ def scores_of(network: str, seed: int) -> dict[str, Scores]:
             row = criteria_of(outputs_of(network, merged), parents)
             for name, split in (("search", digits()[0]), ("test", pair.test)):
                 parts = split, pair.vectors, demo.TASKS
-                row[name] = evaluate(apply, merged, *parts).joint
+                row[name] = score_network(apply, merged, *parts).joint
             for name, value in row.items():
                 scores.setdefault(name, []).append(value)
         found[method] = scores

@@ -12,7 +12,7 @@ import time
 
 import jmudsc
 from jmudsc.experiments import demo
-from jmudsc.experiments.accuracy import evaluate
+from jmudsc.experiments.accuracy import score_network
 from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
@@ -45,7 +45,7 @@ def accuracies(seed: int) -> dict[tuple[str, str], float]:
             networks = result.networks or [result.variables] * len(demo.TASKS)
             parts = pair.test, pair.vectors, demo.TASKS
             own = [
-                evaluate(apply, network, *parts).per_task[task]
+                score_network(apply, network, *parts).per_task[task]
                 for task, network in enumerate(networks)
             ]
             found[depth, method] = sum(own) / len(own)

@@ -96,10 +96,10 @@ def measured(seed: int, out: Path, data: Mapping[str, Any]) -> dict[str, list[fl
     models = parents(seed, folder, data)
     rows: dict[str, list[float]] = {}
     vectors, (_, test) = parity.class_vectors(seed), parity.splits(**data)
-    labelled = {task: parity.relabelled(test, task) for task in parity.TASKS}
+    own = {task: parity.reclassified(test, task) for task in parity.TASKS}
 
     def measure(variables: PyTree) -> list[float]:
-        pairs = [parity.scores(variables, labelled[t], vectors, t) for t in labelled]
+        pairs = [parity.scores(variables, own[t], vectors, t) for t in own]
         columns = [[float(x) for x in column] for column in zip(*pairs, strict=True)]
         return [x for column in columns for x in (*column, sum(column) / len(column))]
 

@@ -267,16 +267,15 @@ def test_memory_that_is_no_number_of_bytes_is_one_message(memory, project, monke
 
 def test_a_demo_needs_a_new_directory(tmp_path, monkeypatch):
     assert fails(monkeypatch, "demo", "--out", tmp_path) == (
-        f"jmudsc: {tmp_path}: exists, a new directory is needed; remove it or choose "
-        "another with --out."
+        f"jmudsc: {tmp_path}: expected a new directory, got one that exists. Remove it "
+        "or choose another with --out."
     )
 
 
 def test_a_demo_of_an_unknown_network_is_refused(tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert fails(monkeypatch, "demo", "--out", out, "--networks", "mpl") == (
-        'jmudsc: demo: there is no network "mpl"; did you mean "mlp"? There are mlp, '
-        "resnet20."
+        'jmudsc: demo: expected networks of mlp, resnet20, got mpl; did you mean "mlp"?'
     )
     assert not out.exists()
 

@@ -1,4 +1,4 @@
-"""Everything that decides an experiment, as a YAML file.
+"""Class split config: everything that decides an experiment, as a YAML file.
 
 ```yaml
 dataset: mnist

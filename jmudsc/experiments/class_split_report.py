@@ -1,4 +1,4 @@
-"""The report of an experiment, and the scores it is made from, as kept on disk."""
+"""Class split report: written from scores that are kept on disk."""
 
 import dataclasses
 import json
@@ -99,9 +99,10 @@ def describe(
         command,
         "```",
         "",
-        f"Test accuracy; seeds {', '.join(map(str, seeds))}; mean ± deviation (n - 1). "
-        "Joint: the right class among all; task: among those of the task. alpha was "
-        f"chosen on training images. {total / 60:.0f} minutes in all on {_machine()}.",
+        f"Test accuracy; seeds {', '.join(map(str, seeds))}; "
+        "mean ± standard deviation (n - 1). Joint: the right class among all; task: "
+        "among those of the task. alpha was chosen on training images. "
+        f"{total / 60:.0f} minutes in all on {_machine()}.",
         "",
         f"- network: {module_text(experiment.network)}",
         f"- training: {experiment.training}",

@@ -1,4 +1,4 @@
-"""Settings: readers of what experiments of all kinds have in their YAML files."""
+"""Config readers: of what experiments of all kinds have in their YAML files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def network_from(known: Mapping[str, type[nn.Module]]) -> Reader:
 
 
 def training(value: Any) -> TrainConfig:
-    """Read a recipe of training."""
+    """Read how networks are trained."""
     if not isinstance(value, dict):
         raise ValueError(f"expected a mapping of keys to values, got {quoted(value)}.")
     return _built(TrainConfig, value)

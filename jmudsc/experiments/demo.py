@@ -16,9 +16,15 @@ from jmudsc.checkpoints.save import save_variables
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import models
-from jmudsc.experiments.accuracy import ensemble, evaluate, Scores
+from jmudsc.experiments.accuracy import score_ensemble, score_network, Scores
 from jmudsc.experiments.datasets import batches, digits, only, Split
-from jmudsc.experiments.training import class_vectors, DEMO_MLP, DEMO_RESNET20, train
+from jmudsc.experiments.training import (
+    class_vectors,
+    DEMO_MLP,
+    DEMO_RESNET20,
+    telling_apart,
+    train,
+)
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import METHODS
 from jmudsc.matching.moments import collect
@@ -80,17 +86,11 @@ def run_demo(
         FileExistsError: if `out` exists.
         ValueError: if there is no such network.
     """
-    for network in networks:
-        if network not in SETUPS:
-            hint = did_you_mean(network, SETUPS)
-            raise ValueError(
-                f'demo: there is no network "{network}"{hint or "."} There are '
-                f"{', '.join(SETUPS)}."
-            )
+    _check_networks(networks)
     if out.exists():
         raise FileExistsError(
-            f"{out}: exists, a new directory is needed; remove it or choose another "
-            "with --out."
+            f"{out}: expected a new directory, got one that exists. Remove it or "
+            "choose another with --out."
         )
     out.mkdir(parents=True)
     sections = []
@@ -144,20 +144,26 @@ def train_pair(network: str, seed: int, progress: Progress | None = None) -> Pai
     parents = []
     for task, parent_key in zip(TASKS, parent_keys, strict=True):
         init_key, train_key = jax.random.split(parent_key)
+        scale = setup.config.logit_scale
+        stage = f"{network}: training on {task[0]}-{task[-1]} "
         variables = train(
-            setup.model,
+            setup,
             models.init(setup.model, init_key, training.images.shape[1:]),
-            only(training, task),
-            vectors,
-            task,
+            telling_apart(task, only(training, task), vectors, scale),
             key=train_key,
-            config=setup.config,
-            progress=prefixed(
-                progress, f"{network}: training on {task[0]}-{task[-1]} "
-            ),
+            progress=prefixed(progress, stage),
         )
         parents.append(variables)
     return Pair(parents, vectors, test, check_key, match_key)
+
+
+def _check_networks(networks: Sequence[str]) -> None:
+    unknown = [name for name in networks if name not in SETUPS]
+    if unknown:
+        raise ValueError(
+            f"demo: expected networks of {', '.join(SETUPS)}, got "
+            f"{', '.join(unknown)}{did_you_mean(unknown[0], SETUPS) or '.'}"
+        )
 
 
 def _pair(
@@ -169,10 +175,12 @@ def _pair(
     for name, variables in zip(PARENTS, pair.parents, strict=True):
         save_variables(folder / name.replace(" ", "-"), variables)
     score = functools.partial(
-        evaluate, apply, split=pair.test, vectors=pair.vectors, tasks=TASKS
+        score_network, apply, split=pair.test, vectors=pair.vectors, tasks=TASKS
     )
     scores = {n: score(v) for n, v in zip(PARENTS, pair.parents, strict=True)}
-    scores["ensemble"] = ensemble(apply, pair.parents, pair.test, pair.vectors, TASKS)
+    scores["ensemble"] = score_ensemble(
+        apply, pair.parents, pair.test, pair.vectors, TASKS
+    )
     has_statistics = False
     for result in _merges(network, pair, progress):
         method = result.recipe["method"]

@@ -1,4 +1,4 @@
-"""Everything that decides an experiment with several tasks, as a YAML file.
+"""Tasks config: everything that decides an experiment on tasks, as a YAML file.
 
 ```yaml
 dataset: digits
@@ -33,7 +33,7 @@ class TaskExperiment:
         network: the trunk of all networks, an encoder.
         training: how each is trained.
         tasks: two or more of `TASKS`.
-        code: numbers for each position that go into a decoder.
+        code: channels of the bottleneck of decoders.
         train_split: of the dataset, `train[:10000]` say.
         test_split: of the dataset.
         methods: of `METHODS`.

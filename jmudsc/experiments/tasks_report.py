@@ -1,4 +1,4 @@
-"""The report of an experiment on several tasks, and the losses it is made from."""
+"""Tasks report: written from losses that are kept on disk."""
 
 import itertools
 import json
@@ -106,7 +106,7 @@ def describe_tasks(
         "Scaled performance on test images: 1 is as good as the network trained for "
         "the task alone, 0 as good as the best constant. Every pair of tasks is merged "
         "but for the heads; a task's value is the mean over its pairs. Seeds "
-        f"{', '.join(map(str, seeds))}; mean ± deviation (n - 1) over seeds. "
+        f"{', '.join(map(str, seeds))}; mean ± standard deviation (n - 1) over seeds. "
         f"{total / 60:.0f} minutes in all.",
         "",
         f"- trunk: {module_text(experiment.network)}",

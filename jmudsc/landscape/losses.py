@@ -65,7 +65,7 @@ def measure_by(
         for task, loss in losses.items():
             if not compiled[task]:
                 found[task] = loss(variables)
-        return {task: number(f'loss "{task}"', found[task]) for task in losses}
+        return {task: real_number(f'loss "{task}"', found[task]) for task in losses}
 
     return measure
 
@@ -174,7 +174,7 @@ def with_sum(losses: Mapping[str, Any]) -> dict[str, Any]:
     return {**losses, **total}
 
 
-def number(where: str, value: Any) -> float:
+def real_number(where: str, value: Any) -> float:
     """Check that something is a real number.
 
     Args:

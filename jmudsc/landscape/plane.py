@@ -67,17 +67,7 @@ def plane_through(
     names = list(networks)
     floats = {name: _floats(tree, ignored) for name, tree in networks.items()}
     away = {name: _minus(tree, floats[names[0]]) for name, tree in floats.items()}
-    lengths = {name: _length(tree) for name, tree in away.items()}
-    axes, corners = [], [names[0]]
-    for name in names:
-        rest = away[name]
-        for axis in axes:
-            rest = _minus(rest, axis, _dot(rest, axis))
-        height = _length(rest)
-        scale = lengths[corners[1]] if axes else max(lengths.values())
-        if len(axes) < 2 and height > _FLAT * scale:
-            axes.append(_times(rest, 1 / height))
-            corners.append(name)
+    corners, axes = _basis(away)
     if len(axes) < 2:
         raise ValueError(
             "plane_through: expected three networks that are not on one line, got "
@@ -96,6 +86,29 @@ def plane_through(
         places,
         distances,
     )
+
+
+def _basis(away: Mapping[str, PyTree]) -> tuple[list[str], list[PyTree]]:
+    """Return the corners of a plane and its axes, by Gram and Schmidt.
+
+    Args:
+        away: of every network, how it differs from the first.
+
+    Returns:
+        The first network and those that give an axis; at most two axes, fewer if all
+        networks are on one line.
+    """
+    lengths = {name: _length(tree) for name, tree in away.items()}
+    corners, axes = list(away)[:1], []
+    for name, rest in away.items():
+        for axis in axes:
+            rest = _minus(rest, axis, _dot(rest, axis))
+        height = _length(rest)
+        scale = lengths[corners[1]] if axes else max(lengths.values())
+        if len(axes) < 2 and height > _FLAT * scale:
+            axes.append(_times(rest, 1 / height))
+            corners.append(name)
+    return corners, axes
 
 
 def window(

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from jmudsc.landscape.losses import Loss, measure_by, number, with_sum
+from jmudsc.landscape.losses import Loss, measure_by, real_number, with_sum
 from jmudsc.progress import Progress
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
@@ -58,4 +58,4 @@ def _scores(
     if losses:
         measured = with_sum(measure_by(losses)([network], [1.0]))
         measured = {f"loss of {task}": value for task, value in measured.items()}
-    return measured | ({"score": number("score", score(network))} if score else {})
+    return measured | ({"score": real_number("score", score(network))} if score else {})

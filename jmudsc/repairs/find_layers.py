@@ -14,7 +14,7 @@ import jax.extend.core as jex
 import numpy as np
 
 from jmudsc.derivation.program import Program, shape_of
-from jmudsc.derivation.rules.elementwise import contraction
+from jmudsc.derivation.rules.table import contraction
 from jmudsc.derivation.running_statistics import running_statistics, Statistics
 from jmudsc.derivation.taps import value_axes
 from jmudsc.repairs.contractions import Form, form_of, unit_axes
