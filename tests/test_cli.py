@@ -114,7 +114,7 @@ def test_a_merge_that_is_there_is_only_replaced_on_demand(project, monkeypatch):
 def test_spec_prints_the_spec(project, monkeypatch, capsys):
     run(monkeypatch, "spec", project / "recipe.yaml")
     printed = capsys.readouterr().out
-    assert "1 labels on 2 of 2 leaves" in printed
+    assert "1 label on 2 of 2 leaves" in printed
     assert re.search(r"^in +5, P_0$", printed, re.M)
 
 
@@ -193,7 +193,7 @@ def test_a_recipe_may_have_the_balance_chosen(project, monkeypatch, capsys):
     assert len(recipe["scores"]) == 11
     path.write_text(RECIPE + "alpha: search\n")
     message = fails(monkeypatch, "merge", path, "--overwrite")
-    assert message.startswith('jmudsc: merge: alpha="search" needs score')
+    assert message.startswith('jmudsc: merge: alpha: expected a score with "search"')
 
 
 @pytest.mark.parametrize("command", ["spec", "merge"])
@@ -364,7 +364,7 @@ def test_an_interrupted_command_says_how_to_go_on(project, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jmudsc.recipes.merge.merge", interrupt)
+    monkeypatch.setattr("jmudsc.recipes.merge.merge_with", interrupt)
     said = fails(monkeypatch, "merge", project / "recipe.yaml")
     assert said == (
         "jmudsc: interrupted. Start merge or experiment again to go on from here."

@@ -18,12 +18,11 @@ from jmudsc.landscape.losses import Loss
 from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
 from jmudsc.merging.options import MergeOptions
-from jmudsc.paths import listed
+from jmudsc.paths import listed, plural
 from jmudsc.progress import Progress
 from jmudsc.recipes.import_path import ImportPath, resolve
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
-from jmudsc.recipes.yaml_keys import plural
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 

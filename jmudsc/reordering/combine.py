@@ -137,11 +137,14 @@ def shares_of(
     values = np.asarray(weights, float)
     if values.shape != (models,) or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError(
-            f"{where}: weights are {list(weights)}, needed are {models} finite numbers "
-            ">= 0, one per model."
+            f"{where}: expected {models} finite weights of at least 0, one per model, "
+            f"got {list(weights)}. Leave them out for equal shares."
         )
     if values.sum() == 0:
-        raise ValueError(f"{where}: all weights are 0, at least one must be positive.")
+        raise ValueError(
+            f"{where}: expected a weight above 0, got {list(weights)}. Leave them out "
+            "for equal shares."
+        )
     return tuple(float(value) for value in values / values.sum())
 
 
@@ -162,22 +165,27 @@ def check_assignment(
     problems = []
     for name, label in spec.labels.items():
         if name not in assignment:
-            problems.append(f"{name} is missing")
+            problems.append(f"{name}: is missing")
             continue
         row = np.asarray(assignment[name])
         needed = (models, *spec.row_shape(name))
         if row.shape != needed or not np.issubdtype(row.dtype, np.integer):
             problems.append(
-                f"{name} is {row.dtype}{list(row.shape)}, not int{list(needed)}"
+                f"{name}: expected int{list(needed)}, got {row.dtype}{list(row.shape)}"
             )
         elif row.min() < 0 or row.max() >= label.size:
-            problems.append(f"{name} has merged units outside 0..{label.size - 1}")
+            problems.append(
+                f"{name}: expected merged units in 0..{label.size - 1}, got "
+                f"{row.min()}..{row.max()}"
+            )
     problems += [
-        f"{name} is no label" for name in assignment if name not in spec.labels
+        f"{name}: is no label of the spec{paths.did_you_mean(name, spec.labels)}"
+        for name in assignment
+        if name not in spec.labels
     ]
     if problems:
         raise ValueError(
-            f"{where}: the assignment does not fit the spec, it must:\n"
+            f"{where}: expected an assignment that fits the spec, got another:\n"
             f"{paths.listed(problems)}\nPass the assignment that match returned for "
             "this spec."
         )

@@ -29,7 +29,7 @@ def test_what_is_not_said_is_the_paper_s_comparison():
         code=8,
         methods=METHODS,
         alphas=(0.5,),
-        finishes=("none", "refit"),
+        repairs=("none", "refit"),
     )
 
 
@@ -46,7 +46,7 @@ def test_all_that_is_wrong_is_said_at_once():
         network: {name: resnet20, width: 1}
         training: {epochs: 2, batch_size: 10, learning_rate: 0.1}
         code: 0
-        finish: [none]
+        repair: [none]
     """
     message = (
         "experiment: correct 5 mistakes:\n"
@@ -55,7 +55,7 @@ def test_all_that_is_wrong_is_said_at_once():
         "  network: expected one of resnet-encoder, vgg-encoder, got "
         '"resnet20".\n'
         "  code: expected a number of channels, got 0.\n"
-        '  finish: there is no such key; did you mean "finishes"?\n'
+        '  repair: there is no such key; did you mean "repairs"?\n'
         "  dataset: this key is missing."
     )
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
