@@ -199,7 +199,9 @@ def test_a_value_that_is_not_finite_is_found_on_disk(batches, tmp_path):
     models = [network(jax.random.key(0)), broken]
     files = [save_variables(tmp_path / str(n), m) for n, m in enumerate(models)]
     lazy = [jmudsc.load(file, lazy=True) for file in files]
-    with pytest.raises(ValueError, match="model 1: 1 of 48 values of out are NaN"):
+    with pytest.raises(
+        ValueError, match="model 1: 1 of 48 values of out are NaN or infinite"
+    ):
         jmudsc.merge(apply_fn, lazy, batches, key=jax.random.key(0))
 
 
