@@ -1,4 +1,4 @@
-"""Scoring: measure merged networks and their parents as a recipe says."""
+"""Evaluate: measure merged networks and their parents as a recipe says."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from jmudsc.landscape.plane import Loss, measure_by, number, with_sum
+from jmudsc.landscape.losses import Loss, measure_by, real_number, with_sum
 from jmudsc.progress import Progress
+from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
 from jmudsc.recipes.resolve import load_merged, load_model, losses_of, resolved
-from jmudsc.recipes.schema import read_recipe
 
 
-def score_recipe(
+def evaluate_recipe(
     path: Path, checkpoint: str | None = None, progress: Progress | None = None
 ) -> str:
     """Measure the parents of a recipe and what they were merged to.
@@ -35,12 +35,12 @@ def score_recipe(
     """
     recipe = read_recipe(path)
     losses: Mapping[str, Loss] = {}
-    if recipe.losses is not None or recipe.score is None:
+    if recipe.losses is not None or "score" not in recipe.functions:
         losses = losses_of(path, recipe, "evaluate")
     score = resolved(recipe, ("score",)).get("score")
     merged = load_merged(path, recipe, progress, checkpoint)
     parents = [load_model(recipe, source, progress) for source in recipe.models]
-    if recipe.separate:
+    if recipe.options.separate:
         networks = {"parents": parents, "merged": merged}
     else:
         letters = [f"parent {chr(65 + n)}" for n in range(len(parents))]
@@ -54,8 +54,8 @@ def score_recipe(
 def _scores(
     losses: Mapping[str, Loss], score: Callable[[Any], Any] | None, network: PyTree
 ) -> dict[str, float]:
-    found = {}
+    measured = {}
     if losses:
-        found = with_sum(measure_by(losses)([network], [1.0]))
-        found = {f"loss of {task}": value for task, value in found.items()}
-    return found | ({"score": number("score", score(network))} if score else {})
+        measured = with_sum(measure_by(losses)([network], [1.0]))
+        measured = {f"loss of {task}": value for task, value in measured.items()}
+    return measured | ({"score": real_number("score", score(network))} if score else {})

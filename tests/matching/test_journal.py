@@ -1,6 +1,5 @@
 """A merge that was killed goes on where it was, to the same bits."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -15,12 +14,13 @@ import jmudsc
 from jmudsc.checkpoints.load import fingerprint
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.digests import digest_of
+from jmudsc.matching.coordinate_step import solve
 from jmudsc.matching.journal import Journal
 from jmudsc.recipes import resolve
-from jmudsc.recipes.merge import _journal, cook
-from jmudsc.recipes.schema import read_recipe
+from jmudsc.recipes.merge import _journal, merge_recipe
+from jmudsc.recipes.reader import read_recipe
 
-MATCH = importlib.import_module("jmudsc.matching.coordinate_descent")
+STEPS = "jmudsc.matching.coordinate_step.solve"
 
 MODEL = """
 import jax.numpy as jnp
@@ -71,27 +71,27 @@ class Stop(Exception):
 @pytest.mark.parametrize("memory", [0, 2**30])
 def test_a_merge_goes_on_where_it_was_stopped(method, memory, project, monkeypatch):
     name = f"{method}-{memory}"
-    whole, _ = cook(recipe(project, method, f"{name}-whole"), memory=memory)
-    step, taken = MATCH._Search.matched, []
+    whole, _ = merge_recipe(recipe(project, method, f"{name}-whole"), memory=memory)
+    taken = []
 
     def stopping(after):
-        def matched(self, family, assignment):
+        def solving(search, family, assignment):
             if len(taken) == after:
                 raise Stop
             taken.append(family)
-            return step(self, family, assignment)
+            return solve(search, family, assignment)
 
-        return matched
+        return solving
 
     path = recipe(project, method, name)
     stops = (3, 7, 8)
     for after in stops:
-        monkeypatch.setattr(MATCH._Search, "matched", stopping(after))
+        monkeypatch.setattr(STEPS, stopping(after))
         with pytest.raises(Stop):
-            cook(path, memory=memory)
+            merge_recipe(path, memory=memory)
         assert len(list(journal_of(project, name).iterdir())) == after
-    monkeypatch.setattr(MATCH._Search, "matched", stopping(10**6))
-    resumed, _ = cook(path, memory=memory)
+    monkeypatch.setattr(STEPS, stopping(10**6))
+    resumed, _ = merge_recipe(path, memory=memory)
     assert not journal_of(project, name).exists()
     one, two = jmudsc.load_provenance(whole), jmudsc.load_provenance(resumed)
     for what in ("digests", "history", "recipe"):
@@ -107,11 +107,11 @@ def test_models_written_anew_are_matched_anew(project, monkeypatch):
     path = recipe(project, "weight-align", "anew")
     monkeypatch.setattr("jmudsc.recipes.merge.save", stop)
     with pytest.raises(Stop):
-        cook(path)
+        merge_recipe(path)
     before = set(journal_of(project, "anew").iterdir())
     assert before
     with pytest.raises(Stop):
-        cook(path)
+        merge_recipe(path)
     assert set(journal_of(project, "anew").iterdir()) == before
     first = project / "first.safetensors"
     was = fingerprint(first)
@@ -120,7 +120,7 @@ def test_models_written_anew_are_matched_anew(project, monkeypatch):
     save_variables(first, jax.tree.map(lambda x: 2 * x, model))
     assert fingerprint(first) != was
     with pytest.raises(Stop):
-        cook(path)
+        merge_recipe(path)
     assert len(set(journal_of(project, "anew").iterdir())) == 2 * len(before)
 
 
@@ -164,7 +164,7 @@ def test_a_model_replaced_while_it_is_read_is_another(project, monkeypatch):
     for loads in (load_models, load):
         monkeypatch.setattr("jmudsc.recipes.merge.load_models", loads)
         with pytest.raises(Stop):
-            cook(path)
+            merge_recipe(path)
         steps.append(len(list(journal_of(project, "replaced").iterdir())))
     assert steps[1] == 2 * steps[0]
 
@@ -222,15 +222,19 @@ def test_where_parts_end_is_told():
 def test_a_spec_has_the_same_digest_in_every_process():
     code = (
         "import jax, jax.numpy as jnp, jmudsc\n"
-        "from jmudsc.match import _digest\n"
+        "from jmudsc.matching.coordinate_descent import spec_digest\n"
         "f = lambda v, x: jnp.maximum(x @ v['a'], 0) @ v['b']\n"
         "v = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}\n"
-        "print(_digest(jmudsc.infer_spec(f, v, jnp.ones((2, 3)))))\n"
+        "print(spec_digest(jmudsc.infer_spec(f, v, jnp.ones((2, 3)))))\n"
     )
     found = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PATH": "", "JAX_PLATFORMS": "cpu"},
+            env={
+                "PYTHONHASHSEED": seed,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "JAX_PLATFORMS": "cpu",
+            },
             capture_output=True,
             text=True,
             check=True,
