@@ -20,14 +20,14 @@ def check_iterable(where: str, batches: Any) -> None:
     Raises:
         TypeError: if they are no iterable, or an array or a mapping: a batch.
     """
-    kind = type(batches).__name__
+    kind = f"an object of type {type(batches).__name__}"
     if hasattr(batches, "shape") and hasattr(batches, "dtype"):
-        kind = f"single array, {batches.dtype}{list(batches.shape)}"
+        kind = f"a single array, {batches.dtype}{list(batches.shape)}"
     elif isinstance(batches, Iterable) and not isinstance(batches, Mapping):
         return
     raise TypeError(
-        f"{where}: batches is a {kind}, it must be an iterable of batches; pass [x] "
-        "for a single batch, list(x) for several that are stacked."
+        f"{where}: expected an iterable of batches, got {kind}. Pass [x] for a single "
+        "batch, list(x) for several that are stacked."
     )
 
 
@@ -38,8 +38,8 @@ def no_batches(where: str) -> ValueError:
         where: the caller, named in the error.
     """
     return ValueError(
-        f"{where}: there are no batches, at least one is needed; pass a list of "
-        "batches (an iterator may already have been consumed)."
+        f"{where}: expected at least one batch, got none. Pass a list of batches; an "
+        "iterator may have been read before."
     )
 
 
@@ -56,7 +56,8 @@ def first_batch(where: str, batches: Iterable[PyTree]) -> PyTree:
     for batch in batches:
         return batch
     raise ValueError(
-        f"{where}: there are no batches, at least one is needed; the iterable is empty."
+        f"{where}: expected at least one batch, got an empty iterable. Pass a list of "
+        "batches."
     )
 
 

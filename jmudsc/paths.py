@@ -31,8 +31,8 @@ def flatten(tree: PyTree) -> dict[str, Any]:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
         if path in leaves:
             raise ValueError(
-                f'tree: two leaves are both named "{path}", paths must be unique; '
-                'rename one (a key that itself contains "/" can cause this).'
+                f'tree: expected a path of its own for every leaf, got "{path}" twice. '
+                'Rename one of the two; a key that itself contains "/" can cause this.'
             )
         leaves[path] = leaf
     return leaves
@@ -102,8 +102,8 @@ def check_patterns(
     ]
     if unmatched:
         raise ValueError(
-            f"{where}: {len(unmatched)} of {len(patterns)} patterns match no {kind}:\n"
-            f"{listed(unmatched)}\n{advice}"
+            f"{where}: expected every pattern to match a {kind}, got some that match "
+            f"none:\n{listed(unmatched)}\n{advice}"
         )
 
 
@@ -121,3 +121,18 @@ def listed(lines: Iterable[str], most: int = 10) -> str:
     if len(lines) > most:
         shown.append(f"  and {len(lines) - most} more")
     return "\n".join(shown)
+
+
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """Write how many of something there are.
+
+    Args:
+        count: how many.
+        noun: what one of them is called.
+        several: what several are called; the noun and an s if None.
+
+    Example:
+        >>> plural(1, "label"), plural(2, "label"), plural(0, "leaf", "leaves")
+        ('1 label', '2 labels', '0 leaves')
+    """
+    return f"{count} {noun if count == 1 else several or f'{noun}s'}"

@@ -13,14 +13,14 @@ Rename = Mapping[str, str | None]
 
 
 def check_rename(rename: Rename) -> list[str]:
-    """Return what is wrong with rules as such, whatever the leaves are.
+    """Return the rules whose new path has not as many `*` as the pattern.
 
     Example:
         >>> check_rename({"*/weight": "kernel"})
-        ['"*/weight" has 1 "*" and "kernel" 0, needed as many']
+        ['"*/weight" has 1 "*" and "kernel" 0']
     """
     return [
-        f'"{old}" has {old.count("*")} "*" and "{new}" {new.count("*")}, needed as many'
+        f'"{old}" has {old.count("*")} "*" and "{new}" {new.count("*")}'
         for old, new in rename.items()
         if new is not None and old.count("*") != new.count("*")
     ]
@@ -53,7 +53,11 @@ def renamed(where: str, tree: PyTree, rename: Rename) -> PyTree:
         {'params': {'kernel': 1}}
     """
     if problems := check_rename(rename):
-        raise ValueError(f"{where}: rename must be corrected:\n{listed(problems)}")
+        raise ValueError(
+            f'{where}: expected as many "*" in a new path as in its pattern, got '
+            f"another number in {len(problems)} of {len(rename)} rules. Correct "
+            f"rename:\n{listed(problems)}"
+        )
     names = {path: path for path in flatten(tree)}
     unmatched = []
     for old, new in rename.items():
@@ -67,9 +71,10 @@ def renamed(where: str, tree: PyTree, rename: Rename) -> PyTree:
                 names[path] = _filled(new, texts)
     if unmatched:
         raise ValueError(
-            f"{where}: {len(unmatched)} of {len(rename)} patterns of rename match no "
-            f"leaf:\n{listed(unmatched)}\nA pattern is of whole leaf paths, as the "
-            f"rules before it leave them.{separator_hint(names.values())}"
+            f"{where}: expected patterns that match a leaf, got {len(unmatched)} of "
+            f"{len(rename)} in rename that match none. Give whole leaf paths, as the "
+            f"rules before leave them:\n{listed(unmatched)}"
+            f"{separator_hint(names.values())}"
         )
     routes, leaves = routes_of(tree), flatten(tree)
     moved = {
@@ -138,6 +143,7 @@ def _check_distinct(where: str, routes: Mapping[str, Route]) -> None:
     ]
     if twice:
         raise ValueError(
-            f"{where}: {len(twice)} names would be of two leaves or more, needed one "
-            f"leaf each; correct rename or separator:\n{listed(twice)}"
+            f"{where}: expected one leaf for each name, got several for "
+            f"{len(twice)} of {len(sources)}. Correct rename or separator:\n"
+            f"{listed(twice)}"
         )

@@ -18,17 +18,17 @@ from jmudsc.spec.axes import (
     Units,
     views,
 )
+from jmudsc.spec.notation import LeafAxes, Shapes
 from jmudsc.spec.permutation_spec import Site
-from jmudsc.spec.rows import Axes, Shapes
 
 
 def with_sizes(
     where: str,
-    axes: Axes,
+    axes: LeafAxes,
     shapes: Shapes,
     given: Mapping[str, int],
     otherwise: Mapping[str, int] | None = None,
-) -> Axes:
+) -> LeafAxes:
     """Give every label its size, as the lengths of the axes that it is on tell.
 
     Args:
@@ -144,7 +144,7 @@ def _check_lengths(
         )
 
 
-def _check_families(where: str, axes: Axes) -> None:
+def _check_families(where: str, axes: LeafAxes) -> None:
     problems = []
     for path, row in axes.items():
         marks = {

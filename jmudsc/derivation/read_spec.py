@@ -11,7 +11,14 @@ from jmudsc.derivation.label_sizes import with_sizes
 from jmudsc.derivation.program import shape_of, trace
 from jmudsc.paths import did_you_mean, listed
 from jmudsc.spec.axes import atoms_in, Axis, labels_by_axis, Units
-from jmudsc.spec.notation import read_table, Row, Table
+from jmudsc.spec.notation import (
+    axes_of,
+    by_leaf,
+    LeafAxes,
+    read_table,
+    Row,
+    Table,
+)
 from jmudsc.spec.permutation_spec import (
     fixed_sites,
     Label,
@@ -19,7 +26,6 @@ from jmudsc.spec.permutation_spec import (
     PermutationSpec,
     Site,
 )
-from jmudsc.spec.rows import Axes, axes_of, by_leaf
 from jmudsc.types import ApplyFn
 
 OuterLabels = Mapping[str, str | Sequence[str]]
@@ -88,7 +94,7 @@ def read_spec(
     parents = _of_labels(where, "parents", axes, parents or {})
     order = [*table.sizes, *_units(axes)]
     axes = {path: axes[path] for path in shapes}
-    labels = _labels(where, axes, order, {**table.parents, **parents}, table.held)
+    labels = _labels(where, axes, order, {**table.outer, **parents}, table.held)
     fixed = _reasons(axes, table.fixed)
     return PermutationSpec(axes, labels, fixed, **vars(roles(program)))
 
@@ -144,7 +150,7 @@ def override(
 
 
 def _of_labels(
-    where: str, what: str, axes: Axes, values: Mapping[str, Any]
+    where: str, what: str, axes: LeafAxes, values: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Check that everything said of labels is said of labels that are on leaves."""
     names = _units(axes)
@@ -157,7 +163,7 @@ def _of_labels(
     return dict(values)
 
 
-def _units(axes: Axes) -> dict[str, int]:
+def _units(axes: LeafAxes) -> dict[str, int]:
     """Return the labels on the leaves, in that order, and their sizes."""
     atoms = (atom for row in axes.values() for axis in row for atom in atoms_in(axis))
     return {atom.label: atom.size for atom in atoms if isinstance(atom, Units)}
@@ -165,7 +171,7 @@ def _units(axes: Axes) -> dict[str, int]:
 
 def _labels(
     where: str,
-    axes: Axes,
+    axes: LeafAxes,
     order: Iterable[str],
     parents: OuterLabels,
     held: Mapping[str, str],
@@ -193,7 +199,10 @@ def _labels(
 
 
 def _nesting_problems(
-    axes: Axes, nested: Mapping[str, tuple[str, ...]], known: Iterable[str], name: str
+    axes: LeafAxes,
+    nested: Mapping[str, tuple[str, ...]],
+    known: Iterable[str],
+    name: str,
 ) -> Iterator[str]:
     for number, outer in enumerate(nested[name]):
         what, before = f'"{name}" is nested in "{outer}"', nested[name][:number]
@@ -225,7 +234,7 @@ def _lies_along(row: tuple[Axis, ...], name: str, outer: str) -> bool:
     )
 
 
-def _reasons(axes: Axes, known: Mapping[Site, str]) -> dict[Site, str]:
+def _reasons(axes: LeafAxes, known: Mapping[Site, str]) -> dict[Site, str]:
     """Say why, for every axis that is fixed, wholly or in part."""
     return {
         site: known.get(site, f"{part}is fixed by hand")

@@ -286,10 +286,10 @@ def _check_moments(
         have = label_moments.mean.shape
         if name not in spec.labels:
             hint = paths.did_you_mean(name, spec.labels)
-            problems.append(f"{name} is no label of the spec{hint}")
+            problems.append(f"{name}: is no label of the spec{hint}")
         elif have != (need := stacked_shape(spec, name, models)):
             problems.append(
-                f"{name} has {_product(have)} stacked units, needed {_product(need)}"
+                f"{name}: expected {_product(need)} stacked units, got {_product(have)}"
             )
     if problems:
         raise ValueError(

@@ -15,7 +15,8 @@ from jmudsc.paths import did_you_mean
 from jmudsc.reordering.combine import combine
 from jmudsc.spec.permutation_spec import PermutationSpec
 
-# (spec, models, assignment, weights of the models) -> merged variables; see `combine`.
+# (spec, models, assignment, weights of the models) -> merged variables, lazy where the
+# models are; `partial(combine, average=...)` is one.
 Combine = Callable[
     [
         PermutationSpec,
@@ -108,6 +109,8 @@ def aligning(method: Method) -> Method:
     Args:
         method: any; for one that compares nothing, all that can be compared counts.
     """
+    if method.pairing == "align":
+        return method
     reads = (method.activations, method.weights)
     wanted = reads if method.matches else (True, True)
     return next(

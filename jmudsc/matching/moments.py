@@ -356,11 +356,12 @@ def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None
         for model, flagged in enumerate(each):
             if flagged.any():
                 problems.append(
-                    f"{name}: {flagged.sum()} of {flagged.size} units of model {model}"
+                    f"{name}: {flagged.sum()} of {flagged.size} units of model {model} "
+                    "are NaN or infinite"
                 )
     if problems:
         raise ValueError(
-            f"collect: activations are not finite in batch {number}, they must be:\n"
+            f"collect: expected finite activations, got others in batch {number}:\n"
             f"{paths.listed(problems)}\nCheck the range of the input."
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from jmudsc.merging.option_values import quoted, Reader
-from jmudsc.paths import did_you_mean, listed
+from jmudsc.paths import did_you_mean, listed, plural
 
 
 def read_yaml(path: Path, expected: str) -> Any:
@@ -88,14 +88,3 @@ def path_text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"expected a path, got {quoted(value)}. Put it in quotes.")
     return value
-
-
-def plural(count: int, noun: str) -> str:
-    """Write how many of something there are.
-
-    Example:
-        >>> plural(1, "label"), plural(2, "label"), plural(3, "batch")
-        ('1 label', '2 labels', '3 batches')
-    """
-    ending = "es" if noun.endswith(("ch", "x")) else "s"
-    return f"{count} {noun}{'' if count == 1 else ending}"

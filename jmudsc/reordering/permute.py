@@ -136,15 +136,15 @@ def _check_permutations(spec: PermutationSpec, perms: Mapping[str, Any]) -> None
     for name, row in perms.items():
         if name not in spec.labels:
             hint = paths.did_you_mean(name, spec.labels)
-            problems.append(f'"{name}" is no label of the spec{hint}')
+            problems.append(f"{name}: is no label of the spec{hint}")
         elif np.shape(row) != spec.row_shape(name):
             needed = spec.row_shape(name)
-            problems.append(f'"{name}" has shape {np.shape(row)}, needed {needed}')
+            problems.append(f"{name}: expected shape {needed}, got {np.shape(row)}")
         elif (np.sort(row, axis=-1) != np.arange(spec.labels[name].size)).any():
             last = spec.labels[name].size - 1
-            problems.append(f'"{name}" has a row that does not permute 0..{last}')
+            problems.append(f"{name}: a row is no permutation of 0..{last}")
     if problems:
         raise ValueError(
-            f"permute: {len(problems)} of {len(perms)} permutations do not fit:\n"
+            "permute: expected permutations that fit the spec, got others:\n"
             f"{paths.listed(problems)}\nDraw them with random_permutations(spec, key)."
         )

@@ -105,7 +105,7 @@ def pool_batch_stats(
     Args:
         spec: the permutation spec; it says which mean goes with which variance.
         models: the variables of each model.
-        assignment: label -> `int32[models, *parent units, units]`.
+        assignment: label -> `int32[models, *outer units, units]`.
         merged: what `combine` made of them.
         weights: the share of each model; None for equal shares.
 

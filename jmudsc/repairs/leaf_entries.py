@@ -1,7 +1,7 @@
-"""Entries: which entries of which leaf a value of a program is made of.
+"""Leaf entries: which entries of which leaf a value of a program is made of.
 
 A value may be a leaf with its entries moved about (reshaped, transposed, cut out of a
-stack, repeated, cast). Where its entries come from is found by moving numbers about in
+stack, repeated, cast). Where its entries come from is found by moving indices about in
 the same way, so that values computed for it can be written back into the leaf.
 """
 

@@ -116,7 +116,7 @@ def refit(
         spec: the permutation spec.
         apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
         models: the variables of each model.
-        assignment: label -> `int32[models, *parent units, units]`.
+        assignment: label -> `int32[models, *outer units, units]`.
         merged: what `combine` made of them.
         batches: what `apply_fn` takes, one by one; read once.
         ridge: how much staying near the merged kernel counts, above 0; relative to the

@@ -60,7 +60,7 @@ def repair(
         spec: the permutation spec.
         apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
         models: the variables of each model.
-        assignment: label -> `int32[models, *parent units, units]`.
+        assignment: label -> `int32[models, *outer units, units]`.
         merged: what `combine` made of them.
         batches: what `apply_fn` takes, one by one; read once.
         weights: the share of each model; None for equal shares.

@@ -336,8 +336,8 @@ def test_outputs_that_are_not_finite_are_refused(key):
 def test_a_spec_of_another_network_is_refused(key):
     net, spec = nets.build("mlp", "plain"), nets.spec_of("mlp", "plain")
     message = """\
-check_spec: the spec does not fit the variables in 1 places:
-  extra is not in the spec
+check_spec: expected variables that the spec fits, got others:
+  extra: is not in the spec
 Derive it from these variables with infer_spec."""
     leaves = {**net.variables, "extra": np.ones(3, np.float32)}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

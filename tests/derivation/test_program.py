@@ -276,7 +276,7 @@ def test_a_leaf_that_is_not_an_array_is_named(where):
     bad = {"activation": jnp.tanh, "kernel": np.ones(3), "name": "mlp"}
     trees = {"variables": VARIABLES, "batch": BATCH, where: bad}
     message = f"""\
-{where}: 2 leaves are not arrays:
+{where}: expected arrays, got other leaves:
   activation: PjitFunction
   name: str
 Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings inside apply_fn \

@@ -291,7 +291,7 @@ def refused(message, rows, net=None, **options):
 def test_rows_of_no_leaf_are_listed_with_the_nearest_name():
     rows = {**GIT_RE_BASIN, "fc0/kernal": "6, P_0", "params/fc1/bia": "P_1", "x": "3"}
     refused(
-        "read_spec: 3 of 9 rows are not about one leaf each:\n"
+        "read_spec: expected rows about one leaf each, got others:\n"
         '  "fc0/kernal" is no leaf; did you mean "fc0/kernel"?\n'
         '  "params/fc1/bia" is no leaf; did you mean "params/fc1/bias"?\n'
         '  "x" is no leaf\n'
@@ -311,7 +311,7 @@ def test_a_name_may_lack_the_first_part_of_the_path_of_one_leaf_only():
         "a/v": "t",
     }
     refused(
-        "read_spec: 2 of 2 rows are not about one leaf each:\n"
+        "read_spec: expected rows about one leaf each, got others:\n"
         '  "w" can be a/w or b/w\n'
         '  "c" is no leaf\n'
         "Name leaves by their paths.",
@@ -322,7 +322,7 @@ def test_a_name_may_lack_the_first_part_of_the_path_of_one_leaf_only():
 
 def test_two_rows_of_one_leaf_are_refused():
     refused(
-        "read_spec: 1 of 7 rows are not about one leaf each:\n"
+        "read_spec: expected rows about one leaf each, got others:\n"
         '  "params/fc0/bias" is params/fc0/bias, which has a row already\n'
         "Name leaves by their paths.",
         {**GIT_RE_BASIN, "params/fc0/bias": "P_0"},
@@ -341,9 +341,10 @@ def test_leaves_without_a_row_are_listed():
 
 def test_rows_with_another_number_of_axes_are_listed():
     refused(
-        "read_spec: 2 rows have another number of axes than their leaves:\n"
-        "  params/fc0/bias has shape (8,), the row has 0 axes\n"
-        "  params/fc1/kernel has shape (8, 7), the row has 1 axes\n"
+        "read_spec: expected as many entries in a row as its leaf has axes, got "
+        "others:\n"
+        "  params/fc0/bias: shape (8,) needs 1, got 0\n"
+        "  params/fc1/kernel: shape (8, 7) needs 2, got 1\n"
         "Give one entry per axis, None if it stays.",
         {**GIT_RE_BASIN, "fc0/bias": "", "fc1/kernel": "P_0*P_1"},
     )
@@ -352,13 +353,13 @@ def test_rows_with_another_number_of_axes_are_listed():
 def test_axes_that_cannot_be_read_are_listed(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     refused(
-        "read_spec: 4 axes cannot be read:\n"
-        '  params/fc0/kernel:0 "6*" ends at character 3, needed is a label, a length, '
-        '"(" or "{"\n'
-        '  params/fc0/kernel:1 "P)" has ")" at character 2, needed is "+", "*" or the '
-        "end\n"
-        "  params/fc2/kernel:0 is 0.5, needed is text, a length, None or an axis\n"
-        "  params/fc2/kernel:1 is True, needed is text, a length, None or an axis\n"
+        "read_spec: expected axes that can be read, got others:\n"
+        '  params/fc0/kernel:0: "6*": expected a label, a length, "(" or "{" at '
+        "character 3, got the end\n"
+        '  params/fc0/kernel:1: "P)": expected "+", "*" or the end at character 2, got '
+        '")"\n'
+        "  params/fc2/kernel:0: expected text, a length, None or an axis, got 0.5\n"
+        "  params/fc2/kernel:1: expected text, a length, None or an axis, got True\n"
         'Write a label, a length, a product "4*P_1" or a concatenation "P_1+P_2".',
         {**GIT_RE_BASIN, "fc0/kernel": "6*, P)", "fc2/kernel": (0.5, True)},
     )
