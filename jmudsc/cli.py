@@ -1,10 +1,11 @@
-"""The command line: one function a command, no arithmetic.
+"""Command line: one function a command, no arithmetic.
 
-Everything that takes long to import is imported inside the commands, so that help
-comes at once.
+JAX, numpy and whatever needs them are imported inside the commands, so that help comes
+at once.
 """
 
 import contextlib
+import importlib.metadata
 import logging
 import math
 import sys
@@ -14,13 +15,20 @@ from typing import Annotated, Any
 
 import tyro
 
+_DESCRIPTION = (
+    "Merge networks trained apart, with no training. `jmudsc COMMAND --help` explains "
+    "a command, `jmudsc --version` prints the version."
+)
+
+_File = Annotated[Path, tyro.conf.Positional]
+
 
 def demo(
     out: Path = Path("jmudsc-demo"),
     networks: tuple[str, ...] = ("mlp", "resnet20"),
     seeds: tuple[int, ...] = (0,),
 ) -> None:
-    """Train two pairs of networks apart on real digits and merge them by every method.
+    """Train pairs of networks apart on real digits and merge them by every method.
 
     Prints a table of accuracies; writes checkpoints, recipes and a report.
 
@@ -37,58 +45,50 @@ def demo(
     print(f"Wrote {out}/report.md, and checkpoints and recipes beside it.")
 
 
-def merge(
-    recipe: Annotated[Path, tyro.conf.Positional],
-    overwrite: bool = False,
-    memory: float | None = None,
-) -> None:
+def merge(recipe: _File, overwrite: bool = False, memory: float | None = None) -> None:
     """Merge checkpoints as a recipe says, and save the result as a checkpoint.
 
-    Started again, it goes on where it was stopped.
+    A merge that was interrupted goes on where it stopped.
 
     Args:
         recipe: YAML file; `jmudsc demo` writes examples.
         overwrite: replace an earlier merge at the recipe's output.
-        memory: GiB that the models may take; more are left on disk and read leaf by
-            leaf. Half of what the machine has, if not given.
+        memory: GiB that the models may take; models that need more stay on disk and
+            are read leaf by leaf. Half of the machine's memory, if not given.
     """
-    from jmudsc.recipes.merge import cook
+    from jmudsc.recipes.merge import merge_recipe
 
     with _progress() as progress:
-        path, text = cook(
+        path, text = merge_recipe(
             recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
         )
     print(text)
     print(f"Wrote {path}")
 
 
-def plan(
-    recipe: Annotated[Path, tyro.conf.Positional],
-    overwrite: bool = False,
-    memory: float | None = None,
-) -> None:
-    """Tell what a recipe would do and take, and all that is wrong with it.
+def plan(recipe: _File, overwrite: bool = False, memory: float | None = None) -> None:
+    """Show what a merge would do and what it would take, and all that is wrong.
 
-    Reads no array of a checkpoint. Ends with status 1 if anything is wrong.
+    Reads no arrays. The exit status is 1 if anything is wrong.
 
     Args:
         recipe: YAML file.
         overwrite: allow an earlier merge at the recipe's output.
         memory: GiB that the models may take, as for merge.
     """
-    from jmudsc.recipes.plan import plan
+    from jmudsc.recipes.plan import plan_recipe
     from jmudsc.recipes.plan_report import plan_report
 
     with _progress() as progress:
-        found = plan(
+        planned = plan_recipe(
             recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
         )
-    print(plan_report(found), end="")
-    if found.problems:
+    print(plan_report(planned), end="")
+    if planned.problems:
         sys.exit(1)
 
 
-def spec(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
+def spec(recipe: _File) -> None:
     """Print the permutation spec of a recipe's model as a table.
 
     Args:
@@ -97,22 +97,23 @@ def spec(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
     from jmudsc.recipes.merge import spec_of
 
     with _progress() as progress:
-        found = spec_of(recipe, progress)
-    print(found)
+        derived = spec_of(recipe, progress)
+    print(derived)
 
 
 def experiment(
-    config: Annotated[Path, tyro.conf.Positional],
+    config: _File,
     seeds: tuple[int, ...] = (0,),
     out: Path | None = None,
     data_dir: Path | None = None,
 ) -> None:
     """Train networks apart as a config says, merge them every way, and score them all.
 
-    Prints a table of accuracies. Started again, it goes on where it was stopped.
+    Prints a table of accuracies. An experiment that was interrupted goes on where it
+    stopped.
 
     Args:
-        config: YAML file; configs/ has some.
+        config: YAML file; there are some in configs/.
         seeds: everything is done anew for every seed.
         out: directory of networks, scores and the report; runs/NAME if not given.
         data_dir: where TFDS keeps its datasets, if not in its own place.
@@ -125,24 +126,22 @@ def experiment(
     print(f"Wrote {path}")
 
 
-def evaluate(
-    recipe: Annotated[Path, tyro.conf.Positional], checkpoint: str | None = None
-) -> None:
+def evaluate(recipe: _File, checkpoint: str | None = None) -> None:
     """Measure a merged network and its parents by a recipe's losses and score.
 
     Args:
         recipe: YAML file with `losses` or `score`.
         checkpoint: the merged network, if not the recipe's output.
     """
-    from jmudsc.recipes.evaluate import score_recipe
+    from jmudsc.recipes.evaluate import evaluate_recipe
 
     with _progress() as progress:
-        text = score_recipe(recipe, checkpoint, progress)
+        text = evaluate_recipe(recipe, checkpoint, progress)
     print(text)
 
 
 def landscape(
-    recipe: Annotated[Path, tyro.conf.Positional],
+    recipe: _File,
     out: Path | None = None,
     points: int = 21,
     overwrite: bool = False,
@@ -150,49 +149,53 @@ def landscape(
     """Draw the losses around and between the networks of a merge, and its barriers.
 
     Args:
-        recipe: YAML file with `losses`, merged already.
+        recipe: YAML file with `losses` that was merged before.
         out: directory to make; if not given, the recipe's output and `-landscape`.
         points: of the plane along each axis, and of the line between the parents.
         overwrite: replace an earlier landscape.
     """
-    from jmudsc.recipes.landscape import survey
+    from jmudsc.recipes.landscape import draw_landscape
 
     with _progress() as progress:
-        path, text = survey(
+        path, text = draw_landscape(
             recipe, out=out, points=points, overwrite=overwrite, progress=progress
         )
     print(text)
     print(f"Wrote {path}")
 
 
+COMMANDS = {
+    command.__name__: command
+    for command in (demo, evaluate, experiment, landscape, merge, plan, spec)
+}
+
+
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"jmudsc {importlib.metadata.version('jmudsc')}")
+        return
     logging.basicConfig(format="%(message)s")
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {
-                "demo": demo,
-                "evaluate": evaluate,
-                "experiment": experiment,
-                "landscape": landscape,
-                "merge": merge,
-                "plan": plan,
-                "spec": spec,
-            },
-            prog="jmudsc",
-            description="Merge networks trained apart, with no training.",
+            COMMANDS, prog="jmudsc", description=_DESCRIPTION
         )
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"jmudsc: {error}")
     except KeyboardInterrupt:
-        sys.exit("jmudsc: interrupted; merge and experiment go on if started again.")
+        sys.exit(
+            "jmudsc: interrupted. Start merge or experiment again to go on from here."
+        )
 
 
 def _bytes(gib: float | None) -> int | None:
     if gib is None:
         return None
     if not 0 <= gib < math.inf:
-        raise ValueError(f"--memory is {gib}, needed a number of GiB, 0 or more.")
+        raise ValueError(
+            f"--memory: expected a number of GiB, 0 or more, got {gib}. Leave it out "
+            "for half of the machine's memory."
+        )
     return int(gib * 2**30)
 
 

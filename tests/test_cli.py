@@ -11,6 +11,7 @@ import pytest
 from commands import fails, run
 
 import jmudsc
+from jmudsc import cli
 from jmudsc.checkpoints.save import save_variables
 
 MODEL = """
@@ -255,7 +256,10 @@ def test_no_batches_is_one_message(project, monkeypatch):
 
 @pytest.mark.parametrize("memory", ["inf", "nan", "-1.0"])
 def test_memory_that_is_no_number_of_bytes_is_one_message(memory, project, monkeypatch):
-    expected = f"jmudsc: --memory is {memory}, needed a number of GiB, 0 or more."
+    expected = (
+        f"jmudsc: --memory: expected a number of GiB, 0 or more, got {memory}. Leave "
+        "it out for half of the machine's memory."
+    )
     with pytest.raises(SystemExit, match=f"^{re.escape(expected)}$"):
         run(monkeypatch, "merge", project / "recipe.yaml", f"--memory={memory}")
 
@@ -286,9 +290,14 @@ def test_help_names_every_command_and_waits_for_nothing_slow():
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "experiment", "merge", "spec"):
+    for command in cli.COMMANDS:
         assert re.search(rf"\b{command}\b", done.stdout)
     assert done.stdout.endswith("False False\n")
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    run(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"jmudsc {jmudsc.__version__}\n"
 
 
 @pytest.mark.slow
@@ -335,4 +344,6 @@ def test_an_interrupted_command_says_how_to_go_on(project, monkeypatch):
 
     monkeypatch.setattr("jmudsc.recipes.merge.merge", interrupt)
     said = fails(monkeypatch, "merge", project / "recipe.yaml")
-    assert said == "jmudsc: interrupted; merge and experiment go on if started again."
+    assert said == (
+        "jmudsc: interrupted. Start merge or experiment again to go on from here."
+    )

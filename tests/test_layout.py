@@ -16,10 +16,12 @@ MAY_IMPORT = {
     "derivation.terms": "",
     "derivation.rules": "derivation.terms",
     "derivation": "spec reordering derivation.terms derivation.rules",
+    "checkpoints": "",
     "matching": "spec reordering derivation derivation.terms",
     "repairs": "spec reordering derivation derivation.rules",
-    "merging": "spec reordering derivation derivation.terms matching repairs",
-    "checkpoints": "merging",
+    "merging": (
+        "spec reordering derivation derivation.terms checkpoints matching repairs"
+    ),
     "landscape": "",
     "recipes": (
         "spec reordering derivation checkpoints matching repairs merging landscape"

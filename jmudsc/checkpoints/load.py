@@ -173,16 +173,14 @@ def open_variables(
     return Stored(where, stored.kind, chosen)
 
 
-def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load how a merged checkpoint was made.
+def load_record(path: str | os.PathLike[str]) -> tuple[epath.Path, dict[str, Any]]:
+    """Read the record of a checkpoint.
 
     Args:
-        path: a checkpoint that `save` wrote.
+        path: a checkpoint that was saved with one.
 
     Returns:
-        `recipe`, `extra`, `history`, `versions` (library -> version), `digests`
-        (leaf path -> SHA-256 of its dtype, shape and bytes) and `assignment`
-        (label -> int32 array).
+        The folder that it is in, and its JSON values.
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
@@ -190,14 +188,13 @@ def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     place = find_file(path) or find_item(path)
     folder = records_of(place)
-    merge = provenance.read_record(folder)
-    if merge is None:
+    content = provenance.read_record(folder)
+    if content is None:
         raise ValueError(
             f"{place}: has no record of a merge, needed a checkpoint that jmudsc "
             "saved; load its arrays with jmudsc.load(path)."
         )
-    assignment = provenance.read_assignment(folder, merge["assignment"])
-    return {**merge, "assignment": assignment}
+    return folder, content
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str | None:
@@ -230,11 +227,11 @@ def _opened(path: str | os.PathLike[str], separator: str | None) -> Stored:
     """Find all that is stored at a path, in the tree that it has by itself."""
     file = find_file(path)
     place = file or find_item(path)
-    merge = provenance.read_record(records_of(place))
+    record = provenance.read_record(records_of(place))
     kind, tree = open_file(file) if file else ("orbax", open_tree(find_item(path)))
-    if merge is not None:
-        tree = _verified(str(place), tree, merge["digests"])
-    keys = merge and merge.get("keys")
+    if record is not None:
+        tree = _verified(str(place), tree, record["digests"])
+    keys = record and record.get("keys")
     if keys:
         leaves = flatten(tree)
         known = [(tuple(keys[name]), leaves[name]) for name in keys if name in leaves]
@@ -242,10 +239,10 @@ def _opened(path: str | os.PathLike[str], separator: str | None) -> Stored:
     if separator is None:
         separator = "/" if kind in FLAT and not keys else ""
     tree = split(str(place), tree, separator)
-    if merge is None:
+    if record is None:
         wrapped = nnx_keys(tree)
     else:
-        wrapped = set(tree) if merge["nnx"] and not keys else set()
+        wrapped = set(tree) if record["nnx"] and not keys else set()
     return Stored(str(place), kind, unwrap(tree, wrapped))
 
 
@@ -264,7 +261,7 @@ def records_of(place: os.PathLike[str]) -> epath.Path:
 def _verified(
     where: str, tree: PyTree[LazyArray], digests: Mapping[str, str]
 ) -> PyTree[LazyArray]:
-    """Have arrays compared with the digests of a merge when they are read."""
+    """Have arrays compared with the digests of a record when they are read."""
     leaves = flatten(tree)
     checked: dict[Fetch, Fetch] = {}
 

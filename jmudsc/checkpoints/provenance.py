@@ -1,8 +1,8 @@
-"""What is stored beside merged variables: how they were made, and proof they are whole.
+"""Provenance: the record beside variables of how they were made, with their digests.
 
 Orbax reads flipped bits without a word, so every leaf is saved with a digest, and so
-is the record itself. Nothing here is pickled: the record is JSON, assignments are
-`.npy` arrays.
+is the record itself. Nothing here is pickled: the record is JSON, arrays that belong to
+it are `.npy` arrays.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -19,10 +20,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 
-from jmudsc.merging.result import MergeResult
-
 _RECORD = "provenance.json"
-_ASSIGNMENT = "assignment.npz"
 _FORMAT = 1
 _PACKAGES = ("jmudsc", "jax", "flax", "orbax-checkpoint", "numpy", "scipy")
 
@@ -40,50 +38,60 @@ def leaf_digest(leaf: Any) -> str:
     return digest.hexdigest()
 
 
-def record(result: MergeResult, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a merge in plain JSON values.
+@dataclass(frozen=True)
+class Record:
+    """What is to be stored beside variables.
+
+    Attributes:
+        content: plain JSON values, under any keys but those of `described`.
+        arrays: name of a file, without its ending -> its arrays by name. Their digests
+            are put into the record under the name of the file.
+        notes: file name -> text, for people to read.
+    """
+
+    content: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def described(record: Record, variables: PyTree) -> dict[str, Any]:
+    """Return the JSON values that are stored, but for the digests of the leaves.
 
     Args:
-        result: the merge.
-        extra: plain JSON values of the caller's own.
-
-    Returns:
-        What `write` stores and `read_record` gives back, but for the assignment, of
-        which it holds the digests only, and `digests` of the leaves, which are empty.
-
-    Raises:
-        ValueError: if a value is not plain JSON or an assignment not int32.
+        record: what the caller has to say.
+        variables: what it is of.
     """
-    _check_json("recipe", result.recipe)
-    _check_json("extra", extra)
-    _check_assignment(result.assignment)
+    arrays = {
+        name: {key: leaf_digest(array) for key, array in arrays.items()}
+        for name, arrays in record.arrays.items()
+    }
     return {
         "format": _FORMAT,
-        "recipe": dict(result.recipe),
-        "extra": dict(extra),
-        "history": [float(objective) for objective in result.history],
+        **record.content,
         "versions": versions(),
-        "nnx": is_nnx_state(result.variables),
+        "nnx": is_nnx_state(variables),
         "digests": {},
-        "assignment": {k: leaf_digest(v) for k, v in result.assignment.items()},
+        **arrays,
     }
 
 
-def write(
-    folder: epath.Path,
-    content: Mapping[str, Any],
-    assignment: Mapping[str, np.ndarray],
-    notes: Mapping[str, str],
-) -> None:
-    """Store a record, its assignment and notes in a new folder."""
+def write(folder: epath.Path, content: Mapping[str, Any], record: Record) -> None:
+    """Store a record in a new folder, with its arrays and notes.
+
+    Args:
+        folder: to make.
+        content: from `described`, with the digests of the leaves.
+        record: whose arrays and notes are stored.
+    """
     folder.mkdir()
-    arrays: dict[str, Any] = {f"assignment/{k}": v for k, v in assignment.items()}
-    with (folder / _ASSIGNMENT).open("wb") as file:
-        np.savez(file, **arrays)
+    for name, arrays in record.arrays.items():
+        named: dict[str, Any] = {f"{name}/{key}": x for key, x in arrays.items()}
+        with (folder / f"{name}.npz").open("wb") as file:
+            np.savez(file, **named)
     plain = json.loads(json.dumps(content))  # as `read_record` will see it
     sealed = {"digest": _seal(plain), **plain}
     (folder / _RECORD).write_text(json.dumps(sealed, indent=1))
-    for name, text in notes.items():
+    for name, text in record.notes.items():
         (folder / name).write_text(text)
 
 
@@ -115,21 +123,26 @@ def read_record(folder: epath.Path) -> dict[str, Any] | None:
     return content
 
 
-def read_assignment(
-    folder: epath.Path, digests: Mapping[str, str]
+def read_arrays(
+    folder: epath.Path, name: str, digests: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """Read the assignment in a folder and compare it with its digests.
+    """Read arrays of a record and compare them with their digests.
+
+    Args:
+        folder: where the record is.
+        name: the name of their file, without its ending.
+        digests: what the record has under that name.
 
     Raises:
-        ValueError: if it was changed or damaged after it was written.
+        ValueError: if they were changed or damaged after they were written.
     """
-    path = folder / _ASSIGNMENT
+    path = folder / f"{name}.npz"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {label: arrays[f"assignment/{label}"] for label in digests}
+            found = {key: arrays[f"{name}/{key}"] for key in digests}
     except Exception as error:  # zipfile and zlib have errors of their own
         raise ValueError(_damaged(path)) from error
-    if any(leaf_digest(found[label]) != digests[label] for label in digests):
+    if any(leaf_digest(found[key]) != digests[key] for key in digests):
         raise ValueError(_damaged(path))
     return found
 
@@ -157,7 +170,16 @@ def _damaged(path: os.PathLike[str]) -> str:
     )
 
 
-def _check_json(name: str, values: Mapping[str, Any]) -> None:
+def check_json(name: str, values: Mapping[str, Any]) -> None:
+    """Check that values can be written as JSON and read again.
+
+    Args:
+        name: what they are called, for the error.
+        values: the values.
+
+    Raises:
+        ValueError: naming a value that is not plain JSON.
+    """
     for key, value in values.items():
         try:
             json.dumps({key: value}, allow_nan=False)
@@ -166,15 +188,6 @@ def _check_json(name: str, values: Mapping[str, Any]) -> None:
                 f'{name}: "{key}" cannot be written as JSON ({error}), needed plain '
                 "numbers, text, lists and mappings; convert it first."
             ) from error
-
-
-def _check_assignment(assignment: Mapping[str, np.ndarray]) -> None:
-    for label, array in assignment.items():
-        if array.dtype != np.int32:
-            raise ValueError(
-                f'assignment: "{label}" is {array.dtype}, needed int32; '
-                "convert it with .astype(np.int32)."
-            )
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Saving: write merged variables, whole or not at all, and how they were made."""
+"""Save: write variables, whole or not at all, and a record of how they were made."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,62 +20,45 @@ from jmudsc.checkpoints.orbax import open_tree, write_tree
 from jmudsc.checkpoints.orbax_layout import find_item
 from jmudsc.checkpoints.subtrees import Route, routes_of
 from jmudsc.lazy import LazyArray, parts_of, read_all
-from jmudsc.merging.result import MergeResult
 from jmudsc.paths import flatten, listed, unflatten
 
 
-def save(
+def save_with_record(
     path: str | os.PathLike[str],
-    result: MergeResult,
+    variables: PyTree,
+    record: provenance.Record,
     *,
-    extra: Mapping[str, Any] | None = None,
-    notes: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Save merged variables so that the training code of the parents restores them.
+    """Save variables in the format that the path ends in, with a record.
 
-    `orbax.checkpoint.StandardCheckpointer().restore(path, target)` reads the result
-    as it would read a parent. A folder `jmudsc` inside holds what `load_provenance`
-    returns. If the path ends in `.safetensors`, `.npz` or `.msgpack`, the result is
-    such a file, with names joined by `/`, and the folder is beside it, called as the
-    file with `.jmudsc` after it.
+    The record is in a folder `jmudsc` inside a directory; beside a file, in a folder
+    that is called as the file with `.jmudsc` after it.
 
-    If the process dies at any moment, `path` has its old state, absent or an earlier
-    merge, or the new one, complete; a file may be without its folder. What was written
-    is read back and compared before it is put into place.
-
-    Variables that are on disk, as `merge` gives them for models that are, are read and
-    merged leaf by leaf while they are written; only a msgpack file is written at once.
+    If the process dies at any moment, `path` has its old state, absent or what was
+    saved there before, or the new one, complete; a file may be without its folder. What
+    was written is read back and compared before it is put into place.
 
     Args:
-        path: a directory or file to make, on a local file system; missing parents are
-            made.
-        result: the merge.
-        extra: plain JSON values of your own to store in the record.
-        notes: file name -> text, written beside the record for people to read.
-        overwrite: replace a checkpoint that jmudsc saved there before, once the new
-            one is complete, or an empty directory. Nothing else is ever replaced.
+        path: as for `save_variables`.
+        variables: as for `save_variables`.
+        record: what to store beside them.
+        overwrite: replace what this function saved there before, once the new one is
+            complete, or an empty directory. Nothing else is ever replaced.
 
     Returns:
         The absolute path of the checkpoint.
 
     Raises:
-        TypeError: if `result` is no `MergeResult`.
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if the format cannot hold the variables, or the record is not JSON.
+        ValueError: if the format cannot hold the variables.
     """
-    if not isinstance(result, MergeResult):
-        raise TypeError(
-            f"save: result is a {type(result).__name__}, a MergeResult is needed; pass "
-            "what merge returned."
-        )
     target = check_free(path, overwrite)
     kind = format_of(target)
-    variables = savable(result.variables, kind or "orbax")
-    content = provenance.record(result, extra or {})
-    kept = result.assignment, notes or {}
+    arrays = savable(variables, kind or "orbax")
+    content = provenance.described(record, variables)
     if kind:
-        leaves = _by_route(variables)
+        leaves = _by_route(arrays)
         content["keys"] = _named({keys: keys for keys in leaves})
         beside = Path(records_of(target))
         with (
@@ -83,13 +66,13 @@ def save(
             building(target, overwrite) as temporary,
         ):
             content["digests"] = _write_file(target, temporary, kind, leaves)
-            provenance.write(epath.Path(folder), content, *kept)
+            provenance.write(epath.Path(folder), content, record)
             if overwrite or not target.exists():  # else that of another process
                 discard(beside)  # it is of what is about to be replaced
         return target
     with building(target, overwrite) as temporary:
-        content["digests"] = _write_tree(target, temporary, variables)
-        provenance.write(records_of(epath.Path(temporary)), content, *kept)
+        content["digests"] = _write_tree(target, temporary, arrays)
+        provenance.write(records_of(epath.Path(temporary)), content, record)
     return target
 
 

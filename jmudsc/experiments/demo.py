@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints.save import save, save_variables
+from jmudsc.checkpoints.save import save_variables
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import models
@@ -22,6 +22,7 @@ from jmudsc.experiments.training import class_vectors, DEMO_MLP, DEMO_RESNET20, 
 from jmudsc.matching.coordinate_descent import match, METHODS
 from jmudsc.matching.moments import collect
 from jmudsc.merging.result import MergeResult
+from jmudsc.merging.save_result import save
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import prefixed, Progress
 from jmudsc.recipes.report import mean_and_deviation, report, table

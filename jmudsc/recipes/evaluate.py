@@ -1,4 +1,4 @@
-"""Scoring: measure merged networks and their parents as a recipe says."""
+"""Evaluate: measure merged networks and their parents as a recipe says."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from jmudsc.recipes.resolve import load_merged, load_model, losses_of, resolved
 from jmudsc.recipes.schema import read_recipe
 
 
-def score_recipe(
+def evaluate_recipe(
     path: Path, checkpoint: str | None = None, progress: Progress | None = None
 ) -> str:
     """Measure the parents of a recipe and what they were merged to.
@@ -54,8 +54,8 @@ def score_recipe(
 def _scores(
     losses: Mapping[str, Loss], score: Callable[[Any], Any] | None, network: PyTree
 ) -> dict[str, float]:
-    found = {}
+    measured = {}
     if losses:
-        found = with_sum(measure_by(losses)([network], [1.0]))
-        found = {f"loss of {task}": value for task, value in found.items()}
-    return found | ({"score": number("score", score(network))} if score else {})
+        measured = with_sum(measure_by(losses)([network], [1.0]))
+        measured = {f"loss of {task}": value for task, value in measured.items()}
+    return measured | ({"score": number("score", score(network))} if score else {})

@@ -1,7 +1,8 @@
-"""Survey: measure and draw the loss landscape of what a recipe merges."""
+"""Landscape: measure and draw the loss landscape of what a recipe merges."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jmudsc.checkpoints.atomic import building
 from jmudsc.landscape import figures
 from jmudsc.landscape.plane import (
     barrier,
+    Loss,
     losses_between,
     losses_on_plane,
     measure_by,
@@ -19,13 +21,44 @@ from jmudsc.landscape.plane import (
     with_sum,
 )
 from jmudsc.progress import Progress, silent
-from jmudsc.recipes.landscape_networks import set_up
+from jmudsc.recipes.landscape_networks import landscape_networks, LandscapeNetworks
 from jmudsc.recipes.report import table
 from jmudsc.recipes.resolve import losses_of, place
 from jmudsc.recipes.schema import read_recipe
 
 
-def survey(
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """Losses on the plane through the networks of a recipe, and between its parents.
+
+    Attributes:
+        plane: the plane, with the place of every network.
+        xs: x of the columns of the grid.
+        ys: y of its rows.
+        grid: task -> losses on the plane, one row per y.
+        steps: the points of a line, from 0 at parent A to 1 at parent B.
+        lines: name of a line -> task -> losses at the steps.
+        own: name of a network -> task -> its loss, nothing reset.
+    """
+
+    plane: Plane
+    xs: np.ndarray
+    ys: np.ndarray
+    grid: Mapping[str, np.ndarray]
+    steps: np.ndarray
+    lines: Mapping[str, Mapping[str, np.ndarray]]
+    own: Mapping[str, Mapping[str, float]]
+
+    @property
+    def barriers(self) -> dict[str, dict[str, float]]:
+        """Of every line and task, and of the sum of the tasks, the barrier."""
+        return {
+            name: {t: barrier(x, self.steps) for t, x in with_sum(line).items()}
+            for name, line in self.lines.items()
+        }
+
+
+def draw_landscape(
     path: Path,
     *,
     out: Path | None = None,
@@ -48,7 +81,7 @@ def survey(
         progress: called with the stage, how much of it is done, and out of how much.
 
     Returns:
-        The directory with `plane.png`, `line.png` and the numbers in `landscape.json`,
+        The directory with `plane.png`, `line.png` and all values in `landscape.json`,
         and tables of them in Markdown.
 
     Raises:
@@ -59,47 +92,33 @@ def survey(
     """
     figures.check_installed()
     if points < 2:
-        raise ValueError(f"landscape: {points} points, at least 2 are needed.")
+        raise ValueError(
+            f"landscape: expected 2 points or more along each axis, got {points}. Pass "
+            "a larger --points."
+        )
     recipe, say = read_recipe(path), progress or silent
     losses = losses_of(path, recipe, "landscape")
     target = _free(out or Path(place(recipe, f"{recipe.output}-landscape")), overwrite)
-    scene = set_up(path, recipe, say)
-    measure = measure_by(losses, scene.settle)
-    xs, ys = window(scene.plane, points)
-    grid = losses_on_plane(measure, scene.plane, xs, ys, say)
+    networks = landscape_networks(path, recipe, say)
+    measured = _measured(networks, losses, points, say)
+    _write(measured, target, overwrite)
+    return target, _tables(measured)
+
+
+def _measured(
+    networks: LandscapeNetworks, losses: Mapping[str, Loss], points: int, say: Progress
+) -> Landscape:
+    measure = measure_by(losses, networks.settle)
+    xs, ys = window(networks.plane, points)
+    grid = losses_on_plane(measure, networks.plane, xs, ys, say)
     steps = np.linspace(0, 1, points)
     lines = {
         name: losses_between(measure, *ends, steps, say)
-        for name, ends in scene.lines.items()
+        for name, ends in networks.lines.items()
     }
-    asis = measure_by(losses)
-    own = {name: asis([tree], [1.0]) for name, tree in scene.networks.items()}
-    barriers = {
-        name: {t: barrier(x, steps) for t, x in with_sum(line).items()}
-        for name, line in lines.items()
-    }
-    numbers = {
-        "networks": {
-            name: {
-                "place": scene.plane.places[name],
-                "off_plane": scene.plane.distances[name],
-                "losses": own[name],
-            }
-            for name in scene.networks
-        },
-        "corners": scene.plane.corners,
-        "plane": {"x": xs, "y": ys, "losses": grid},
-        "line": {"steps": steps, "losses": lines, "barriers": barriers},
-    }
-    with building(target, overwrite) as temporary:
-        temporary.mkdir()
-        plane = figures.draw_plane(scene.plane, xs, ys, grid, own)
-        (temporary / "plane.png").write_bytes(plane)
-        ends = "parent A", "parent B"
-        (temporary / "line.png").write_bytes(figures.draw_lines(steps, lines, ends))
-        text = json.dumps(_plain(numbers), indent=1, allow_nan=False)
-        (temporary / "landscape.json").write_text(text + "\n")
-    return target, _tables(scene.plane, own, barriers)
+    as_is = measure_by(losses)
+    own = {name: as_is([tree], [1.0]) for name, tree in networks.networks.items()}
+    return Landscape(networks.plane, xs, ys, grid, steps, lines, own)
 
 
 def _free(out: Path, overwrite: bool) -> Path:
@@ -107,35 +126,67 @@ def _free(out: Path, overwrite: bool) -> Path:
     target = out.expanduser().resolve()
     if target.exists() and not overwrite:
         raise FileExistsError(
-            f"{target}: exists, needed a new path; choose another with --out or pass "
-            "--overwrite."
+            f"{target}: expected a new path, got one that exists. Choose another one "
+            "with --out, or pass --overwrite."
         )
     if target.exists() and not (target / "landscape.json").exists():
         raise FileExistsError(
-            f"{target}: exists and is no landscape, which --overwrite never replaces; "
-            "choose another path."
+            f"{target}: expected an earlier landscape to overwrite, got something "
+            "else. Choose another path with --out."
         )
     return target
 
 
-def _tables(
-    plane: Plane,
-    own: Mapping[str, Mapping[str, float]],
-    barriers: Mapping[str, Mapping[str, float]],
-) -> str:
+def _write(measured: Landscape, target: Path, overwrite: bool) -> None:
+    xs, ys, steps = measured.xs, measured.ys, measured.steps
+    plane = figures.draw_plane(measured.plane, xs, ys, measured.grid, measured.own)
+    lines = figures.draw_lines(steps, measured.lines, ("parent A", "parent B"))
+    text = json.dumps(_plain(_contents(measured)), indent=1, allow_nan=False)
+    with building(target, overwrite) as temporary:
+        temporary.mkdir()
+        (temporary / "plane.png").write_bytes(plane)
+        (temporary / "line.png").write_bytes(lines)
+        (temporary / "landscape.json").write_text(text + "\n")
+
+
+def _contents(measured: Landscape) -> dict[str, Any]:
+    """Return what is in `landscape.json`."""
+    plane = measured.plane
+    return {
+        "networks": {
+            name: {
+                "place": plane.places[name],
+                "off_plane": plane.distances[name],
+                "losses": losses,
+            }
+            for name, losses in measured.own.items()
+        },
+        "corners": plane.corners,
+        "plane": {"x": measured.xs, "y": measured.ys, "losses": measured.grid},
+        "line": {
+            "steps": measured.steps,
+            "losses": measured.lines,
+            "barriers": measured.barriers,
+        },
+    }
+
+
+def _tables(measured: Landscape) -> str:
+    """Write the losses and places of the networks, and the barriers of the lines."""
+    plane, barriers = measured.plane, measured.barriers
     tasks = list(next(iter(barriers.values())))
-    number = lambda value: f"{value:.4g}"
+    text = lambda value: f"{value:.4g}"
     rows = [
         [
             name,
-            *(number(with_sum(own[name])[task]) for task in tasks),
-            *map(number, plane.places[name]),
-            number(plane.distances[name]),
+            *(text(with_sum(losses)[task]) for task in tasks),
+            *map(text, plane.places[name]),
+            text(plane.distances[name]),
         ]
-        for name in own
+        for name, losses in measured.own.items()
     ]
     networks = table(["network", *tasks, "x", "y", "off the plane"], rows)
-    heights = [[n, *(number(x[t]) for t in tasks)] for n, x in barriers.items()]
+    heights = [[n, *(text(x[t]) for t in tasks)] for n, x in barriers.items()]
     return f"{networks}\n\n{table(['barrier, parent A to B', *tasks], heights)}"
 
 

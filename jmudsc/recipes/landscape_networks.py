@@ -1,4 +1,4 @@
-"""Scene: the networks of a recipe, brought to one order of units.
+"""Landscape networks: the networks of a recipe, brought to one order of units.
 
 Losses can be compared on one plane only if units are in one order. The parents are
 permuted, never zipped: a zip averages units of one parent, and what is left of that
@@ -6,7 +6,7 @@ parent is not the parent any more. A network merged by a zip is no mean of permu
 parents, so it is aligned to them as one more network, and is a corner of the plane.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.checkpoints.load import load_provenance
 from jmudsc.landscape.plane import Plane, plane_through
 from jmudsc.matching.coordinate_descent import match, uses_activations
-from jmudsc.matching.moments import collect
+from jmudsc.matching.moments import collect, Moments
+from jmudsc.merging.save_result import load_provenance
 from jmudsc.merging.separate import Parts, put_together, take_apart, trunks_of
 from jmudsc.merging.trunk import trunk_fn
 from jmudsc.progress import counted, Progress
@@ -32,28 +32,60 @@ from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
+# Label -> for every network the place that each of its units goes to.
 Rows = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class LandscapeNetworks:
     """The networks of a recipe, seen together.
+
+    Where leaves are separate, each network is a list of the variables for every model:
+    its own trunk, under the head of that model.
 
     Attributes:
         networks: name -> variables, all in one order of units but those that say so.
         plane: through three of them.
         lines: name -> the two networks between which losses are measured.
-        settle: resets running statistics; None for nothing.
+        settle: resets running statistics; None if there is nothing to reset.
     """
 
     networks: Mapping[str, PyTree]
     plane: Plane
     lines: Mapping[str, tuple[PyTree, PyTree]]
-    settle: Any
+    settle: Callable[[PyTree], PyTree] | None
 
 
-def set_up(path: Path, recipe: Recipe, say: Progress) -> Scene:
-    """Bring the parents of a recipe and what they were merged to together.
+@dataclass(frozen=True, eq=False)
+class _Saved:
+    """The networks of a recipe in the order of units in which they were saved.
+
+    Attributes:
+        path: the recipe's file, named in errors.
+        recipe: the recipe.
+        batches: its calibration batches.
+        networks: the variables of the parents, then of what they were merged to.
+        trunks: the leaves of each that are merged; all where none are separate.
+        parts: the spec of the trunk, and the separate leaves of each network.
+        apply_fn: the function of a trunk.
+    """
+
+    path: Path
+    recipe: Recipe
+    batches: Any
+    networks: Sequence[PyTree]
+    trunks: Sequence[PyTree]
+    parts: Parts
+    apply_fn: ApplyFn
+
+    @property
+    def parents(self) -> int:
+        """How many of the networks are parents."""
+        return len(self.recipe.models)
+
+
+def landscape_networks(path: Path, recipe: Recipe, say: Progress) -> LandscapeNetworks:
+    """Load the parents of a recipe and the merged network, and bring them together.
 
     Args:
         path: the recipe's file, named in errors.
@@ -61,8 +93,7 @@ def set_up(path: Path, recipe: Recipe, say: Progress) -> Scene:
         say: called with the stage, how much of it is done, and out of how much.
 
     Returns:
-        The scene. Where leaves are separate, each of its networks is a list of the
-        variables for every model: its own trunk, under the head of that model.
+        The networks in one order of units, and the plane through them.
 
     Raises:
         FileNotFoundError: if a checkpoint is not there.
@@ -71,136 +102,164 @@ def set_up(path: Path, recipe: Recipe, say: Progress) -> Scene:
     """
     named = resolved(recipe, ("apply_fn", "batches", "update_fn"))
     parents = [load_model(recipe, source, say) for source in recipe.models]
-    merged = load_merged(path, recipe, say)
-    everything = [*parents, *merged]
-    parts, trunks, read = _taken_apart(path, recipe, named, everything)
+    networks = [*parents, *load_merged(path, recipe, say)]
+    saved = _taken_apart(path, recipe, named, networks)
     given = {
-        name: np.stack([row] * len(everything))
-        for name, row in identity(parts.spec).items()
+        name: np.stack([row] * len(networks))
+        for name, row in identity(saved.parts.spec).items()
     }
-    rows = _aligned(
-        path, recipe, parts.spec, trunks, read, named["batches"], given, say
-    )
-    own = slice(0, len(parents)), slice(len(parents), None)
-
-    def network(number: int, rows: Rows) -> PyTree:
-        """Bring one network to the order of some rows, and put heads onto its trunk."""
-        its = {name: row[[number, number]] for name, row in rows.items()}
-        trunk = combine(parts.spec, [trunks[number]] * 2, its)
-        if not recipe.separate:
-            return trunk
-        shares = [1 / len(everything)] * len(everything)
-        whole = put_together(parts, everything, trunk, rows, shares)
-        return whole[own[number >= len(parents)]]
-
-    # The average is taken in the order that the parents were given in.
-    is_average = recipe.method == "average"
-    here, there = (given, rows) if is_average else (rows, given)
-    names = ["as given", "aligned"][:: 1 if is_average else -1]
-    networks = {"parent A": network(0, here)}
-    networks[f"parent B, {names[0]}"] = network(1, here)
-    networks["merged"] = network(len(parents), here)
-    for number in range(2, len(parents)):
-        networks[f"parent {chr(65 + number)}, {names[0]}"] = network(number, here)
-    networks[f"parent B, {names[1]}"] = network(1, there)
-    ignored = _ignored(recipe, parts, networks["parent A"])
-    try:
-        plane = plane_through(networks, ignored)
-    except ValueError:  # whatever their order, the parents are on one line
-        key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
-        drawn = random_permutations(parts.spec, key)
-        shuffled = {n: np.stack([drawn[n]] * len(row)) for n, row in rows.items()}
-        networks["parent B, shuffled"] = network(1, shuffled)
-        plane = plane_through(networks, ignored)
+    aligned = _aligned(saved, given, say)
+    together = _named_networks(saved, given, aligned)
+    plane, networks = _plane(saved, together, aligned)
+    orders = {"aligned": aligned, "as given": given}
     lines = {
-        "aligned": (network(0, rows), network(1, rows)),
-        "as given": (network(0, given), network(1, given)),
+        name: (_in_order(saved, 0, rows), _in_order(saved, 1, rows))
+        for name, rows in orders.items()
     }
-    return Scene(networks, plane, lines, _settle(recipe, named))
+    return LandscapeNetworks(networks, plane, lines, _settle(recipe, named))
 
 
 def _taken_apart(
-    path: Path, recipe: Recipe, named: Mapping[str, Any], everything: Sequence[PyTree]
-) -> tuple[Parts, Sequence[PyTree], ApplyFn]:
+    path: Path, recipe: Recipe, named: Mapping[str, Any], networks: Sequence[PyTree]
+) -> _Saved:
     """Find the spec, the trunks where leaves are separate, and the function of them."""
-    count, batches = len(recipe.models), named["batches"]
-    functions = _per_model(named["apply_fn"], count)
+    batches, trunks = named["batches"], networks
+    functions = _per_model("apply_fn", named["apply_fn"], len(recipe.models))
+    whole = list(zip(functions, networks, strict=False))
     if not recipe.separate:
-        spec = spec_by(path, recipe, functions[0], batches, everything[0])
-        specs = [freeze(spec, recipe.frozen)]
-        parts = take_apart("landscape", specs, everything, everything)
-        return parts, everything, functions[0]
-    specs = [
-        spec_by(path, recipe, function, batches, model)
-        for function, model in zip(functions, everything, strict=False)
-    ]
+        whole = whole[:1]
+    specs = [spec_by(path, recipe, fn, batches, model) for fn, model in whole]
     specs = [freeze(specs[0], recipe.frozen), *specs[1:]]
-    trunks = trunks_of("landscape", everything, recipe.separate)
-    read = trunk_fn(functions[0], everything[0], paths.flatten(trunks[0]))
-    return take_apart("landscape", specs * 2, everything, trunks), trunks, read
+    read = functions[0]
+    if recipe.separate:
+        specs = specs * 2  # the merged networks have the heads of their parents
+        trunks = trunks_of("landscape", networks, recipe.separate)
+        read = trunk_fn(read, networks[0], paths.flatten(trunks[0]))
+    parts = take_apart("landscape", specs, networks, trunks)
+    return _Saved(path, recipe, batches, networks, trunks, parts, read)
 
 
-def _aligned(
-    path: Path,
-    recipe: Recipe,
-    spec: PermutationSpec,
-    trunks: Sequence[PyTree],
-    read: ApplyFn,
-    batches: Iterable[PyTree],
-    given: Rows,
-    say: Progress,
-) -> Rows:
+def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
     """Return an assignment that aligns all networks one-to-one.
 
     What the merge found is taken if it is one-to-one; else one is found by the method's
     own kind of similarity, each network aligned to the mean of those before it.
     """
-    count = len(recipe.models)
-    made = load_provenance(outputs(recipe)[0])
-    found, alpha = made["recipe"]["method"], made["recipe"]["alpha"]
-    if found != recipe.method:
+    made = load_provenance(outputs(saved.recipe)[0])
+    method, alpha = made["recipe"]["method"], made["recipe"]["alpha"]
+    if method != saved.recipe.method:
         raise ValueError(
-            f'{path}: its output was merged by "{found}", the recipe says '
-            f'"{recipe.method}"; merge again with --overwrite.'
+            f'{saved.path}: expected an output merged by "{saved.recipe.method}", as '
+            f'the recipe says, got one merged by "{method}". Run jmudsc merge '
+            f"{saved.path} --overwrite first."
         )
-    if found.endswith("-align"):
-        stored = made["assignment"]
+    if method.endswith("-align"):
+        stored, count = made["assignment"], saved.parents
         return {n: np.concatenate([stored[n], given[n][count:]]) for n in given}
-    method = "mudsc-align" if found == "average" else found.replace("zip", "align")
-    seen = trunks[:count] if found == "average" else trunks[: count + 1]
-    moments = None
-    if uses_activations(method):
-        shown = counted(batches, "collecting activations", say)
-        moments = collect(spec, read, seen, shown)
+    is_average = method == "average"
+    one_to_one = "mudsc-align" if is_average else method.replace("zip", "align")
+    seen = saved.trunks[: saved.parents + (not is_average)]
+    moments = _moments(saved, seen, say) if uses_activations(one_to_one) else None
     say("matching", 0, None)
-    key = jax.random.key(recipe.seed)
-    options = {"method": method, "alpha": alpha, "reference": "mean", "key": key}
-    assignment = match(spec, seen, moments, **options).assignment
+    assignment = match(
+        saved.parts.spec,
+        seen,
+        moments,
+        method=one_to_one,
+        alpha=alpha,
+        reference="mean",
+        key=jax.random.key(saved.recipe.seed),
+    ).assignment
     # Other merged networks have the trunk of the first; those of an average stay.
-    more = len(trunks) - len(seen)
+    more = len(saved.trunks) - len(seen)
     return {n: np.concatenate([x, *[x[-1:]] * more]) for n, x in assignment.items()}
 
 
-def _per_model(functions: Any, count: int) -> list[Any]:
-    return list(functions) if isinstance(functions, Sequence) else [functions] * count
+def _moments(
+    saved: _Saved, trunks: Sequence[PyTree], say: Progress
+) -> Mapping[str, Moments]:
+    batches = counted(saved.batches, "collecting activations", say)
+    return collect(saved.parts.spec, saved.apply_fn, trunks, batches)
 
 
-def _ignored(recipe: Recipe, parts: Parts, network: PyTree) -> set[str]:
+def _named_networks(saved: _Saved, given: Rows, aligned: Rows) -> dict[str, PyTree]:
+    """Name the networks in the order of units of the merge, and parent B in the other.
+
+    An average is taken in the order in which the parents were given.
+    """
+    orders = {"as given": given, "aligned": aligned}
+    names = list(orders) if saved.recipe.method == "average" else list(orders)[::-1]
+    here, there = (orders[name] for name in names)
+    networks = {
+        "parent A": _in_order(saved, 0, here),
+        f"parent B, {names[0]}": _in_order(saved, 1, here),
+        "merged": _in_order(saved, saved.parents, here),
+    }
+    for number in range(2, saved.parents):
+        name = f"parent {chr(65 + number)}, {names[0]}"
+        networks[name] = _in_order(saved, number, here)
+    networks[f"parent B, {names[1]}"] = _in_order(saved, 1, there)
+    return networks
+
+
+def _plane(
+    saved: _Saved, networks: Mapping[str, PyTree], rows: Rows
+) -> tuple[Plane, Mapping[str, PyTree]]:
+    """Lay a plane through networks; where all are on one line, shuffle one of them."""
+    ignored = _ignored(saved, networks["parent A"])
+    try:
+        return plane_through(networks, ignored), networks
+    except ValueError:  # whatever their order, the parents are on one line
+        key = jax.random.fold_in(jax.random.key(saved.recipe.seed), 1)
+        drawn = random_permutations(saved.parts.spec, key)
+        shuffled = {n: np.stack([drawn[n]] * len(row)) for n, row in rows.items()}
+        more = {**networks, "parent B, shuffled": _in_order(saved, 1, shuffled)}
+        return plane_through(more, ignored), more
+
+
+def _in_order(saved: _Saved, number: int, rows: Rows) -> PyTree:
+    """Bring one network to the order of some rows, and put heads onto its trunk."""
+    own = {name: row[[number, number]] for name, row in rows.items()}
+    trunk = combine(saved.parts.spec, [saved.trunks[number]] * 2, own)
+    if not saved.recipe.separate:
+        return trunk
+    count = len(saved.networks)
+    whole = put_together(saved.parts, saved.networks, trunk, rows, [1 / count] * count)
+    is_merged = number >= saved.parents
+    return whole[saved.parents :] if is_merged else whole[: saved.parents]
+
+
+def _ignored(saved: _Saved, network: PyTree) -> set[str]:
     """Return the leaves by which distances are not measured: statistics, and heads."""
-    if not recipe.separate:
-        return set(parts.spec.statistics)
-    trunk = parts.spec.axes.keys() - parts.spec.statistics
+    spec: PermutationSpec = saved.parts.spec
+    if not saved.recipe.separate:
+        return set(spec.statistics)
+    trunk = spec.axes.keys() - spec.statistics
     return paths.flatten(network).keys() - {f"0/{leaf}" for leaf in trunk}
 
 
-def _settle(recipe: Recipe, named: Mapping[str, Any]) -> Any:
+def _settle(
+    recipe: Recipe, named: Mapping[str, Any]
+) -> Callable[[PyTree], PyTree] | None:
     if "update_fn" not in named:
         return None
-    functions, batches = named["update_fn"], named["batches"]
+    function, batches = named["update_fn"], named["batches"]
     if not recipe.separate:
-        return lambda variables: reset_batch_stats(functions, variables, batches)
-    several = _per_model(functions, len(recipe.models))
+        return lambda variables: reset_batch_stats(function, variables, batches)
+    several = _per_model("update_fn", function, len(recipe.models))
     return lambda networks: [
-        reset_batch_stats(function, variables, batches)
-        for function, variables in zip(several, networks, strict=True)
+        reset_batch_stats(own, variables, batches)
+        for own, variables in zip(several, networks, strict=True)
     ]
+
+
+def _per_model(key: str, functions: Any, count: int) -> list[Any]:
+    """Repeat a function for every model, unless the recipe names one for each."""
+    if not isinstance(functions, Sequence):
+        return [functions] * count
+    if len(functions) != count:
+        raise ValueError(
+            f'landscape: expected {count} functions in "{key}", one for each model, '
+            f"got {len(functions)}. Name one function for all models, or one for each."
+        )
+    return list(functions)

@@ -1,4 +1,4 @@
-"""Cook: do what a recipe says."""
+"""Merge: do what a recipe says and save the result."""
 
 import dataclasses
 import logging
@@ -10,13 +10,14 @@ import jax
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.load import fingerprint
 from jmudsc.checkpoints.provenance import versions
-from jmudsc.checkpoints.save import check_free, save
+from jmudsc.checkpoints.save import check_free
 from jmudsc.digests import digest_of
 from jmudsc.lazy import is_lazy
 from jmudsc.matching.coordinate_descent import uses_activations
 from jmudsc.matching.journal import Journal
 from jmudsc.merging.memory_budget import room
 from jmudsc.merging.merge import merge
+from jmudsc.merging.save_result import save
 from jmudsc.progress import Progress
 from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
@@ -34,7 +35,7 @@ from jmudsc.spec.permutation_spec import PermutationSpec
 _log = logging.getLogger(__name__)
 
 
-def cook(
+def merge_recipe(
     path: Path,
     *,
     overwrite: bool = False,
@@ -146,7 +147,7 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
 
     Args:
         path: the recipe, a YAML file.
-        progress: as for `cook`.
+        progress: as for `merge_recipe`.
 
     Returns:
         The spec.

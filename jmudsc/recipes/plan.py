@@ -90,7 +90,7 @@ class Plan:
     problems: tuple[str, ...] = ()
 
 
-def plan(
+def plan_recipe(
     path: Path,
     *,
     overwrite: bool = False,
@@ -107,7 +107,7 @@ def plan(
     Args:
         path: the recipe, a YAML file.
         overwrite: whether an earlier merge at its output may be replaced.
-        memory: bytes that the models may take, as for `cook`.
+        memory: bytes that the models may take, as for `merge_recipe`.
         rates: how fast the machine is; measured if None.
         progress: called with the stage, how much of it is done, and out of how much.
 

@@ -15,8 +15,8 @@ import pytest
 
 from jmudsc.checkpoints import atomic
 from jmudsc.checkpoints.atomic import building
-from jmudsc.checkpoints.load import load, load_provenance
-from jmudsc.checkpoints.save import save
+from jmudsc.checkpoints.load import load
+from jmudsc.merging.save_result import load_provenance, save
 
 TESTS = str(Path(writers.__file__).parent)
 KILLED = -signal.SIGKILL
@@ -27,7 +27,7 @@ CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import checkpoint_writers as writers, numpy as np
-from jmudsc.checkpoints.save import save
+from jmudsc.merging.save_result import save
 
 def die(event, args):
     if event == sys.argv[3] and sys.argv[4] in str(args):
@@ -42,7 +42,7 @@ LOOP = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import checkpoint_writers as writers, numpy as np
-from jmudsc.checkpoints.save import save
+from jmudsc.merging.save_result import save
 
 print("ready", flush=True)
 for i in range(10000):

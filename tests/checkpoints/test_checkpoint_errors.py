@@ -1,7 +1,6 @@
 """Every way in which a checkpoint can be wrong has a sentence of its own."""
 
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 
 from jmudsc.checkpoints import save as saving
-from jmudsc.checkpoints.load import load, load_provenance
-from jmudsc.checkpoints.save import save
+from jmudsc.checkpoints.load import load
+from jmudsc.merging.save_result import load_provenance, save
 
 
 def sentence(text):
@@ -329,7 +328,7 @@ def test_something_at_the_output(merged):
 
 def test_who_comes_second_leaves_the_first_its_record(tmp_path, monkeypatch):
     path = tmp_path / "merged.npz"
-    write = save._write_file
+    write = saving._write_file
 
     def after_another(*arguments):
         monkeypatch.setattr(saving, "_write_file", write)
@@ -424,27 +423,6 @@ def test_leaves_that_orbax_would_store_under_one_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_recipe_that_is_not_json(tmp_path):
-    result = writers.result_of({"w": jnp.ones(2)}, recipe={"alpha": np.float32(0.5)})
-    expected = (
-        'recipe: "alpha" cannot be written as JSON (Object of type float32 is not JSON '
-        "serializable), needed plain numbers, text, lists and mappings; convert it "
-        "first."
-    )
-    with pytest.raises(ValueError, match=sentence(expected)):
-        save(tmp_path / "merged", result)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_assignment_of_another_type(tmp_path):
-    result = writers.result_of({"w": jnp.ones(2)}, {"P_1": np.ones((2, 2))})
-    expected = (
-        'assignment: "P_1" is float64, needed int32; convert it with .astype(np.int32).'
-    )
-    with pytest.raises(ValueError, match=sentence(expected)):
-        save(tmp_path / "merged", result)
-
-
 def test_a_path_that_cannot_be_written(tmp_path):
     path = tmp_path / ("x" * 240)
     expected = re.escape(
@@ -468,11 +446,3 @@ def test_a_name_that_means_something_else_in_a_file(ending, name, tmp_path):
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
         save(path, writers.result_of({name: jnp.ones(2)}))
     assert not list(tmp_path.iterdir())
-
-
-def test_saving_something_else_than_a_merge(tmp_path):
-    expected = (
-        "save: result is a dict, a MergeResult is needed; pass what merge returned."
-    )
-    with pytest.raises(TypeError, match=sentence(expected)):
-        inspect.unwrap(save)(tmp_path / "merged", {"w": jnp.ones(2)})

@@ -18,8 +18,9 @@ import safetensors.flax
 from flax import nnx
 
 import jmudsc
-from jmudsc.checkpoints.load import load, load_provenance, load_shapes
-from jmudsc.checkpoints.save import save, save_variables
+from jmudsc.checkpoints.load import load, load_shapes
+from jmudsc.checkpoints.save import save_variables
+from jmudsc.merging.save_result import load_provenance, save
 
 ENDINGS = ["safetensors", "npz", "msgpack"]
 

@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from orbax.checkpoint import v1
 
-from jmudsc.checkpoints.load import load, load_provenance
-from jmudsc.checkpoints.save import save
+from jmudsc.checkpoints.load import load
+from jmudsc.merging.save_result import load_provenance, save
 
 
 def assert_same(found, expected):

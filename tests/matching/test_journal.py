@@ -17,7 +17,7 @@ from jmudsc.checkpoints.save import save_variables
 from jmudsc.digests import digest_of
 from jmudsc.matching.journal import Journal
 from jmudsc.recipes import resolve
-from jmudsc.recipes.merge import _journal, cook
+from jmudsc.recipes.merge import _journal, merge_recipe
 from jmudsc.recipes.schema import read_recipe
 
 MATCH = importlib.import_module("jmudsc.matching.coordinate_descent")
@@ -71,7 +71,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("memory", [0, 2**30])
 def test_a_merge_goes_on_where_it_was_stopped(method, memory, project, monkeypatch):
     name = f"{method}-{memory}"
-    whole, _ = cook(recipe(project, method, f"{name}-whole"), memory=memory)
+    whole, _ = merge_recipe(recipe(project, method, f"{name}-whole"), memory=memory)
     step, taken = MATCH._Search.matched, []
 
     def stopping(after):
@@ -88,10 +88,10 @@ def test_a_merge_goes_on_where_it_was_stopped(method, memory, project, monkeypat
     for after in stops:
         monkeypatch.setattr(MATCH._Search, "matched", stopping(after))
         with pytest.raises(Stop):
-            cook(path, memory=memory)
+            merge_recipe(path, memory=memory)
         assert len(list(journal_of(project, name).iterdir())) == after
     monkeypatch.setattr(MATCH._Search, "matched", stopping(10**6))
-    resumed, _ = cook(path, memory=memory)
+    resumed, _ = merge_recipe(path, memory=memory)
     assert not journal_of(project, name).exists()
     one, two = jmudsc.load_provenance(whole), jmudsc.load_provenance(resumed)
     for what in ("digests", "history", "recipe"):
@@ -107,11 +107,11 @@ def test_models_written_anew_are_matched_anew(project, monkeypatch):
     path = recipe(project, "weight-align", "anew")
     monkeypatch.setattr("jmudsc.recipes.merge.save", stop)
     with pytest.raises(Stop):
-        cook(path)
+        merge_recipe(path)
     before = set(journal_of(project, "anew").iterdir())
     assert before
     with pytest.raises(Stop):
-        cook(path)
+        merge_recipe(path)
     assert set(journal_of(project, "anew").iterdir()) == before
     first = project / "first.safetensors"
     was = fingerprint(first)
@@ -120,7 +120,7 @@ def test_models_written_anew_are_matched_anew(project, monkeypatch):
     save_variables(first, jax.tree.map(lambda x: 2 * x, model))
     assert fingerprint(first) != was
     with pytest.raises(Stop):
-        cook(path)
+        merge_recipe(path)
     assert len(set(journal_of(project, "anew").iterdir())) == 2 * len(before)
 
 
@@ -164,7 +164,7 @@ def test_a_model_replaced_while_it_is_read_is_another(project, monkeypatch):
     for loads in (load_models, load):
         monkeypatch.setattr("jmudsc.recipes.merge.load_models", loads)
         with pytest.raises(Stop):
-            cook(path)
+            merge_recipe(path)
         steps.append(len(list(journal_of(project, "replaced").iterdir())))
     assert steps[1] == 2 * steps[0]
 

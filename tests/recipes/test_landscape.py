@@ -24,6 +24,8 @@ import jmudsc
 def apply_fn(variables, x):
     return jax.nn.relu(x @ variables["in"]) @ variables["out"]
 
+three = [apply_fn] * 3
+
 def batches():
     keys = jax.random.split(jax.random.key(0), 2)
     return [jax.random.normal(key, (32, 5)) for key in keys]
@@ -87,7 +89,7 @@ def models():
     return {"first": draw(1), "second": draw(2)}
 
 
-def cook(project, monkeypatch, more, recipe=RECIPE):
+def merged_and_drawn(project, monkeypatch, more, recipe=RECIPE):
     """Merge by a recipe and draw its landscape of few points; return the numbers."""
     path = project / "recipe.yaml"
     path.write_text(recipe + more)
@@ -117,7 +119,7 @@ CORNERS = {
 def test_a_plane_has_the_losses_of_the_parents_and_the_merged_network(
     project, monkeypatch, capsys, method
 ):
-    found = cook(project, monkeypatch, f"method: {method}\n")
+    found = merged_and_drawn(project, monkeypatch, f"method: {method}\n")
     folder = project / "merged-landscape"
     for name in ("plane.png", "line.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -153,7 +155,7 @@ def test_a_permuted_copy_has_no_barrier_once_aligned(project, monkeypatch, capsy
         project / "copy", {"in": first["in"][:, order], "out": first["out"][order]}
     )
     recipe = RECIPE.replace("second", "copy") + "  itself: survey_model:itself\n"
-    found = cook(project, monkeypatch, "method: mudsc-align\n", recipe)
+    found = merged_and_drawn(project, monkeypatch, "method: mudsc-align\n", recipe)
     barriers = found["line"]["barriers"]
     assert barriers["aligned"]["itself"] == pytest.approx(0, abs=1e-6)
     assert barriers["as given"]["itself"] > 0.01
@@ -163,7 +165,9 @@ def test_a_permuted_copy_has_no_barrier_once_aligned(project, monkeypatch, capsy
 
 
 def test_heads_that_are_separate_go_with_their_own_losses(project, monkeypatch):
-    found = cook(project, monkeypatch, "method: mudsc-align\nseparate: [out]\n")
+    found = merged_and_drawn(
+        project, monkeypatch, "method: mudsc-align\nseparate: [out]\n"
+    )
     networks = {n: jmudsc.load(project / "merged" / f"model-{n}") for n in (0, 1)}
     merged = found["networks"]["merged"]["losses"]
     assert merged["left"] == expected_losses(networks[0])["left"]
@@ -173,6 +177,17 @@ def test_heads_that_are_separate_go_with_their_own_losses(project, monkeypatch):
     assert own == expected_losses(parents[0])["left"]
     own = found["networks"]["parent B, aligned"]["losses"]["right"]
     assert own == expected_losses(parents[1])["right"]
+
+
+def test_separate_networks_need_a_function_for_each(project, monkeypatch):
+    path = project / "recipe.yaml"
+    path.write_text(RECIPE + "method: mudsc-align\nseparate: [out]\n")
+    run(monkeypatch, "merge", path)
+    path.write_text(path.read_text().replace("apply_fn\n", "three\n"))
+    assert fails(monkeypatch, "landscape", path) == (
+        'jmudsc: landscape: expected 2 functions in "apply_fn", one for each model, '
+        "got 3. Name one function for all models, or one for each."
+    )
 
 
 def test_running_statistics_are_reset_at_every_point(project, monkeypatch):
@@ -187,7 +202,7 @@ losses: [survey_model:norm_loss]
 method: weight-align
 output: merged
 """
-    found = cook(project, monkeypatch, "", recipe)
+    found = merged_and_drawn(project, monkeypatch, "", recipe)
     scope = {}
     exec(MODEL, scope)
     first = {**models()["first"], "mean": jnp.ones(8)}
@@ -220,11 +235,12 @@ def test_a_landscape_is_of_what_was_merged(project, monkeypatch):
     run(monkeypatch, "merge", path)
     path.write_text(RECIPE + "method: average\n")
     assert fails(monkeypatch, "landscape", path) == (
-        f'jmudsc: {path}: its output was merged by "mudsc-zip", the recipe says '
-        '"average"; merge again with --overwrite.'
+        f'jmudsc: {path}: expected an output merged by "average", as the recipe says, '
+        f'got one merged by "mudsc-zip". Run jmudsc merge {path} --overwrite first.'
     )
     assert fails(monkeypatch, "landscape", path, "--points", 1) == (
-        "jmudsc: landscape: 1 points, at least 2 are needed."
+        "jmudsc: landscape: expected 2 points or more along each axis, got 1. Pass a "
+        "larger --points."
     )
     assert not (project / "merged-landscape").exists()
 
@@ -234,13 +250,13 @@ def test_only_a_landscape_is_replaced_and_only_on_demand(project, monkeypatch):
     folder.mkdir()
     arguments = "landscape", path, "--points", 2, "--out", folder
     assert fails(monkeypatch, *arguments) == (
-        f"jmudsc: {folder}: exists, needed a new path; choose another with --out or "
-        "pass --overwrite."
+        f"jmudsc: {folder}: expected a new path, got one that exists. Choose another "
+        "one with --out, or pass --overwrite."
     )
     (folder / "letter.txt").write_text("dear")
     assert fails(monkeypatch, *arguments, "--overwrite") == (
-        f"jmudsc: {folder}: exists and is no landscape, which --overwrite never "
-        "replaces; choose another path."
+        f"jmudsc: {folder}: expected an earlier landscape to overwrite, got something "
+        "else. Choose another path with --out."
     )
     (folder / "landscape.json").write_text("{}")
     run(monkeypatch, "merge", path)

@@ -14,7 +14,7 @@ from jmudsc import cli
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.recipes.machine_speed import measure_rates, Rates
 from jmudsc.recipes.merge import spec_of
-from jmudsc.recipes.plan import plan
+from jmudsc.recipes.plan import plan_recipe
 from jmudsc.recipes.plan_report import plan_report, size_text
 
 MODEL = """
@@ -58,7 +58,7 @@ def project(tmp_path, key):
 def planned(project, change=None, **options):
     path = project / "recipe.yaml"
     path.write_text(json.dumps(GOOD | (change or {})))  # JSON is YAML
-    return plan(path, rates=RATES, **options)
+    return plan_recipe(path, rates=RATES, **options)
 
 
 def held(found, stage):
@@ -178,7 +178,7 @@ def test_batches_of_every_model_are_counted_together(project):
     ]
     recipe = {key: value for key, value in GOOD.items() if key != "batches"}
     (project / "recipe.yaml").write_text(json.dumps(recipe | {"models": own}))
-    found = plan(project / "recipe.yaml", rates=RATES)
+    found = plan_recipe(project / "recipe.yaml", rates=RATES)
     assert found.problems == ()
     assert found.batches == 5
 

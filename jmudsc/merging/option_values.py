@@ -1,0 +1,142 @@
+"""Option values: what an option may be, read from plain values such as YAML has.
+
+A reader returns the value, or says in a `ValueError` what was expected, what it got and
+what to do: a sentence to go after the name of the option.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jmudsc.paths import did_you_mean
+
+Reader = Callable[[Any], Any]
+
+
+def as_tuple(value: Any) -> Any:
+    """Return several things as a tuple, one text as a tuple of it, others as they are.
+
+    Example:
+        >>> as_tuple("head/*"), as_tuple([1.0, 2.0]), as_tuple(None)
+        (('head/*',), (1.0, 2.0), None)
+    """
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+def one_of(known: Sequence[str]) -> Reader:
+    """Return the reader of one of several names.
+
+    Example:
+        >>> one_of(["first", "mean"])("mean")
+        'mean'
+    """
+
+    def read(value: Any) -> str:
+        if value not in known:
+            hint = did_you_mean(str(value), known)
+            raise ValueError(
+                f"expected one of {', '.join(known)}, got {quoted(value)}{hint or '.'}"
+            )
+        return value
+
+    return read
+
+
+def share_or(choices: Sequence[str], advice: str) -> Reader:
+    """Return the reader of a number in [0, 1] in the place of which a name may stand.
+
+    Args:
+        choices: the names.
+        advice: the sentence that says what to do.
+    """
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str) and value in choices:
+            return value
+        if not is_number(value) or not 0 <= value <= 1:
+            names = " or ".join(f'"{choice}"' for choice in choices)
+            raise ValueError(
+                f"expected a number in [0, 1], {names}, got {quoted(value)}. {advice}"
+            )
+        return value
+
+    return read
+
+
+def shares_to_try(value: Any) -> tuple[float, ...]:
+    """Read one or more numbers in [0, 1]."""
+    good = isinstance(value, list | tuple) and all(map(is_number, value))
+    if not good or not value or not all(0 <= number <= 1 for number in value):
+        raise ValueError(
+            f"expected one or more numbers in [0, 1], got {listing(value)}. Leave it "
+            "out for 0, 0.1, ..., 1."
+        )
+    return tuple(value)
+
+
+def above_zero(advice: str) -> Reader:
+    """Return the reader of a finite number above 0.
+
+    Args:
+        advice: the sentence that says what to do.
+    """
+
+    def read(value: Any) -> float:
+        if not is_number(value) or value <= 0:
+            raise ValueError(
+                f"expected a finite number above 0, got {quoted(value)}. {advice}"
+            )
+        return value
+
+    return read
+
+
+def model_weights(value: Any) -> tuple[float, ...]:
+    """Read one number of at least 0 per model, not all 0."""
+    good = isinstance(value, list | tuple) and all(map(is_number, value))
+    if not good or not any(value) or min(value) < 0:
+        raise ValueError(
+            "expected one number of at least 0 for each model, not all of them 0, got "
+            f"{listing(value)}. Leave it out for equal shares."
+        )
+    return tuple(float(number) for number in value)
+
+
+def patterns(value: Any) -> tuple[str, ...]:
+    """Read shell patterns of names."""
+    good = isinstance(value, list | tuple)
+    if not good or not all(text and isinstance(text, str) for text in value):
+        raise ValueError(
+            f"expected a list of patterns of labels or leaves, got {listing(value)}. "
+            "Put each pattern in quotes."
+        )
+    return tuple(value)
+
+
+def yes_or_no(value: Any) -> bool:
+    """Read a truth value."""
+    if not isinstance(value, bool):
+        raise ValueError(f"expected True or False, got {quoted(value)}.")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is one finite real number, and no truth value."""
+    if isinstance(value, bool | str | bytes | None):
+        return False
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def quoted(value: Any) -> str:
+    """Write a value as it is shown in an error, text in double quotes."""
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def listing(value: Any) -> str:
+    """Write several values as a list, whatever holds them."""
+    return str(list(value)) if isinstance(value, tuple) else quoted(value)

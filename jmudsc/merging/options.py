@@ -1,0 +1,385 @@
+"""Options: everything that decides a merge besides what is merged.
+
+Each option is one field of `MergeOptions`. What recipes, plans, dumps and provenance
+need to know of it stands beside its default, in an `Option`: a new option is a new
+field, and the place where it is used.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jmudsc import paths
+from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.multi_model import REFERENCES
+from jmudsc.merging.alpha_search import ALPHAS, CHOICES
+from jmudsc.merging.option_values import (
+    above_zero,
+    model_weights,
+    one_of,
+    patterns,
+    quoted,
+    Reader,
+    share_or,
+    shares_to_try,
+    yes_or_no,
+)
+from jmudsc.repairs.least_squares import REFITS, RIDGE
+from jmudsc.repairs.pipeline import REPAIRS
+from jmudsc.types import UpdateFn
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What provenance tells of a merge beside its options.
+
+    Attributes:
+        shares: the share of each model, summing to 1.
+        alpha: the balance that was used.
+        scores: every balance tried and its score.
+    """
+
+    shares: tuple[float, ...]
+    alpha: float
+    scores: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """What there is to know of an option besides its name and its default.
+
+    Attributes:
+        says: one line on what it decides.
+        read: turns a plain value, as YAML has it, into that of the option; a
+            `ValueError` says what was expected. None for what is no plain value.
+        in_recipe: how a recipe gives it: as a plain `value`, or as the `import path` of
+            a Python object; None if recipes have no such key.
+        is_dumped: whether the dump of a recipe shows it; None for wherever it is not
+            its default.
+        recorded: its entries in a result's provenance; None for its plain value
+            wherever it is not its default.
+    """
+
+    says: str
+    read: Reader | None = None
+    in_recipe: Literal["value", "import path"] | None = "value"
+    is_dumped: "Callable[[MergeOptions], bool] | None" = None
+    recorded: "Callable[[MergeOptions, Outcome], Mapping[str, Any]] | None" = None
+
+    @property
+    def metadata(self) -> dict[str, "Option"]:
+        """What a field of `MergeOptions` carries."""
+        return {"option": self}
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """The options of a merge, as `merge` takes them; what each is stands there too.
+
+    Where `merge` takes one or several of something, a tuple stands here (`as_tuple`).
+    `checked` says what is wrong with them.
+    """
+
+    update_fn: UpdateFn | Sequence[UpdateFn] | None = field(
+        default=None,
+        metadata=Option(
+            "resets running statistics as training does", in_recipe="import path"
+        ).metadata,
+    )
+    method: str = field(
+        default="mudsc-zip",
+        metadata=Option(
+            "how units are matched and averaged",
+            one_of(METHODS),
+            is_dumped=lambda options: True,
+            recorded=lambda options, outcome: {"method": options.method},
+        ).metadata,
+    )
+    alpha: float | str = field(
+        default=0.5,
+        metadata=Option(
+            "the balance, share of the weight similarity, or how it is searched for",
+            share_or(CHOICES, "It is the share of the weight similarity."),
+            is_dumped=lambda options: True,
+            recorded=lambda options, outcome: {"alpha": outcome.alpha},
+        ).metadata,
+    )
+    weights: tuple[float, ...] | None = field(
+        default=None,
+        metadata=Option(
+            "the share of each model in the average",
+            model_weights,
+            recorded=lambda options, outcome: {"weights": list(outcome.shares)},
+        ).metadata,
+    )
+    check: bool = field(
+        default=True,
+        metadata=Option(
+            "whether the spec is checked by a random permutation",
+            yes_or_no,
+            in_recipe=None,
+            recorded=lambda options, outcome: (
+                {} if options.check else {"checked": False}
+            ),
+        ).metadata,
+    )
+    score: Callable[[Any], float] | None = field(
+        default=None,
+        metadata=Option(
+            "what a search of alpha makes large", in_recipe="import path"
+        ).metadata,
+    )
+    alphas: tuple[float, ...] = field(
+        default=ALPHAS,
+        metadata=Option(
+            "the balances that a search tries",
+            shares_to_try,
+            in_recipe=None,
+            recorded=lambda options, outcome: (
+                {
+                    "balance": options.alpha,
+                    "scores": {f"{x:g}": y for x, y in outcome.scores},
+                }
+                if options.is_searched
+                else {}
+            ),
+        ).metadata,
+    )
+    frozen: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "labels and leaves whose units stay in place",
+            patterns,
+        ).metadata,
+    )
+    separate: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "leaves that every model keeps for itself",
+            patterns,
+        ).metadata,
+    )
+    reference: str = field(
+        default="first",
+        metadata=Option(
+            "what more than two models are aligned to",
+            one_of(REFERENCES),
+            recorded=lambda options, outcome: (
+                {"reference": options.reference} if len(outcome.shares) > 2 else {}
+            ),
+        ).metadata,
+    )
+    refit: str | None = field(
+        default=None,
+        metadata=Option(
+            "how linear layers are fitted after averaging",
+            one_of(REFITS),
+        ).metadata,
+    )
+    ridge: float = field(
+        default=RIDGE,
+        metadata=Option(
+            "strength of the refit's penalty",
+            above_zero(f"Try {RIDGE}."),
+            is_dumped=lambda options: options.refit is not None,
+            recorded=lambda options, outcome: (
+                {"ridge": options.ridge} if options.refit else {}
+            ),
+        ).metadata,
+    )
+    owners: tuple[int, ...] | None = field(
+        default=None,
+        metadata=Option(
+            "for each batch the model whose task it is from",
+            in_recipe=None,
+            recorded=lambda options, outcome: _batches_per_model(
+                options.owners, len(outcome.shares)
+            ),
+        ).metadata,
+    )
+    repair: str | None = field(
+        default=None,
+        metadata=Option(
+            "how statistics of units are repaired after averaging",
+            one_of(REPAIRS),
+        ).metadata,
+    )
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether alpha is searched for."""
+        return isinstance(self.alpha, str)
+
+    @property
+    def balances(self) -> tuple[float, ...]:
+        """The values of alpha that are tried."""
+        return self.alphas if isinstance(self.alpha, str) else (self.alpha,)
+
+    @property
+    def needs_all_models(self) -> bool:
+        """Whether all models must be in memory at once, wherever they are."""
+        return bool(self.refit or self.repair or self.separate or self.is_searched)
+
+    def problems(self) -> list[str]:
+        """Say all that is wrong with the options, one sentence each.
+
+        What only models and batches tell is not looked at here.
+        """
+        wrong = []
+        for each in dataclasses.fields(self):
+            value, read = getattr(self, each.name), OPTIONS[each.name].read
+            if read is None or (value is None and each.default is None):
+                continue
+            try:
+                read(value)
+            except ValueError as error:
+                wrong.append(f"{each.name}: {error}")
+        return wrong or list(filter(None, (rule(self) for rule in _RULES)))
+
+    def checked(self, where: str) -> "MergeOptions":
+        """Return these options, once it is known that nothing is wrong with them.
+
+        Args:
+            where: the caller, named in the error.
+
+        Raises:
+            ValueError: listing all that is wrong.
+        """
+        raise_all(where, self.problems())
+        return self
+
+
+def raise_all(where: str, problems: Sequence[str]) -> None:
+    """Raise one error for all problems, if there are any.
+
+    Args:
+        where: the caller, named in the error.
+        problems: one sentence each.
+
+    Raises:
+        ValueError: if there are some.
+    """
+    if len(problems) == 1:
+        raise ValueError(f"{where}: {problems[0]}")
+    if problems:
+        raise ValueError(
+            f"{where}: {len(problems)} options are wrong:\n{paths.listed(problems, 30)}"
+        )
+
+
+# What is known of each option, in the order of the fields.
+OPTIONS: dict[str, Option] = {
+    each.name: each.metadata["option"] for each in dataclasses.fields(MergeOptions)
+}
+
+
+def dumped(options: MergeOptions) -> dict[str, Any]:
+    """Return the options that a recipe writes down as plain values, as YAML has them.
+
+    Args:
+        options: the options.
+
+    Returns:
+        Option -> value, without functions and without what makes no difference.
+    """
+    return {
+        name: _plain(getattr(options, name))
+        for name, option in OPTIONS.items()
+        if option.in_recipe == "value" and _is_dumped(options, name)
+    }
+
+
+def recorded(options: MergeOptions, outcome: Outcome) -> dict[str, Any]:
+    """Return what provenance tells of a merge: plain JSON values.
+
+    Args:
+        options: the options.
+        outcome: what came of them.
+
+    Returns:
+        The entries of all options, those without a part in this merge left out.
+    """
+    told: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if option.recorded:
+            told |= option.recorded(options, outcome)
+        elif option.in_recipe == "value" and not _is_default(options, name):
+            told[name] = _plain(getattr(options, name))
+    return told
+
+
+def _is_dumped(options: MergeOptions, name: str) -> bool:
+    is_dumped = OPTIONS[name].is_dumped
+    return is_dumped(options) if is_dumped else not _is_default(options, name)
+
+
+def _is_default(options: MergeOptions, name: str) -> bool:
+    return getattr(options, name) == getattr(MergeOptions(), name)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _batches_per_model(owners: Sequence[int] | None, models: int) -> dict[str, Any]:
+    if not owners:
+        return {}
+    return {"batches per model": [owners.count(number) for number in range(models)]}
+
+
+def _score_is_used(options: MergeOptions) -> str | None:
+    if options.score is None or options.alpha == "search":
+        return None
+    return (
+        f'score: expected alpha="search", which alone uses it, got alpha='
+        f'{quoted(options.alpha)}. Pass alpha="search", or leave score out.'
+    )
+
+
+def _search_has_a_score(options: MergeOptions) -> str | None:
+    if options.alpha != "search" or options.score is not None:
+        return None
+    return (
+        'alpha: expected a score with "search", got none. Pass score, a function of '
+        'variables that is larger for better ones, or alpha="auto", which needs none.'
+    )
+
+
+def _method_has_a_balance(options: MergeOptions) -> str | None:
+    if not options.is_searched or options.method.startswith("mudsc-"):
+        return None
+    return (
+        f"alpha: expected a method with a balance to choose, got {options.method}. Use "
+        "mudsc-align or mudsc-zip, or leave alpha out."
+    )
+
+
+def _owners_are_used(options: MergeOptions) -> str | None:
+    if options.owners is None or options.refit is not None:
+        return None
+    return (
+        "owners: expected a refit, which alone uses them, got none. Pass "
+        'refit="least-squares", or leave owners out.'
+    )
+
+
+def _one_sets_statistics(options: MergeOptions) -> str | None:
+    others = {"refit": options.refit, "update_fn": options.update_fn}
+    given = [name for name, value in others.items() if value is not None]
+    if options.repair != "pooled" or not given:
+        return None
+    return (
+        f'repair: expected one option that sets running statistics, got "pooled" and '
+        f"{' and '.join(given)}. Leave out all but one."
+    )
+
+
+# What options say of each other; looked at where each is right by itself.
+_RULES: tuple[Callable[[MergeOptions], str | None], ...] = (
+    _score_is_used,
+    _method_has_a_balance,
+    _search_has_a_score,
+    _owners_are_used,
+    _one_sets_statistics,
+)

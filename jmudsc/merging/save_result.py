@@ -1,0 +1,126 @@
+"""Save result: a merge on its way to disk, and how it was made on its way back."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jmudsc.checkpoints.load import load_record
+from jmudsc.checkpoints.provenance import check_json, read_arrays, Record
+from jmudsc.checkpoints.save import save_with_record
+from jmudsc.merging.result import MergeResult
+from jmudsc.paths import listed
+
+_ASSIGNMENT = "assignment"
+
+
+def save(
+    path: str | os.PathLike[str],
+    result: MergeResult,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    notes: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Save merged variables so that the training code of the parents restores them.
+
+    `orbax.checkpoint.StandardCheckpointer().restore(path, target)` reads the result
+    as it would read a parent. A folder `jmudsc` inside holds what `load_provenance`
+    returns. If the path ends in `.safetensors`, `.npz` or `.msgpack`, the result is
+    such a file, with names joined by `/`, and the folder is beside it, called as the
+    file with `.jmudsc` after it.
+
+    If the process dies at any moment, `path` has its old state, absent or an earlier
+    merge, or the new one, complete; a file may be without its folder. What was written
+    is read back and compared before it is put into place.
+
+    Variables that are on disk, as `merge` gives them for models that are, are read and
+    merged leaf by leaf while they are written; only a msgpack file is written at once.
+
+    Args:
+        path: a directory or file to make, on a local file system; missing parents are
+            made.
+        result: the merge.
+        extra: plain JSON values of your own to store in the record.
+        notes: file name -> text, written beside the record for people to read.
+        overwrite: replace a checkpoint that jmudsc saved there before, once the new
+            one is complete, or an empty directory. Nothing else is ever replaced.
+
+    Returns:
+        The absolute path of the checkpoint.
+
+    Raises:
+        TypeError: if `result` is no `MergeResult`.
+        FileExistsError: if something is at `path` that may not be replaced.
+        ValueError: if the format cannot hold the variables, or the record is not JSON.
+    """
+    if not isinstance(result, MergeResult):
+        raise TypeError(
+            f"save: expected a MergeResult, got a {type(result).__name__}. Pass what "
+            "merge returned."
+        )
+    record = record_of(result, extra or {}, notes or {})
+    return save_with_record(path, result.variables, record, overwrite=overwrite)
+
+
+def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load how a merged checkpoint was made.
+
+    Args:
+        path: a checkpoint that `save` wrote.
+
+    Returns:
+        `recipe`, `extra`, `history`, `versions` (library -> version), `digests`
+        (leaf path -> SHA-256 of its dtype, shape and bytes) and `assignment`
+        (label -> int32 array).
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if jmudsc did not write the checkpoint, or its record was changed.
+    """
+    folder, content = load_record(path)
+    assignment = read_arrays(folder, _ASSIGNMENT, content[_ASSIGNMENT])
+    return {**content, _ASSIGNMENT: assignment}
+
+
+def record_of(
+    result: MergeResult, extra: Mapping[str, Any], notes: Mapping[str, str]
+) -> Record:
+    """Describe a merge.
+
+    Args:
+        result: the merge.
+        extra: plain JSON values of the caller's own.
+        notes: file name -> text, for people to read.
+
+    Returns:
+        What is stored beside its variables.
+
+    Raises:
+        ValueError: if a value is not plain JSON or an assignment not int32.
+    """
+    check_json("recipe", result.recipe)
+    check_json("extra", extra)
+    _check_assignment(result.assignment)
+    content = {
+        "recipe": dict(result.recipe),
+        "extra": dict(extra),
+        "history": [float(objective) for objective in result.history],
+    }
+    return Record(content, {_ASSIGNMENT: result.assignment}, notes)
+
+
+def _check_assignment(assignment: Mapping[str, np.ndarray]) -> None:
+    wrong = [
+        f"{label}: {array.dtype}"
+        for label, array in assignment.items()
+        if array.dtype != np.int32
+    ]
+    if wrong:
+        raise ValueError(
+            f"assignment: expected int32, got another type for {len(wrong)} of "
+            f"{len(assignment)} labels. Convert them with .astype(np.int32):\n"
+            f"{listed(wrong)}"
+        )

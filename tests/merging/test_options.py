@@ -1,0 +1,266 @@
+import dataclasses
+import inspect
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from jmudsc import merge
+from jmudsc.merging.option_values import as_tuple
+from jmudsc.merging.options import (
+    dumped,
+    MergeOptions,
+    OPTIONS,
+    Outcome,
+    recorded,
+)
+
+# What `merge` takes that decides nothing, or is what is merged.
+OTHERS = {"apply_fn", "models", "batches", "key", "spec", "journal", "progress"}
+OUTCOME = Outcome((0.5, 0.5), 0.3)
+
+
+def fails(options, expected):
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        options.checked("merge")
+
+
+def test_the_options_are_the_keywords_of_merge_with_their_defaults():
+    taken = inspect.signature(merge).parameters
+    defaults = {
+        name: parameter.default
+        for name, parameter in taken.items()
+        if name not in OTHERS
+    }
+    fields = {each.name: each.default for each in dataclasses.fields(MergeOptions)}
+    assert defaults == fields
+
+
+def test_every_option_says_in_a_line_what_it_decides():
+    for option in OPTIONS.values():
+        assert 10 < len(option.says) < 80
+        assert "\n" not in option.says
+
+
+def test_several_things_become_a_tuple_and_one_text_is_one_of_them():
+    assert as_tuple("a/*") == as_tuple(["a/*"]) == as_tuple(iter(["a/*"])) == ("a/*",)
+    assert as_tuple(np.array([1, 2])) == (1, 2)
+    assert as_tuple(None) is None
+    hash(MergeOptions(frozen=as_tuple("a/*")))
+
+
+def test_defaults_are_right_and_are_not_dumped():
+    assert MergeOptions().checked("merge") == MergeOptions()
+    assert dumped(MergeOptions()) == {"method": "mudsc-zip", "alpha": 0.5}
+
+
+EXAMPLES = {
+    "method": "weight-align",
+    "alpha": 0.25,
+    "weights": [1.0, 3.0],
+    "frozen": ["a/*"],
+    "separate": ["b/*"],
+    "reference": "mean",
+    "refit": "least-squares",
+    "ridge": 0.5,
+    "repair": "rescale",
+}
+
+
+def test_what_is_dumped_is_read_back():
+    named = {n for n, option in OPTIONS.items() if option.in_recipe == "value"}
+    assert named == EXAMPLES.keys()
+    read = {name: OPTIONS[name].read(value) for name, value in EXAMPLES.items()}
+    options = MergeOptions(**read).checked("recipe")
+    assert dumped(options) == EXAMPLES
+    assert json.loads(json.dumps(dumped(options))) == EXAMPLES
+
+
+def test_the_penalty_is_dumped_and_recorded_with_a_refit_only():
+    assert "ridge" not in dumped(MergeOptions(ridge=0.5))
+    assert "ridge" not in recorded(MergeOptions(ridge=0.5), OUTCOME)
+    assert dumped(MergeOptions(refit="least-squares"))["ridge"] == 0.01
+    options = MergeOptions(refit="least-squares")
+    assert recorded(options, OUTCOME)["ridge"] == 0.01
+
+
+def test_the_record_of_defaults_is_short():
+    assert recorded(MergeOptions(), OUTCOME) == {
+        "method": "mudsc-zip",
+        "alpha": 0.3,
+        "weights": [0.5, 0.5],
+    }
+
+
+def test_the_record_of_all_options_is_plain():
+    options = MergeOptions(
+        method="mudsc-align",
+        alpha="search",
+        score=len,
+        weights=(1.0, 1.0, 2.0),
+        check=False,
+        alphas=(0.1, 1.0),
+        frozen=("a/*",),
+        separate=("b/*",),
+        reference="mean",
+        refit="least-squares",
+        ridge=0.1,
+        owners=(0, 1, 1, 2),
+        repair="rescale",
+    )
+    outcome = Outcome((0.25, 0.25, 0.5), 0.1, ((0.1, 2.0), (1.0, 1.0)))
+    found = recorded(options.checked("merge"), outcome)
+    expected = {
+        "method": "mudsc-align",
+        "alpha": 0.1,
+        "weights": [0.25, 0.25, 0.5],
+        "checked": False,
+        "balance": "search",
+        "scores": {"0.1": 2.0, "1": 1.0},
+        "frozen": ["a/*"],
+        "separate": ["b/*"],
+        "reference": "mean",
+        "refit": "least-squares",
+        "ridge": 0.1,
+        "batches per model": [1, 2, 1],
+        "repair": "rescale",
+    }
+    assert found == expected
+    assert list(found) == list(expected)
+    assert json.loads(json.dumps(found)) == expected
+
+
+def test_the_reference_is_recorded_where_there_are_more_than_two_models():
+    options = MergeOptions()
+    assert "reference" not in recorded(options, OUTCOME)
+    assert recorded(options, Outcome((0.2, 0.4, 0.4), 0.5))["reference"] == "first"
+
+
+WRONG = {
+    "method": (
+        "mudsc-zap",
+        "expected one of average, weight-align, activation-align, weight-zip, "
+        'activation-zip, mudsc-align, mudsc-zip, got "mudsc-zap"; did you mean '
+        '"mudsc-zip"?',
+    ),
+    "alpha": (
+        1.5,
+        'expected a number in [0, 1], "search" or "auto", got 1.5. It is the '
+        "share of the weight similarity.",
+    ),
+    "weights": (
+        (0.0, 0.0),
+        "expected one number of at least 0 for each model, not all of them "
+        "0, got [0.0, 0.0]. Leave it out for equal shares.",
+    ),
+    "check": ("no", 'expected True or False, got "no".'),
+    "alphas": (
+        (0.5, 2.0),
+        "expected one or more numbers in [0, 1], got [0.5, 2.0]. Leave it out "
+        "for 0, 0.1, ..., 1.",
+    ),
+    "frozen": (
+        ["a/*", 3],
+        "expected a list of patterns of labels or leaves, got ['a/*', 3]. Put "
+        "each pattern in quotes.",
+    ),
+    "separate": (
+        [""],
+        "expected a list of patterns of labels or leaves, got ['']. Put "
+        "each pattern in quotes.",
+    ),
+    "reference": (
+        "last",
+        'expected one of first, mean, universe, got "last".',
+    ),
+    "refit": (
+        "least-square",
+        'expected one of least-squares, got "least-square"; did you mean '
+        '"least-squares"?',
+    ),
+    "ridge": (
+        0.0,
+        "expected a finite number above 0, got 0.0. Try 0.01.",
+    ),
+    "repair": (
+        "pool",
+        'expected one of rescale, pooled, got "pool"; did you mean "pooled"?',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_with_an_option_is_said(name):
+    value, sentence = WRONG[name]
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        OPTIONS[name].read(value)
+
+
+def test_the_caller_and_the_option_are_named():
+    _, sentence = WRONG["reference"]
+    fails(MergeOptions(reference="last"), f"merge: reference: {sentence}")
+
+
+def test_every_option_with_a_reader_has_an_example_of_a_wrong_value():
+    assert WRONG.keys() == {n for n, option in OPTIONS.items() if option.read}
+
+
+def test_all_wrong_options_are_in_one_error():
+    wrong = ("method", "alpha", "weights", "alphas", "reference", "refit", "ridge")
+    options = MergeOptions(**{name: WRONG[name][0] for name in wrong})
+    lines = [f"  {name}: {WRONG[name][1]}" for name in wrong]
+    fails(options, "\n".join(["merge: 7 options are wrong:", *lines]))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, "much", None, [0.5]])
+def test_no_number_is_no_number(value):
+    for name in ("alpha", "ridge"):
+        with pytest.raises(ValueError, match=r"^expected"):
+            OPTIONS[name].read(value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    MergeOptions(
+        alpha=np.float64(0.5), ridge=np.float64(1.0), weights=(np.float64(1.0),)
+    ).checked("merge")
+
+
+CLASHES = [
+    (
+        MergeOptions(score=len),
+        'score: expected alpha="search", which alone uses it, got alpha=0.5. Pass '
+        'alpha="search", or leave score out.',
+    ),
+    (
+        MergeOptions(alpha="search"),
+        'alpha: expected a score with "search", got none. Pass score, a function of '
+        'variables that is larger for better ones, or alpha="auto", which needs none.',
+    ),
+    (
+        MergeOptions(alpha="auto", method="weight-zip"),
+        "alpha: expected a method with a balance to choose, got weight-zip. Use "
+        "mudsc-align or mudsc-zip, or leave alpha out.",
+    ),
+    (
+        MergeOptions(owners=(0, 1)),
+        "owners: expected a refit, which alone uses them, got none. Pass "
+        'refit="least-squares", or leave owners out.',
+    ),
+    (
+        MergeOptions(repair="pooled", refit="least-squares"),
+        'repair: expected one option that sets running statistics, got "pooled" and '
+        "refit. Leave out all but one.",
+    ),
+    (
+        MergeOptions(repair="pooled", update_fn=lambda variables, batch: variables),
+        'repair: expected one option that sets running statistics, got "pooled" and '
+        "update_fn. Leave out all but one.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), CLASHES)
+def test_options_that_cannot_go_together_are_refused(options, sentence):
+    fails(options, f"merge: {sentence}")
