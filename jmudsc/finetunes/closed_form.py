@@ -89,7 +89,9 @@ def regmean(piece: Piece) -> np.ndarray:
     """
     models = [model.astype(np.float64) for model in piece.models]
     mean = np.mean(models, axis=0)
-    grams = [shrunk(gram, piece.options["offdiag"]) for gram in piece.evidence["inputs"]]
+    grams = [
+        shrunk(gram, piece.options["offdiag"]) for gram in piece.evidence["inputs"]
+    ]
     return mean + solved(grams, [model - mean for model in models])
 
 
@@ -155,7 +157,9 @@ def _filtered(
         passed = np.ones(kept)
     else:
         kept = min(math.ceil(rank * deltas[0].shape[0]), len(values))
-        passed = 1 - np.exp(-np.maximum(values[:kept], 1e-8) * piece.options["exp_time"])
+        passed = 1 - np.exp(
+            -np.maximum(values[:kept], 1e-8) * piece.options["exp_time"]
+        )
     top = vectors[:, :kept]
     pairs = zip(weights, deltas, strict=True)
     right = sum(w * ((top.T @ delta) @ delta.T) @ delta for w, delta in pairs)

@@ -89,6 +89,11 @@ class Job:
         }
         return replace(self, plans=plans)
 
+    def with_method(self, method: Method) -> "Job":
+        """Return the job with another method for all leaves, whatever is set kept."""
+        plans = {path: replace(p, method=method) for path, p in self.plans.items()}
+        return replace(self, plans=plans)
+
 
 @dataclass(frozen=True, eq=False)
 class Leaves:

@@ -50,9 +50,7 @@ def made(job: Job, leaves: Leaves) -> list[np.ndarray]:
     return [rule(piece) for piece in pieces(job, leaves)]
 
 
-def joined(
-    job: Job, leaves: Leaves, parts: Sequence[np.ndarray]
-) -> np.ndarray:
+def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Scale what was made of the pieces of a leaf, and add it to the base.
 
     Args:

@@ -37,7 +37,9 @@ _RESCALE = Option(
 _EPSILON = Option(
     "epsilon", 0.15, Number(0, 1), "how much likelier large entries are kept than small"
 )
-_GAMMA = Option("gamma", 0.01, Number(0, 1), "the share of largest entries to leave out")
+_GAMMA = Option(
+    "gamma", 0.01, Number(0, 1), "the share of largest entries to leave out"
+)
 _SCOPE = Option(
     "scope",
     "tensor",
@@ -74,6 +76,16 @@ _ROWS = (
         "The mean of those models that make it better, taken up one by one.",
         None,
         base="unused",
+        options=(
+            Option(
+                "order",
+                "score",
+                OneOf(("score", "given")),
+                "whether models are gone through from the best to the worst, or as "
+                "they are given",
+                per_leaf=False,
+            ),
+        ),
         lambda_=None,
         runs="greedy",
     ),
@@ -272,7 +284,9 @@ _ROWS = (
         closed_form.wudi,
         cuts="matrices",
         options=(
-            Option("solver", "spectral", OneOf(("spectral", "exact")), "how it is solved"),
+            Option(
+                "solver", "spectral", OneOf(("spectral", "exact")), "how it is solved"
+            ),
             Option(
                 "rank",
                 "participation",
@@ -398,7 +412,9 @@ _ROWS = (
         base="unused",
         options=(
             _SAMPLES,
-            Option("floor", 1e-6, Number(0, above=True), "the least that an entry counts"),
+            Option(
+                "floor", 1e-6, Number(0, above=True), "the least that an entry counts"
+            ),
         ),
         lambda_=None,
         learns="gradients",

@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
@@ -12,11 +12,13 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.finetunes.depth import depths
 from jmudsc.finetunes.job import Job, LeafPlan
+from jmudsc.finetunes.lambda_search import lambda_problems
 from jmudsc.finetunes.leaf_layout import Layout, layout_of, letters_problems
 from jmudsc.finetunes.leafwise import LAMBDA, VECTORS
 from jmudsc.finetunes.method import Method
 from jmudsc.finetunes.methods import method_of, method_problems
 from jmudsc.finetunes.option import Number
+from jmudsc.finetunes.request import Request
 from jmudsc.finetunes.settings import is_like, matched, problems_of
 from jmudsc.lazy import is_lazy
 
@@ -27,39 +29,10 @@ _SPELLINGS = {"lambda": "lambda_"}
 _IGNORED = {"int8_mask"}
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What a user asks for.
-
-    Attributes:
-        models: the variables of each model.
-        base: those of the base; None without one.
-        method: the name of a method, or patterns of leaves with names.
-        options: option of the method, `weight` and `lambda_` among them -> setting.
-        exclude: patterns of leaves that are taken from the base as they are.
-        axes: pattern of leaves -> letters of their axes.
-        vectors: what leaves become that hold no matrix.
-        calibrate: `svc` or None.
-        calibrate_alpha: the least share that a calibration counts; None for that of
-            the method.
-    """
-
-    models: Sequence[PyTree]
-    base: PyTree | None
-    method: str | Mapping[str, str]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    exclude: Iterable[str] = ()
-    axes: Mapping[str, str] = field(default_factory=dict)
-    vectors: str = "average"
-    calibrate: str | None = None
-    calibrate_alpha: float | None = None
-
-
 def plan_job(
     where: str,
     request: Request,
     layouts: Mapping[str, Layout] | None = None,
-    entropy: tuple[int, ...] = (),
 ) -> Job:
     """Plan a merge.
 
@@ -67,7 +40,6 @@ def plan_job(
         where: the caller, named in errors.
         request: what is asked for; its trees are of one structure.
         layouts: path -> how it is cut, where that is known of a function.
-        entropy: what random numbers are drawn from.
 
     Returns:
         The job.
@@ -78,47 +50,40 @@ def plan_job(
     models = tuple(paths.flatten(model) for model in request.models)
     base = None if request.base is None else paths.flatten(request.base)
     donor = models[0] if base is None else base
-    names = _method_names(request.method)
-    if problems := [line for name in names for line in method_problems(name)]:
-        raise ValueError(_refused(where, problems))
-    methods = {name: method_of(name) for name in names}
-    options = _respelled(where, request.options)
+    common, options = request.common, _respelled(where, request.options)
+    methods = _methods(where, request)
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in donor.items()}
     problems = [
-        *_count_problems(methods.values(), len(models), base is not None),
+        *_need_problems(request, methods.values()),
+        *lambda_problems(request.lambda_, common.score is not None, common.lambdas),
         *_option_problems(methods.values(), options, len(models), list(donor)),
         *_common_problems(request, methods.values(), shapes),
     ]
     if problems:
         raise ValueError(_refused(where, problems))
+    if options.get("lambda_") in ("auto", "search"):
+        options["lambda_"] = 1 / len(models)
     deep = depths(donor)
     plans = {}
     for path, leaf in donor.items():
         method = methods[_name_for(request.method, path)]
-        known = None if matched(path, request.axes) else (layouts or {}).get(path)
+        known = None if matched(path, common.axes) else (layouts or {}).get(path)
         plans[path] = LeafPlan(
             path,
             method,
             _settings(method, options),
-            known or layout_of(path, shapes[path], request.axes),
+            known or layout_of(path, shapes[path], common.axes),
             deep.get(path, 0.0),
-            _why_copied(leaf, path, request.exclude),
+            _why_copied(leaf, path, common.excluded),
             path.split("/")[-1].split(".")[-1] in _STATISTICS,
         )
     _check_ranks(where, plans, shapes, len(models))
-    alphas = {
-        method.name: method.calibration
-        if request.calibrate_alpha is None
-        else request.calibrate_alpha
-        for method in methods.values()
-    }
+    alpha = common.calibrate_alpha
+    alphas = {m.name: alpha or m.calibration for m in methods.values()}
+    calibrate = alphas if common.calibrate else None
+    entropy = _entropy(request.key)
     return Job(
-        base,
-        models,
-        plans,
-        entropy,
-        vectors=request.vectors,
-        calibrate=alphas if request.calibrate else None,
+        base, models, plans, entropy, vectors=common.vectors, calibrate=calibrate
     )
 
 
@@ -196,8 +161,22 @@ def is_float(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(getattr(leaf, "dtype", leaf)), jnp.inexact)
 
 
-def _method_names(method: str | Mapping[str, str]) -> list[str]:
-    return list(method.values()) if isinstance(method, Mapping) else [method]
+def _methods(where: str, request: Request) -> dict[str, Method]:
+    """Return the row of every method that is asked for."""
+    is_one = not isinstance(request.method, Mapping)
+    names = [request.method] if is_one else list(request.method.values())
+    if problems := [line for name in names for line in method_problems(name)]:
+        raise ValueError(_refused(where, problems))
+    return {name: method_of(name) for name in names}
+
+
+def _entropy(key: jax.Array | None) -> tuple[int, ...]:
+    """Return the numbers that a key consists of."""
+    if key is None:
+        return ()
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    data = jax.random.key_data(key) if is_typed else key
+    return tuple(map(int, np.asarray(data).reshape(-1)))
 
 
 def _name_for(method: str | Mapping[str, str], path: str) -> str:
@@ -232,21 +211,34 @@ def _why_copied(leaf: Any, path: str, exclude: Iterable[str]) -> str | None:
     return None if is_float(leaf) else "holds no floating-point numbers"
 
 
-def _count_problems(
-    methods: Iterable[Method], models: int, has_base: bool
-) -> list[str]:
-    found = []
+def _need_problems(request: Request, methods: Iterable[Method]) -> list[str]:
+    """Return what is missing, or too much, for the methods."""
+    found, models = [], len(request.models)
     for method in methods:
-        many = f"at least {method.fewest}"
-        if method.most is not None:
-            many = f"{method.most}"
+        name = f'"{method.name}"'
+        many = f"at least {method.fewest}" if method.most is None else method.most
         if models < method.fewest or models > (method.most or models):
-            found.append(f'models: expected {many} for "{method.name}", got {models}')
-        if method.base == "needed" and not has_base:
+            found.append(f"models: expected {many} for {name}, got {models}")
+        if method.base == "needed" and request.base is None:
             found.append(
-                f'base: expected the variables that the models were trained from, for '
-                f'"{method.name}", got None'
+                "base: expected the variables that the models were trained from, for "
+                f"{name}, got None"
             )
+        if method.is_random and request.key is None:
+            found.append(f"key: expected a PRNG key for {name}, got None")
+        if method.needs_data and request.apply_fn is None:
+            found.append(f"apply_fn: expected a function for {name}, got None")
+        if method.needs_data and request.tasks is None:
+            found.append(f"batches: expected inputs for {name}, got None")
+        if method.runs == "greedy" and request.common.score is None:
+            found.append(
+                f"score: expected a function of variables for {name}, got None"
+            )
+        if method.runs and isinstance(request.method, Mapping):
+            found.append(f"method: expected {name} for all leaves, got it for some")
+    if request.apply_fn is not None and request.tasks is None:
+        missing = "batches: expected a batch to go with apply_fn, got None"
+        found += [] if any("batches:" in line for line in found) else [missing]
     return found
 
 
@@ -262,12 +254,16 @@ def _option_problems(
         known["lambda_"] = LAMBDA
     found = []
     for name, setting in options.items():
+        if name == "lambda_" and name in known and isinstance(setting, str):
+            continue  # one that is searched for
         if name in known:
             found += problems_of(known[name], setting, models, leaves)
         else:
             hint = paths.did_you_mean(name, known)
             takes = ", ".join(known) or "no options"
-            found.append(f"{name}: expected one of {takes}, got {name}={setting!r}{hint}")
+            found.append(
+                f"{name}: expected one of {takes}, got {name}={setting!r}{hint}"
+            )
     if not found:
         for method in methods:
             found += method.check(_settings(method, options), models)
@@ -279,8 +275,8 @@ def _common_problems(
     methods: Iterable[Method],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> list[str]:
-    found = letters_problems(request.axes, shapes)
-    patterns = {"exclude": list(request.exclude)}
+    found = letters_problems(request.common.axes, shapes)
+    patterns = {"exclude": request.common.excluded}
     if isinstance(request.method, Mapping):
         patterns["method"] = list(request.method)
         left = [path for path in shapes if matched(path, request.method) is None]
@@ -290,19 +286,24 @@ def _common_problems(
                 f'{len(left)} of {len(shapes)}, such as {left[0]}; end with "*"'
             )
     found += [
-        f'{name}: pattern "{pattern}" matches no leaf{paths.did_you_mean(pattern, shapes)}'
+        f'{name}: pattern "{pattern}" matches no leaf'
+        f"{paths.did_you_mean(pattern, shapes)}"
         for name, given in patterns.items()
         for pattern in given
         if not any(is_like(path, pattern) for path in shapes)
     ]
-    if request.vectors not in VECTORS:
+    if request.common.vectors not in VECTORS:
         kinds = ", ".join(f'"{kind}"' for kind in VECTORS)
-        found.append(f"vectors: expected one of {kinds}, got {request.vectors!r}")
-    if request.calibrate not in (None, "svc"):
-        found.append(f'calibrate: expected None or "svc", got {request.calibrate!r}')
-    elif request.calibrate and request.base is None:
+        found.append(
+            f"vectors: expected one of {kinds}, got {request.common.vectors!r}"
+        )
+    if request.common.calibrate not in (None, "svc"):
+        found.append(
+            f'calibrate: expected None or "svc", got {request.common.calibrate!r}'
+        )
+    elif request.common.calibrate and request.base is None:
         found.append("base: expected one to calibrate against, got None")
-    alpha = request.calibrate_alpha
+    alpha = request.common.calibrate_alpha
     if alpha is not None and not Number(0, above=True).holds(alpha):
         found.append(f"calibrate_alpha: expected a number > 0, got {alpha!r}")
     return found
@@ -323,8 +324,9 @@ def _check_ranks(
                 small.append(f"{path} has matrices {sizes[0]} x {sizes[1]}")
     if small:
         raise ValueError(
-            f"{where}: expected matrices of at least {models} rows and columns for tsv "
-            f"with {models} models, got {_counted(len(small), 'smaller leaf', 'smaller leaves')}:\n"
+            f"{where}: expected at least {models} rows and columns in each matrix for "
+            f"tsv with {models} models, got {_counted(len(small), 'leaf', 'leaves')} "
+            "with fewer:\n"
             f"{paths.listed(small)}\nGive them another method: "
             'method={"PATTERN": "task_arithmetic", "*": "tsv"}, or set rank.'
         )
@@ -334,11 +336,15 @@ def _differences(
     first: str, leaves: Mapping[str, Any], name: str, other: Mapping[str, Any]
 ) -> list[str]:
     found = [f"{name} lacks {path}" for path in leaves if path not in other]
-    found += [f"{name} has {path}, {first} has not" for path in other if path not in leaves]
+    found += [
+        f"{name} has {path}, {first} has not" for path in other if path not in leaves
+    ]
     for path in leaves.keys() & other.keys():
         ours, theirs = leaves[path], other[path]
         if np.shape(ours) != np.shape(theirs) or is_float(ours) != is_float(theirs):
-            found.append(f"{path} is {_kind(ours)} in {first}, {_kind(theirs)} in {name}")
+            found.append(
+                f"{path} is {_kind(ours)} in {first}, {_kind(theirs)} in {name}"
+            )
     return found
 
 

@@ -83,7 +83,7 @@ def _by_column(deltas: Sequence[np.ndarray], rule) -> np.ndarray:
 def _between(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
     a, b = first.astype(np.float64), second.astype(np.float64)
     cosine = _cosine(a, b)
-    if cosine == 0 and not (a.any() and b.any()) or abs(cosine) > _FLAT:
+    if (cosine == 0 and not (a.any() and b.any())) or abs(cosine) > _FLAT:
         return (1 - share) * a + share * b
     angle = np.arccos(cosine)
     parts = np.sin((1 - share) * angle) * a, np.sin(share * angle) * b

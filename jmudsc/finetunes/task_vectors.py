@@ -142,7 +142,8 @@ def scope_problems(options: dict, models: int) -> list[str]:
     if options["scope"] == "tensor" or all(isinstance(x, (int, float)) for x in each):
         return []
     return [
-        f'density: expected one number for each model with scope="tree", got {density!r}'
+        f'density: expected one number for each model with scope="tree", got '
+        f"{density!r}"
     ]
 
 
