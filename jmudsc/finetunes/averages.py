@@ -20,6 +20,16 @@ def linear(piece: Piece) -> np.ndarray:
     return _summed(piece, [weight / total for weight in piece.weights])
 
 
+def mean(piece: Piece) -> np.ndarray:
+    """Return the mean of the models."""
+    return _summed(piece, [1 / len(piece.models)] * len(piece.models))
+
+
+def summed_deltas(piece: Piece) -> np.ndarray:
+    """Return the sum of what was trained into each model."""
+    return functools.reduce(np.add, piece.deltas)
+
+
 def window(piece: Piece) -> np.ndarray:
     """Return the mean of checkpoints of one run, given oldest first."""
     options = piece.options

@@ -67,12 +67,14 @@ class Kernel:
     """One use of a leaf as the kernel of a contraction.
 
     Attributes:
+        eqn: the contraction.
         view: the operand, as a view of the leaf.
         form: how it is contracted.
         operand: where the activations are.
         shape: of the kernel as it is contracted.
     """
 
+    eqn: Any
     view: View
     form: Form
     operand: Place
@@ -105,20 +107,21 @@ class Kernels:
         uses: path -> every use as a kernel.
         stacked: path -> over how many of its leading axes loops run.
         tables: the leaves of which entries are looked up.
+        views: every value outside loops that is a leaf with its entries moved about.
     """
 
     uses: dict[str, list[Kernel]] = field(default_factory=dict)
     stacked: dict[str, int] = field(default_factory=dict)
     tables: set[str] = field(default_factory=set)
+    views: dict[Any, View] = field(default_factory=dict)
 
 
 def kernels_of(program: Program) -> Kernels:
     """Find the kernels of a program, those inside `scan` loops included."""
-    views: dict[Any, View] = {
-        var: View(path, shape_of(var)) for path, var in program.leaves.items()
-    }
     found = Kernels()
-    _walk(program.eqns, views, set(program.inputs), (), found)
+    for path, var in program.leaves.items():
+        found.views[var] = View(path, shape_of(var))
+    _walk(program.eqns, found.views, set(program.inputs), (), found)
     return found
 
 
@@ -237,7 +240,7 @@ def _contract(
     form, view = form_of(eqn, sides[0]), views[eqn.invars[sides[0]]]
     if form is not None:
         place = Place(eqn.invars[1 - sides[0]], loops)
-        use = Kernel(view, form, place, shape_of(eqn.invars[sides[0]]))
+        use = Kernel(eqn, view, form, place, shape_of(eqn.invars[sides[0]]))
         found.uses.setdefault(view.path, []).append(use)
 
 

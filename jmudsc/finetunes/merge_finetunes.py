@@ -1,6 +1,6 @@
 """Merge fine-tunes: models that were trained from one base become one, in one call."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.derivation.program import trace
+from jmudsc.finetunes.feature_fits import fit_features
 from jmudsc.finetunes.greedy_soup import greedy_soup
 from jmudsc.finetunes.job import Job
 from jmudsc.finetunes.kernels import kernels_of, layouts_by_use
@@ -210,8 +211,14 @@ def leafwise(job: Job, donor: PyTree, progress: Progress = silent) -> PyTree:
 def _variables(job: Job, request: Request) -> tuple[PyTree, dict[str, Any]]:
     """Do a job as its methods and its scale ask for; return also what to tell of it."""
     common, say = request.common, request.common.progress or silent
-    do: Callable[[Job], PyTree] = lambda each: leafwise(each, request.donor, say)
     first = next(iter(job.plans.values()))
+
+    def do(each: Job) -> PyTree:
+        merged = leafwise(each, request.donor, say)
+        if first.method.runs != "layers":
+            return merged
+        return fit_features(each, request, merged)[0]
+
     if first.method.runs == "greedy":
         assert common.score is not None
         return greedy_soup(job, do, common.score, first.settings["order"])

@@ -14,7 +14,7 @@ from jmudsc.finetunes.option import Flag, Number, OneOf, Option, Whole
 
 _WEIGHT = Option("weight", 1.0, Number(), "how much a model counts", per_model=True)
 _SCALE = "what is added to the base is multiplied by this"
-_NO_DATA = Number(0, 1, above=True)
+_NO_DATA = Number(0.0, 1.0, above=True)
 
 
 def _density(default: float) -> Option:
@@ -35,10 +35,13 @@ _RESCALE = Option(
     "the sum of magnitudes, as mergekit does",
 )
 _EPSILON = Option(
-    "epsilon", 0.15, Number(0, 1), "how much likelier large entries are kept than small"
+    "epsilon",
+    0.15,
+    Number(0.0, 1.0),
+    "how much likelier large entries are kept than small",
 )
 _GAMMA = Option(
-    "gamma", 0.01, Number(0, 1), "the share of largest entries to leave out"
+    "gamma", 0.01, Number(0.0, 1.0), "the share of largest entries to leave out"
 )
 _SCOPE = Option(
     "scope",
@@ -53,7 +56,7 @@ _AGG = Option(
 _RTOL = Option(
     "rtol",
     None,
-    OneOf((None,), Number(0, 1)),
+    OneOf((None,), Number(0.0, 1.0)),
     "singular values below this share of the largest are taken as 0",
 )
 _SAMPLES = Option(
@@ -106,7 +109,7 @@ _ROWS = (
             Option(
                 "decay",
                 None,
-                OneOf((None, *averages.DECAYS), Number(0, 1)),
+                OneOf((None, *averages.DECAYS), Number(0.0, 1.0)),
                 "what ema keeps of the older ones, or the decay that wsm stands for",
                 per_leaf=False,
             ),
@@ -187,7 +190,7 @@ _ROWS = (
         task_vectors.ram,
         options=(
             _WEIGHT,
-            Option("epsilon", 1e-5, Number(0), "the largest entry that is no change"),
+            Option("epsilon", 1e-5, Number(0.0), "the largest entry that is no change"),
         ),
     ),
     Method(
@@ -196,7 +199,9 @@ _ROWS = (
         spheres.slerp,
         base="unused",
         options=(
-            Option("t", 0.5, Number(0, 1), "the share of the way to the second one"),
+            Option(
+                "t", 0.5, Number(0.0, 1.0), "the share of the way to the second one"
+            ),
         ),
         fewest=2,
         most=2,
@@ -222,7 +227,7 @@ _ROWS = (
         base="unused",
         options=(
             Option("max_iter", 10, Whole(), "the most steps towards it"),
-            Option("tol", 1e-5, Number(0), "the step that is taken as none"),
+            Option("tol", 1e-5, Number(0.0), "the step that is taken as none"),
         ),
         lambda_=None,
     ),
@@ -270,7 +275,7 @@ _ROWS = (
             Option(
                 "common_space_fraction",
                 0.8,
-                Number(0, 1),
+                Number(0.0, 1.0),
                 "the share of directions that are of the sum",
             ),
             _RTOL,
@@ -296,7 +301,7 @@ _ROWS = (
             Option(
                 "exp_time",
                 300.0,
-                Number(0),
+                Number(0.0),
                 "how long a descent the solution along a share stands for",
             ),
             Option(
@@ -305,7 +310,7 @@ _ROWS = (
                 OneOf(("sum", "mean", "zero")),
                 "what is kept along the other eigenvectors",
             ),
-            Option("ridge", 1e-8, Number(0, above=True), "added to solve exactly"),
+            Option("ridge", 1e-8, Number(0.0, above=True), "added to solve exactly"),
         ),
         calibration=1.0,
     ),
@@ -315,8 +320,10 @@ _ROWS = (
         closed_form.actmat,
         cuts="matrices",
         options=(
-            Option("weight", 1.0, Number(0), "how much a model counts", per_model=True),
-            Option("ridge", 0.0, Number(0), "added to the moments, in their unit"),
+            Option(
+                "weight", 1.0, Number(0.0), "how much a model counts", per_model=True
+            ),
+            Option("ridge", 0.0, Number(0.0), "added to the moments, in their unit"),
             _RTOL,
         ),
     ),
@@ -326,7 +333,9 @@ _ROWS = (
         closed_form.ace,
         cuts="matrices",
         options=(
-            Option("epsilon", 1e-2, Number(0, above=True), "added to each covariance"),
+            Option(
+                "epsilon", 1e-2, Number(0.0, above=True), "added to each covariance"
+            ),
             Option("k_frac", 0.3, _NO_DATA, "the share of directions made even"),
         ),
     ),
@@ -341,7 +350,7 @@ _ROWS = (
             Option(
                 "offdiag",
                 0.95,
-                Number(0, 1),
+                Number(0.0, 1.0),
                 "what the moments of two different inputs are multiplied by",
             ),
         ),
@@ -351,14 +360,14 @@ _ROWS = (
     Method(
         "regmean_pp",
         "As regmean, on what the merged layers before make of the inputs.",
-        None,
+        averages.mean,
         base="unused",
         options=(
             _SAMPLES,
             Option(
                 "offdiag",
                 0.95,
-                Number(0, 1),
+                Number(0.0, 1.0),
                 "what the moments of two different inputs are multiplied by",
                 per_leaf=False,
             ),
@@ -377,13 +386,13 @@ _ROWS = (
     Method(
         "featcal",
         "Task arithmetic, each layer then fitted to the features of the models.",
-        None,
+        averages.summed_deltas,
         options=(
             _SAMPLES,
             Option(
                 "ridge",
                 0.05,
-                Number(0),
+                Number(0.0),
                 "how much staying near the anchor counts",
                 per_leaf=False,
             ),
@@ -397,7 +406,7 @@ _ROWS = (
             Option(
                 "alpha",
                 0.3,
-                Number(0, 1),
+                Number(0.0, 1.0),
                 "the share of the model's own features in what is fitted",
                 per_leaf=False,
             ),
@@ -413,7 +422,7 @@ _ROWS = (
         options=(
             _SAMPLES,
             Option(
-                "floor", 1e-6, Number(0, above=True), "the least that an entry counts"
+                "floor", 1e-6, Number(0.0, above=True), "the least that an entry counts"
             ),
         ),
         lambda_=None,

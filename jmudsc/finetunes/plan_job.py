@@ -304,7 +304,7 @@ def _common_problems(
     elif request.common.calibrate and request.base is None:
         found.append("base: expected one to calibrate against, got None")
     alpha = request.common.calibrate_alpha
-    if alpha is not None and not Number(0, above=True).holds(alpha):
+    if alpha is not None and not Number(0.0, above=True).holds(alpha):
         found.append(f"calibrate_alpha: expected a number > 0, got {alpha!r}")
     return found
 

@@ -109,7 +109,7 @@ def trimmed(piece: Piece) -> list[np.ndarray]:
     return [np.where(np.abs(d) >= least, w, 0) for d, w, least in triples]
 
 
-def least_of_largest(values: np.ndarray, share: float) -> float:
+def least_of_largest(values: np.ndarray, share: float) -> np.floating:
     """Return the least of the largest entries, of which there is this share.
 
     Args:
