@@ -63,21 +63,23 @@ def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:
         _scaled(job, leaves, part, number, len(parts))
         for number, part in enumerate(parts)
     ]
-    if plan.cuts_matrices and job.calibrate and plan.method.name in job.calibrate:
-        alpha = job.calibrate[plan.method.name]
-        scaled = [
-            calibrated(part, piece.deltas, alpha)
-            for part, piece in zip(scaled, pieces(job, leaves), strict=True)
-        ]
-    stacked = np.stack(scaled)
     zeros = np.zeros(leaves.base.shape, leaves.base.dtype)
-    if plan.cuts_matrices:
-        step = layout.with_matrices(zeros, stacked)
-    else:
-        step = layout.with_runs(zeros, stacked)
+    join = layout.with_matrices if plan.cuts_matrices else layout.with_runs
+    step = join(zeros, np.stack(scaled))
+    if job.calibrate and layout.is_matrix and not plan.is_statistic:
+        step = _calibrated(leaves, step, job.calibrate[plan.method.name])
     total = (leaves.base + step).astype(leaves.base.dtype)
     np.copyto(total, leaves.base, where=step == 0)  # bitwise, -0 included
     return total.astype(leaves.donor.dtype)
+
+
+def _calibrated(leaves: Leaves, step: np.ndarray, alpha: float) -> np.ndarray:
+    """Return what is added to the base with the directions of its matrices rescaled."""
+    cut = leaves.plan.layout.matrices
+    deltas = [cut(model - leaves.base) for model in leaves.models]
+    groups = zip(cut(step), *deltas, strict=True)
+    found = np.stack([calibrated(each, own, alpha) for each, *own in groups])
+    return leaves.plan.layout.with_matrices(step, found)
 
 
 def _component(leaves: Leaves, part: Callable[[np.ndarray], np.ndarray]) -> Leaves:

@@ -49,7 +49,10 @@ def iso_cts(piece: Piece) -> np.ndarray:
     per_task = round(apart / models)
     common = _top(svd(np.sum(deltas, axis=0), rtol), size - per_task * models)
     outputs = common[2].T @ common[2]
-    tasks = [_top(svd(d - d @ outputs, rtol), per_task) for d in deltas]
+    tasks = [
+        _top(svd(d - d @ outputs, rtol, float(np.linalg.norm(d, 2))), per_task)
+        for d in deltas
+    ]
     u, s, vt = _side_by_side([*tasks, common])
     return _mean(s) * (polar(u) @ polar(vt))
 
@@ -61,7 +64,9 @@ def calibrated(
 
     Singular value calibration (arXiv:2602.05536): direction r is divided by the mean
     over models of `max(alpha, share of the model's own response)`. It makes up for
-    what was added several times, and undoes a scale of the whole.
+    what was added several times, and undoes a scale of the whole. A model whose
+    response is nothing but rounding counts the least. After a method that makes all
+    singular values equal there are no directions to tell apart.
 
     Args:
         delta: what was merged, (in, out).
@@ -73,33 +78,47 @@ def calibrated(
     counts = np.zeros_like(s)
     for own in deltas:
         response = own.astype(np.float64) @ vt.T
-        size = np.maximum(np.square(response).sum(axis=0), 1e-12)
-        counts += np.maximum(alpha, (merged * response).sum(axis=0) / size)
+        size = np.square(response).sum(axis=0)
+        is_there = size > size.sum() * rounding(own.shape) ** 2
+        share = (merged * response).sum(axis=0) / np.where(is_there, size, 1)
+        counts += np.maximum(alpha, np.where(is_there, share, 0))
     return (u * (s * len(deltas) / counts)) @ vt
 
 
-def svd(matrix: np.ndarray, rtol: float | None = None) -> Svd:
+def svd(
+    matrix: np.ndarray, rtol: float | None = None, largest: float | None = None
+) -> Svd:
     """Return the thin singular value decomposition, without what is only rounding.
 
     Args:
         matrix: (in, out), float64.
         rtol: the least singular value that is kept, relative to the largest; None for
             what float32 can tell from 0.
+        largest: what to call the largest, for a matrix that something was taken from.
 
     Returns:
         U (in, r), s (r,) and V^T (r, out); r is 0 for a matrix of zeros.
     """
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-    least = max(matrix.shape) * np.finfo(np.float32).eps if rtol is None else rtol
-    kept = int(np.sum(s > least * s.max(initial=0.0)))
+    least = rounding(matrix.shape) if rtol is None else rtol
+    kept = int(np.sum(s > least * (s.max(initial=0.0) if largest is None else largest)))
     return u[:, :kept], s[:kept], vt[:kept]
 
 
+def rounding(shape: tuple[int, ...]) -> float:
+    """Return how large float32 makes a singular value that is 0, of a largest of 1."""
+    return max(shape) * float(np.finfo(np.float32).eps)
+
+
 def polar(matrix: np.ndarray) -> np.ndarray:
-    """Return the matrix with orthonormal columns, or rows, that is nearest."""
+    """Return the matrix with orthonormal columns, or rows, that is nearest.
+
+    Directions that the matrix does not have are not made up: of columns that are
+    copies each has its share of the one direction.
+    """
     if 0 in matrix.shape:
         return matrix
-    u, _, vt = np.linalg.svd(matrix, full_matrices=False)
+    u, _, vt = svd(matrix)
     return u @ vt
 
 
