@@ -2,6 +2,7 @@
 
 import functools
 import math
+from numbers import Real
 
 import numpy as np
 
@@ -88,9 +89,9 @@ def decay_problems(options: dict, models: int) -> list[str]:
 def weight_problems(options: dict, models: int) -> list[str]:
     """Return what is wrong with weights that are to be divided by their sum."""
     weight = options["weight"]
-    each = [weight] * models if isinstance(weight, (int, float)) else weight
+    each = [weight] * models if isinstance(weight, Real) else weight
     is_known = isinstance(each, (list, tuple)) and all(
-        isinstance(w, (int, float)) for w in each
+        isinstance(w, Real) for w in each
     )
     if options.get("normalize") and is_known and sum(each) == 0:
         return [f"weight: expected a sum other than 0 to normalize by, got {weight!r}"]

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg
 
 from jmudsc.finetunes.piece import Piece
-from jmudsc.finetunes.spectral import svd
+from jmudsc.finetunes.spectral import rounding, svd
 
 # Below this a delta is taken as none.
 _NOTHING = 1e-12
@@ -92,7 +92,8 @@ def regmean(piece: Piece) -> np.ndarray:
     grams = [
         shrunk(gram, piece.options["offdiag"]) for gram in piece.evidence["inputs"]
     ]
-    return mean + solved(grams, [model - mean for model in models])
+    rtol = rounding(mean.shape[:1])  # moments are summed in float32
+    return mean + solved(grams, [model - mean for model in models], rtol=rtol)
 
 
 def lot(piece: Piece) -> np.ndarray:
@@ -101,8 +102,7 @@ def lot(piece: Piece) -> np.ndarray:
     In directions that no input has, the base is kept.
     """
     deltas, rtol = [d.astype(np.float64) for d in piece.deltas], piece.options["rtol"]
-    if rtol is None:  # the moments are summed in float32
-        rtol = len(deltas[0]) * float(np.finfo(np.float32).eps)
+    rtol = rounding(deltas[0].shape[:1]) if rtol is None else rtol
     return solved(piece.evidence["inputs"], deltas, rtol=rtol)
 
 

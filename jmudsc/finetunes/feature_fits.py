@@ -20,6 +20,7 @@ from jmudsc.derivation.program import trace
 from jmudsc.finetunes.closed_form import shrunk, solved
 from jmudsc.finetunes.job import Job
 from jmudsc.finetunes.request import Request
+from jmudsc.finetunes.spectral import rounding
 from jmudsc.finetunes.streams import inputs_at, Layer, layers_of
 from jmudsc.repairs.contractions import Form, rows
 from jmudsc.sharding import placed_like, to_host
@@ -74,7 +75,8 @@ def regmean_pp(around: Around) -> tuple[np.ndarray, np.ndarray | None]:
     mean = np.mean(around.models, axis=0)
     share = around.settings["offdiag"]
     grams = [shrunk(m.own / m.count, share) for m in around.moments]
-    return mean + solved(grams, [model - mean for model in around.models]), None
+    apart = [model - mean for model in around.models]
+    return mean + solved(grams, apart, rtol=rounding(mean.shape[:1])), None
 
 
 def featcal(around: Around) -> tuple[np.ndarray, np.ndarray | None]:

@@ -9,7 +9,9 @@ from jmudsc.finetunes.greedy_soup import finite_score
 from jmudsc.finetunes.option import Number
 
 
-def lambda_problems(lambda_: Any, scored: bool, lambdas: Sequence[float]) -> list[str]:
+def lambda_problems(
+    lambda_: Any, scored: bool, lambdas: Sequence[float | int]
+) -> list[str]:
     """Return what is wrong with a scale that is to be searched for.
 
     Args:
@@ -33,7 +35,7 @@ def lambda_problems(lambda_: Any, scored: bool, lambdas: Sequence[float]) -> lis
 def search_lambda(
     variables_at: Callable[[float], PyTree],
     score: Callable[[PyTree], float],
-    lambdas: Sequence[float],
+    lambdas: Sequence[float | int],
 ) -> tuple[PyTree, dict]:
     """Try scales and keep the best.
 

@@ -30,6 +30,7 @@ def merge_leaf(job: Job, path: str) -> np.ndarray:
     if plan.copied is not None:
         return copied(job, path)
     leaves = read(job, path)
+    _check_finite(leaves)
     if leaves.is_same and _keeps_equal(leaves, len(job.models)):
         return leaves.donor
     if np.iscomplexobj(leaves.base):
@@ -71,6 +72,17 @@ def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:
     total = (leaves.base + step).astype(leaves.base.dtype)
     np.copyto(total, leaves.base, where=step == 0)  # bitwise, -0 included
     return total.astype(leaves.donor.dtype)
+
+
+def _check_finite(leaves: Leaves) -> None:
+    """Check what has been read, which on disk nothing has checked before."""
+    named = {f"models[{n}]": model for n, model in enumerate(leaves.models)}
+    for name, leaf in {"base": leaves.base, **named}.items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(
+                f"merge_finetunes: expected finite numbers, got NaN or infinity in "
+                f"{leaves.plan.path} of {name}. Take an earlier checkpoint of that run."
+            )
 
 
 def _calibrated(leaves: Leaves, step: np.ndarray, alpha: float) -> np.ndarray:

@@ -32,8 +32,9 @@ class Number:
         """Whether a value is one of these."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
-        least = value > self.low if self.above else value >= self.low
-        return math.isfinite(value) and least and value <= self.high
+        number = float(value)
+        least = number > self.low if self.above else number >= self.low
+        return math.isfinite(number) and least and number <= self.high
 
 
 @dataclass(frozen=True)

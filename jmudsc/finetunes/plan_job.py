@@ -339,7 +339,7 @@ def _differences(
     found += [
         f"{name} has {path}, {first} has not" for path in other if path not in leaves
     ]
-    for path in leaves.keys() & other.keys():
+    for path in (path for path in leaves if path in other):
         ours, theirs = leaves[path], other[path]
         if np.shape(ours) != np.shape(theirs) or is_float(ours) != is_float(theirs):
             found.append(
@@ -368,7 +368,8 @@ def _counted(number: int, one: str, many: str | None = None) -> str:
 
 def _refused(where: str, problems: Sequence[str]) -> str:
     if len(problems) == 1:
-        return f"{where}: {problems[0]}. Correct it and call again."
+        end = "" if problems[0].endswith("?") else "."
+        return f"{where}: {problems[0]}{end} Correct it and call again."
     return (
         f"{where}: {len(problems)} arguments do not fit:\n"
         f"{paths.listed(problems, most=30)}\nCorrect them and call again."

@@ -37,10 +37,10 @@ class Common:
     axes: Mapping[str, str] = field(default_factory=dict)
     vectors: str = "average"
     calibrate: str | None = None
-    calibrate_alpha: float | None = None
+    calibrate_alpha: float | int | None = None
     owners: Sequence[int] | None = None
     score: Callable[[PyTree], float] | None = None
-    lambdas: Sequence[float] = LAMBDAS
+    lambdas: Sequence[float | int] = LAMBDAS
     check: bool = True
     progress: Progress | None = None
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from jmudsc import paths
@@ -112,7 +113,7 @@ def is_plain(setting: Any) -> bool:
 def _value(option: Option, setting: Any, spot: Spot) -> Any:
     setting = _of_leaf(option, setting, spot)
     if isinstance(setting, (list, tuple)):
-        if all(isinstance(x, (int, float)) for x in setting):
+        if all(isinstance(x, Real) for x in setting):
             return interpolate(setting, spot.depth)
         return setting[math.floor(spot.depth * (len(setting) - 1))]
     return setting

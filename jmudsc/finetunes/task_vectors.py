@@ -7,6 +7,7 @@ that took part if the method normalises.
 
 import functools
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def scope_problems(options: dict, models: int) -> list[str]:
     """Return what is wrong with a density, if it is to be one of the whole tree."""
     density = options["density"]
     each = density if isinstance(density, (list, tuple)) else [density]
-    if options["scope"] == "tensor" or all(isinstance(x, (int, float)) for x in each):
+    if options["scope"] == "tensor" or all(isinstance(x, Real) for x in each):
         return []
     return [
         f'density: expected one number for each model with scope="tree", got '
@@ -151,7 +152,7 @@ def epsilon_problems(options: dict, models: int) -> list[str]:
     """Return what is wrong with the densities that `epsilon` spans."""
     epsilon, density = options["epsilon"], options["density"]
     each = density if isinstance(density, (list, tuple)) else [density]
-    if not all(isinstance(x, (int, float)) for x in (epsilon, *each)):
+    if not all(isinstance(x, Real) for x in (epsilon, *each)):
         return []
     return [
         f"epsilon: expected density - epsilon > 0 and density + epsilon <= 1, got "
