@@ -26,6 +26,7 @@ Permutation specs:
     check_spec: prove a spec on a model's own variables.
     read_spec: read a spec that was written by hand.
     override: replace rows of a spec.
+    register_rule: say what a primitive of yours does to axes.
     freeze: keep labels of a spec in place.
     permute: put the units of a model into another order.
     random_permutations: draw a random order for every label.
@@ -66,13 +67,14 @@ if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc.derivation.check_spec import check_spec as check_spec
     from jmudsc.derivation.infer_spec import infer_spec as infer_spec
     from jmudsc.derivation.read_spec import override as override, read_spec as read_spec
+    from jmudsc.derivation.rules.table import register_rule as register_rule
     from jmudsc.matching.assignment import align as align, zip_units as zip_units
     from jmudsc.matching.coordinate_descent import (
         Match as Match,
         match as match,
         matcher as matcher,
-        METHODS as METHODS,
     )
+    from jmudsc.matching.methods import METHODS as METHODS
     from jmudsc.matching.moments import collect as collect, Moments as Moments
     from jmudsc.merging.merge import merge as merge
     from jmudsc.merging.result import MergeResult as MergeResult
@@ -85,9 +87,11 @@ if TYPE_CHECKING:  # what type checkers and editors read
         permute as permute,
         random_permutations as random_permutations,
     )
-    from jmudsc.repairs.batch_stats import reset_batch_stats as reset_batch_stats
+    from jmudsc.repairs.batch_stats import (
+        pool_batch_stats as pool_batch_stats,
+        reset_batch_stats as reset_batch_stats,
+    )
     from jmudsc.repairs.least_squares import refit as refit
-    from jmudsc.repairs.pooled import pool_batch_stats as pool_batch_stats
     from jmudsc.repairs.rescale import repair as repair
     from jmudsc.spec.axes import (
         Concat as Concat,
@@ -110,17 +114,18 @@ _NAMES_OF = {
     "derivation.check_spec": "check_spec",
     "derivation.infer_spec": "infer_spec",
     "derivation.read_spec": "override read_spec",
+    "derivation.rules.table": "register_rule",
     "matching.assignment": "align zip_units",
-    "matching.coordinate_descent": "METHODS Match match matcher",
+    "matching.coordinate_descent": "Match match matcher",
+    "matching.methods": "METHODS",
     "matching.moments": "Moments collect",
     "merging.merge": "merge",
     "merging.result": "MergeResult",
     "merging.save_result": "load_provenance save",
     "reordering.combine": "combine",
     "reordering.permute": "permute random_permutations",
-    "repairs.batch_stats": "reset_batch_stats",
+    "repairs.batch_stats": "pool_batch_stats reset_batch_stats",
     "repairs.least_squares": "refit",
-    "repairs.pooled": "pool_batch_stats",
     "repairs.rescale": "repair",
     "spec.axes": "Concat Fixed Product Units",
     "spec.freeze": "freeze",

@@ -43,10 +43,11 @@ def no_batches(where: str) -> ValueError:
     )
 
 
-def first_batch(batches: Iterable[PyTree]) -> PyTree:
+def first_batch(where: str, batches: Iterable[PyTree]) -> PyTree:
     """Return the first of some batches.
 
     Args:
+        where: the caller, named in the error.
         batches: a re-iterable.
 
     Raises:
@@ -55,7 +56,7 @@ def first_batch(batches: Iterable[PyTree]) -> PyTree:
     for batch in batches:
         return batch
     raise ValueError(
-        "merge: there are no batches, at least one is needed; the iterable is empty."
+        f"{where}: there are no batches, at least one is needed; the iterable is empty."
     )
 
 

@@ -37,6 +37,9 @@ def demo(
         networks: which networks to train: mlp, resnet20.
         seeds: one pair of each network is trained for every seed.
     """
+    from jmudsc.experiments.extra import check_extra
+
+    check_extra("demo")
     from jmudsc.experiments.demo import run_demo
 
     with _progress() as progress:
@@ -118,6 +121,9 @@ def experiment(
         out: directory of networks, scores and the report; runs/NAME if not given.
         data_dir: where TFDS keeps its datasets, if not in its own place.
     """
+    from jmudsc.experiments.extra import check_extra
+
+    check_extra("experiment")
     from jmudsc.experiments.class_split import run_experiment
 
     with _progress() as progress:

@@ -42,6 +42,7 @@ from plain_merge import is_plain, plain_combine, plain_match
 
 import jmudsc
 from jmudsc.experiments import models
+from jmudsc.matching.methods import TABLE
 from jmudsc.matching.similarity import activation_similarity
 from jmudsc.paths import flatten, unflatten
 from jmudsc.recipes.report import table
@@ -49,6 +50,7 @@ from jmudsc.recipes.report import table
 Clock = Callable[[], float]
 
 CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+BLENDS = tuple(row.name for row in TABLE.values() if row.blends)
 SMALL = ("resnet20x1", "resnet20x2", "vit-s", "decoder-10m")
 VITS = {"s": (384, 6), "b": (768, 12)}
 STAGES: tuple[str, ...] = (
@@ -282,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each network in a process of its own and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("networks", nargs="*", default=SMALL, help="see the script")
-    parser.add_argument("--method", default="mudsc-zip", choices=jmudsc.METHODS[5:])
+    parser.add_argument("--method", default="mudsc-zip", choices=BLENDS)
     parser.add_argument("--samples", type=int, help="images, or sequences of tokens")
     parser.add_argument("--batch", type=int, help="of these per batch")
     parser.add_argument("--clock", default="wall", choices=CLOCKS)

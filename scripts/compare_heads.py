@@ -30,10 +30,11 @@ from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import models
 from jmudsc.experiments.class_split_config import Experiment, read_experiment
 from jmudsc.experiments.datasets import batches, load_splits, only, Split
-from jmudsc.experiments.seed_setup import Ground, lay_ground
-from jmudsc.experiments.training import cosines, train
-from jmudsc.experiments.training_state import states_every, trained_once
+from jmudsc.experiments.seed_setup import SeedSetup, set_up_seed
+from jmudsc.experiments.training import cosines, NetworkSetup, telling_apart, train
+from jmudsc.experiments.training_state import trained_once
 from jmudsc.matching.coordinate_descent import match, matcher
+from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.recipes.report import table
@@ -58,17 +59,17 @@ class Pair:
     """Two networks.
 
     Attributes:
-        ground: of their seed.
+        setup: of their seed.
         parents: the variables of the two.
     """
 
-    ground: Ground
+    setup: SeedSetup
     parents: Sequence[PyTree]
 
     @property
     def apply(self) -> ApplyFn:
         """The function of both."""
-        return models.apply_fn(self.ground.experiment.network)
+        return models.apply_fn(self.setup.experiment.network)
 
 
 def main() -> None:
@@ -82,77 +83,77 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
     start = time.perf_counter()
-    grounds = grounds_of(given.config, given.seeds, given.data_dir)
+    setups = setups_of(given.config, given.seeds, given.data_dir)
     for name in given.pairs:
         runs = []
-        for seed, ground in grounds.items():
+        for seed, setup in setups.items():
             folder = given.runs / given.config.stem / f"seed-{seed}"
-            runs.append(measured(pair_of(ground, name, folder), given.finishes))
+            runs.append(measured(pair_of(setup, name, folder), given.finishes))
         print(f"{name}:\n\n{merges_table(runs)}\n\n{moved_table(runs)}\n")
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 
-def grounds_of(
+def setups_of(
     config: Path, seeds: Sequence[int], data_dir: Path | None
-) -> dict[int, Ground]:
-    """Lay the ground of every seed of an experiment on two parts of the classes."""
+) -> dict[int, SeedSetup]:
+    """Set up every seed of an experiment on two parts of the classes."""
     experiment = read_experiment(config)
     if not isinstance(experiment, Experiment) or experiment.tasks != 2:
         raise SystemExit(f"{config}: two random parts of the classes are needed.")
     names = experiment.dataset, experiment.train_split, experiment.test_split
     splits = load_splits(*names, data_dir)
-    return {seed: lay_ground(experiment, seed, *splits) for seed in seeds}
+    return {seed: set_up_seed(experiment, seed, *splits) for seed in seeds}
 
 
-def pair_of(ground: Ground, name: str, folder: Path) -> Pair:
+def pair_of(setup: SeedSetup, name: str, folder: Path) -> Pair:
     """Load the two networks of a pair; train them if need be."""
     if name == "halves":
         parents = [
-            trained(ground, n, task, folder / f"parent-{'AB'[n]}")
-            for n, task in enumerate(ground.tasks)
+            trained(setup, n, task, folder / f"parent-{'AB'[n]}")
+            for n, task in enumerate(setup.tasks)
         ]
-        return Pair(ground, parents)
-    every = classes_of(ground)
-    parents = [trained(ground, n, every, folder / f"same-{'AB'[n]}") for n in range(2)]
-    return Pair(ground, parents)
+        return Pair(setup, parents)
+    every = classes_of(setup)
+    parents = [trained(setup, n, every, folder / f"same-{'AB'[n]}") for n in range(2)]
+    return Pair(setup, parents)
 
 
-def trained(ground: Ground, number: int, classes: Sequence[int], place: Path) -> PyTree:
+def trained(
+    setup: SeedSetup, number: int, classes: Sequence[int], path: Path
+) -> PyTree:
     """Train as experiments do, each network from its own start in its own order."""
-    init_key, train_key = jax.random.split(ground.network_keys[number])
-    model, config = ground.experiment.network, ground.experiment.training
+    init_key, train_key = jax.random.split(setup.network_keys[number])
+    model, config = setup.experiment.network, setup.experiment.training
+    images = only(setup.training, classes)
     return trained_once(
-        place,
-        lambda state: train(
-            model,
-            models.init(model, init_key, ground.training.images.shape[1:]),
-            only(ground.training, classes),
-            ground.vectors,
-            classes,
+        path,
+        config.epochs,
+        lambda keeping: train(
+            NetworkSetup(model, config),
+            models.init(model, init_key, images.images.shape[1:]),
+            telling_apart(classes, images, setup.vectors, config.logit_scale),
             key=train_key,
-            config=config,
-            folder=state,
-            every=states_every(config.epochs),
+            keeping=keeping,
         ),
     )
 
 
-def classes_of(ground: Ground) -> list[int]:
+def classes_of(setup: SeedSetup) -> list[int]:
     """Return the classes of both parents, in ascending order."""
-    return sorted(c for task in ground.tasks for c in task)
+    return sorted(c for task in setup.tasks for c in task)
 
 
 def measured(pair: Pair, finishes: Sequence[str]) -> Measured:
     """Measure the parents, all merges with both specs, and what matching alone does."""
-    ground, first = pair.ground, pair.ground.calibration[0]
+    setup, first = pair.setup, pair.setup.calibration[0]
     whole = infer_spec(pair.apply, pair.parents[0], first)
-    specs = both_specs(whole, pair.apply, pair.parents[0], first, ground.check_key)
-    moments = collect(whole, pair.apply, pair.parents, ground.calibration)
-    scores = functools.partial(scores_of, ground, ground.test)
+    specs = both_specs(whole, pair.apply, pair.parents[0], first, setup.check_key)
+    moments = collect(whole, pair.apply, pair.parents, setup.calibration)
+    scores = functools.partial(scores_of, setup, setup.test)
     one, other = map(scores, pair.parents)
     mean = {name: (one[name] + other[name]) / 2 for name in one}
     found: Measured = {("parents",): mean, ("second",): {**other, "differ": 0.0}}
-    stay = match(whole, pair.parents, None, method="average", key=ground.match_key)
+    stay = match(whole, pair.parents, None, method="average", key=setup.match_key)
     for finish, merged in merges(pair, whole, whole, stay.assignment, finishes):
         found["average", finish, "whole"] = scores(merged)
     for method in METHODS:
@@ -160,7 +161,7 @@ def measured(pair: Pair, finishes: Sequence[str]) -> Measured:
             assignment = matched(pair, spec, moments, method)
             for finish, merged in merges(pair, whole, spec, assignment, finishes):
                 found[method, finish, name] = scores(merged)
-            if method.endswith("-align"):
+            if TABLE[method].pairing == "align":
                 moved = combine(spec, pair.parents, assignment, weights=[0.0, 1.0])
                 differ = differing(whole, assignment)
                 found[method, name] = {**scores(moved), "differ": differ}
@@ -170,18 +171,18 @@ def measured(pair: Pair, finishes: Sequence[str]) -> Measured:
 def matched(
     pair: Pair, spec: PermutationSpec, moments: Mapping[str, Moments], method: str
 ) -> Assignment:
-    """Match, `mudsc-*` by the alpha with the best accuracy on training images."""
-    ground, parents = pair.ground, pair.parents
-    key = ground.match_key
+    """Match; a method that takes alpha by that of the best training accuracy."""
+    setup, parents = pair.setup, pair.parents
+    key = setup.match_key
     matched_at = matcher(spec, parents, moments, method=method, key=key)
-    if not method.startswith("mudsc-"):
+    if not TABLE[method].blends:
         return matched_at(0.5).assignment  # which says nothing here
 
     def accuracy(assignment: Assignment) -> float:
         merged = combine(spec, parents, assignment)
-        return scores_of(ground, ground.search, merged)["accuracy"]
+        return scores_of(setup, setup.search, merged)["accuracy"]
 
-    alphas = ground.experiment.alphas
+    alphas = setup.experiment.alphas
     assignment_at = lambda alpha: matched_at(alpha).assignment
     return search_alpha(assignment_at, accuracy, alphas).candidate
 
@@ -196,19 +197,19 @@ def merges(
     """Yield a merged network, finished in every way."""
     for finish in finishes:
         parts = whole, spec, pair.apply, pair.parents, assignment
-        yield finish, finished(*parts, finish, pair.ground.calibration)
+        yield finish, finished(*parts, finish, pair.setup.calibration)
 
 
-def scores_of(ground: Ground, split: Split, variables: PyTree) -> Numbers:
+def scores_of(setup: SeedSetup, split: Split, variables: PyTree) -> Numbers:
     """Return accuracy and mean cross-entropy, over the classes of both parents."""
-    apply = models.apply_fn(ground.experiment.network)
-    classes = np.array(classes_of(ground))
-    vectors = ground.vectors[classes]
+    apply = models.apply_fn(setup.experiment.network)
+    classes = np.array(classes_of(setup))
+    vectors = setup.vectors[classes]
     parts = [_cosines(apply, variables, x, vectors) for x in batches(split, 256)]
-    logits = ground.experiment.training.logit_scale * jnp.concatenate(parts)
-    labels = np.searchsorted(classes, split.labels)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    accuracy = np.mean(np.asarray(logits).argmax(axis=1) == labels)
+    logits = setup.experiment.training.logit_scale * jnp.concatenate(parts)
+    targets = np.searchsorted(classes, split.classes)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    accuracy = np.mean(np.asarray(logits).argmax(axis=1) == targets)
     return {"accuracy": float(accuracy), "loss": float(losses.mean())}
 
 

@@ -18,7 +18,8 @@ import jmudsc
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps
 from jmudsc.experiments.models import apply_fn, init, ResNet20, update_fn
-from jmudsc.paths import flatten
+from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.prepare import Inputs, prepare
 from jmudsc.recipes.costs import Job, stages_of
 from jmudsc.recipes.machine_speed import measure_rates
 from jmudsc.recipes.report import table
@@ -31,18 +32,11 @@ def guessed(model: nn.Module) -> dict[str, float | None]:
     first = init(model, jax.random.key(0), SHAPE)
     make = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first)
     batch = jax.ShapeDtypeStruct((SIZE, *SHAPE), jnp.float32)
+    inputs = Inputs(apply_fn(model), [make, make])
+    options = MergeOptions(method="mudsc-zip", update_fn=update_fn(model))
+    prepared = prepare("compare_plan", inputs, batch, options)
     program = trace(apply_fn(model), make, batch)
-    spec = jmudsc.infer_spec(apply_fn(model), make, batch)
-    job = Job(
-        spec=spec,
-        models=[make, make],
-        merged=flatten(make),
-        program=program,
-        taps=find_taps(program, spec),
-        batches=BATCHES,
-        method="mudsc-zip",
-        finish=["reset"],
-    )
+    job = Job(prepared, program, find_taps(program, prepared.spec), BATCHES)
     return {stage.name: stage.seconds for stage in stages_of(job, measure_rates())}
 
 

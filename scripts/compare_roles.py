@@ -16,8 +16,8 @@ import numpy as np
 
 import jmudsc
 from jmudsc.experiments import demo
-from jmudsc.experiments.accuracy import evaluate
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.experiments.accuracy import score_network
+from jmudsc.recipes.report import mean_and_std, table
 
 
 def swapped(spec: jmudsc.PermutationSpec) -> jmudsc.PermutationSpec:
@@ -45,7 +45,7 @@ def joint_accuracies(network: str, seed: int) -> dict[tuple[str, str], float]:
             if spec.statistics:
                 update = demo.update_fn(network)
                 merged = jmudsc.reset_batch_stats(update, merged, batches)
-            scores = evaluate(apply, merged, pair.test, pair.vectors, demo.TASKS)
+            scores = score_network(apply, merged, pair.test, pair.vectors, demo.TASKS)
             found[method, roles] = scores.joint
     return found
 
@@ -64,10 +64,8 @@ def main() -> None:
                 r: [run[method, r] for run in runs] for r in ("as merged", "swapped")
             }
             gains = np.subtract(values["as merged"], values["swapped"])
-            cells = [mean_and_deviation(v) for v in values.values()]
-            rows.append(
-                [f"{network}, {method}", *cells, mean_and_deviation(gains.tolist())]
-            )
+            cells = [mean_and_std(v) for v in values.values()]
+            rows.append([f"{network}, {method}", *cells, mean_and_std(gains.tolist())])
     print(table(["network, method", "as merged", "swapped", "difference"], rows))
 
 

@@ -15,7 +15,8 @@ from jaxtyping import PyTree
 
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.reordering.combine import combine
-from jmudsc.repairs.rescale import repair, repair_layers
+from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.rescale import repair, rescale_layers
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import Label, PermutationSpec, Site
 from jmudsc.types import ApplyFn
@@ -114,8 +115,9 @@ def finished(
     for own in scores:
         steps += [(by_scores, own), (by_values, others)]
     for pairing, within in steps:
-        parts = whole, apply, parents, pairing, merged, batches
-        merged, _ = repair_layers(*parts, within=within)
+        shares = (1 / len(parents),) * len(parents)
+        merger = Merger(whole, apply, parents, pairing, shares)
+        merged, _ = rescale_layers(merger, merged, batches, within)
     return merged
 
 

@@ -18,11 +18,10 @@ from scipy.stats import rankdata
 
 import jmudsc
 from jmudsc.experiments import demo
-from jmudsc.experiments.accuracy import evaluate
+from jmudsc.experiments.accuracy import score_network
 from jmudsc.experiments.datasets import digits
-from jmudsc.merging.agreement import joint_agreement
-from jmudsc.merging.alpha_search import ALPHAS, search_alpha
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.merging.alpha_search import ALPHAS, joint_agreement, search_alpha
+from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 CRITERIA = (
@@ -87,7 +86,7 @@ def scores_of(network: str, seed: int) -> dict[str, Scores]:
             row = criteria_of(outputs_of(network, merged), parents)
             for name, split in (("search", digits()[0]), ("test", pair.test)):
                 parts = split, pair.vectors, demo.TASKS
-                row[name] = evaluate(apply, merged, *parts).joint
+                row[name] = score_network(apply, merged, *parts).joint
             for name, value in row.items():
                 scores.setdefault(name, []).append(value)
         found[method] = scores
@@ -130,7 +129,7 @@ def main() -> None:
             }
             for name, mean in means.items():
                 ranks.setdefault(name, []).append(mean)
-            cells = [*map(mean_and_deviation, columns), f"{means['agreement']:.2f}"]
+            cells = [*map(mean_and_std, columns), f"{means['agreement']:.2f}"]
             rows.append([f"{network}, {method}", *cells])
     header = ["network, method", "alpha = 0.5", "search", "auto", "best on test data"]
     print(table([*header, "rank correlation of auto"], rows))

@@ -22,37 +22,39 @@ from jmudsc.experiments.tasks_config import TaskExperiment
 from jmudsc.experiments.tasks_report import pairs_of
 from jmudsc.experiments.tasks_run import (
     inputs_of,
-    merged_pair,
     network_at,
-    Place,
-    place_of,
+    pair_merger,
+    set_up_tasks,
+    TasksSetup,
     test_loss,
 )
 from jmudsc.progress import silent
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 from jmudsc.reordering.permute import identity
 from jmudsc.repairs.least_squares import refit_layers
+from jmudsc.repairs.merger import Merger
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 FITTED = ("nothing", "heads", "trunk", "trunk and heads")
 
 
 def finished(
-    place: Place, pair: tuple[str, str], parents: list[PyTree], method: str
+    setup: TasksSetup, pair: tuple[str, str], parents: list[PyTree], method: str
 ) -> Iterator[tuple[str, list[PyTree]]]:
     """Yield the networks of a pair, fitted in every way."""
-    plain = merged_pair(place, pair, parents, method).networks
-    both = merged_pair(place, pair, parents, method, refit="least-squares").networks
+    merge_by = pair_merger(setup, pair, parents)
+    plain = merge_by(method=method).networks
+    both = merge_by(method=method, refit="least-squares").networks
     yield "nothing", list(plain)
-    batches = inputs_of(place, pair)
+    batches = inputs_of(setup, pair)
     heads = []
     for task, parent, network in zip(pair, parents, plain, strict=True):
-        apply = models.apply_fn(place.networks[task])
+        apply = models.apply_fn(setup.networks[task])
         spec = infer_spec(apply, parent, batches[0])
         stay = {name: row[None] for name, row in identity(spec).items()}
         own = {path for path in paths.flatten(network) if "/head/" in path}
-        parts = spec, apply, [parent], stay, network, batches
-        heads.append(refit_layers(*parts, within=own)[0])
+        merger = Merger(spec, apply, [parent], stay, (1.0,))
+        heads.append(refit_layers(merger, network, batches, own)[0])
     yield "heads", heads
     trunks = []
     for old, new in zip(plain, both, strict=True):
@@ -63,21 +65,21 @@ def finished(
     yield "trunk and heads", list(both)
 
 
-def reached(place: Place, folder: Path) -> dict[tuple[str, str], float]:
+def reached(setup: TasksSetup, folder: Path) -> dict[tuple[str, str], float]:
     """Return the mean scaled performance over pairs by method and what is fitted."""
-    tasks = place.experiment.tasks
-    parents = {task: network_at(place, task, folder, silent) for task in tasks}
+    tasks = setup.experiment.tasks
+    parents = {task: network_at(setup, task, folder, silent) for task in tasks}
     limits = {
-        task: (place.constants[task][0], test_loss(place, task, parents[task]))
+        task: (setup.constants[task][0], test_loss(setup, task, parents[task]))
         for task in tasks
     }
     found: dict[tuple[str, str], list[float]] = {}
     for pair in pairs_of(tasks):
         own = [parents[task] for task in pair]
         for method in METHODS:
-            for fitted, networks in finished(place, pair, own, method):
+            for fitted, networks in finished(setup, pair, own, method):
                 for task, network in zip(pair, networks, strict=True):
-                    loss = test_loss(place, task, network)
+                    loss = test_loss(setup, task, network)
                     scaled = scaled_performance(*limits[task], loss)
                     found.setdefault((method, fitted), []).append(scaled)
     return {name: float(np.mean(values)) for name, values in found.items()}
@@ -99,12 +101,12 @@ def main() -> None:
     splits = load_splits(*names, args.data_dir)
     runs = []
     for seed in args.seeds:
-        place = place_of(experiment, seed, *splits)
-        runs.append(reached(place, out / f"seed-{seed}"))
+        setup = set_up_tasks(experiment, seed, *splits)
+        runs.append(reached(setup, out / f"seed-{seed}"))
     rows = [
         [
             method,
-            *(mean_and_deviation([run[method, fit] for run in runs]) for fit in FITTED),
+            *(mean_and_std([run[method, fit] for run in runs]) for fit in FITTED),
         ]
         for method in METHODS
     ]

@@ -12,8 +12,8 @@ import time
 
 import jmudsc
 from jmudsc.experiments import demo
-from jmudsc.experiments.accuracy import evaluate
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.experiments.accuracy import score_network
+from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 NETWORK = "resnet20"
@@ -45,7 +45,7 @@ def accuracies(seed: int) -> dict[tuple[str, str], float]:
             networks = result.networks or [result.variables] * len(demo.TASKS)
             parts = pair.test, pair.vectors, demo.TASKS
             own = [
-                evaluate(apply, network, *parts).per_task[task]
+                score_network(apply, network, *parts).per_task[task]
                 for task, network in enumerate(networks)
             ]
             found[depth, method] = sum(own) / len(own)
@@ -59,7 +59,7 @@ def main() -> None:
     start = time.perf_counter()
     runs = [accuracies(seed) for seed in parser.parse_args().seeds]
     rows = [
-        [depth, *(mean_and_deviation([run[depth, m] for run in runs]) for m in METHODS)]
+        [depth, *(mean_and_std([run[depth, m] for run in runs]) for m in METHODS)]
         for depth in DEPTHS
     ]
     print(table(["separate", *METHODS], rows))

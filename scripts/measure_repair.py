@@ -17,14 +17,14 @@ from jaxtyping import PyTree
 
 import jmudsc
 from jmudsc.experiments import demo
-from jmudsc.experiments.accuracy import ensemble, evaluate
+from jmudsc.experiments.accuracy import score_ensemble, score_network
 from jmudsc.experiments.models import ResNet20
-from jmudsc.experiments.training import Setup, TrainConfig
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.experiments.training import NetworkSetup, TrainConfig
+from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 FINISHES = ("none", "pooled", "repair", "refit", "refit + repair")
-PLAIN = Setup(
+PLAIN = NetworkSetup(
     ResNet20(1, 512, norm=None),
     TrainConfig(
         epochs=30,
@@ -78,12 +78,14 @@ def joint_accuracies(
     apply, batches = demo.apply_fn(network), demo.calibration()
     spec = jmudsc.infer_spec(apply, pair.parents[0], batches[0])
     moments = jmudsc.collect(spec, apply, pair.parents, batches)
-    both = ensemble(apply, pair.parents, pair.test, pair.vectors, demo.TASKS)
+    both = score_ensemble(apply, pair.parents, pair.test, pair.vectors, demo.TASKS)
     found = {("ensemble", "none"): both.joint}
     few = some_of(batches, images, seed)
     for method in METHODS:
         for finish, variables in finished(network, pair, method, spec, moments, few):
-            scores = evaluate(apply, variables, pair.test, pair.vectors, demo.TASKS)
+            scores = score_network(
+                apply, variables, pair.test, pair.vectors, demo.TASKS
+            )
             found[method, finish] = scores.joint
     return found
 
@@ -103,7 +105,7 @@ def main() -> None:
         runs = [joint_accuracies(network, s, arguments.images) for s in arguments.seeds]
         for method in ("ensemble", *METHODS):
             cells = [
-                mean_and_deviation([run[method, finish] for run in runs])
+                mean_and_std([run[method, finish] for run in runs])
                 if (method, finish) in runs[0]
                 else "-"
                 for finish in FINISHES

@@ -22,8 +22,12 @@ from jaxtyping import PyTree
 import jmudsc
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.experiments import parity
-from jmudsc.recipes.report import mean_and_deviation, table
-from jmudsc.recipes.schema import dump_recipe, Recipe, Reference, Source
+from jmudsc.merging.options import MergeOptions
+from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.import_path import ImportPath
+from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.source import Source
 
 CALIBRATION = 10_000  # training images, for activations and the refit
 DRAWN = 1_000  # test images, for the points of a landscape
@@ -65,15 +69,16 @@ def recipe(seed: int, name: str, data: Mapping[str, Any]) -> str:
     return dump_recipe(
         Recipe(
             models=tuple(Source(task) for task in parity.TASKS),
-            apply_fn=Reference("jmudsc.experiments.parity:apply_fn", {}),
-            batches=Reference(
+            apply_fn=ImportPath("jmudsc.experiments.parity:apply_fn", {}),
+            batches=ImportPath(
                 "jmudsc.experiments.parity:calibration",
                 {"images": CALIBRATION, **arguments},
             ),
-            method=method,
-            refit="least-squares" if refit else None,
+            options=MergeOptions(
+                method=method, refit="least-squares" if refit else None
+            ),
             losses={
-                task: Reference(
+                task: ImportPath(
                     "jmudsc.experiments.parity:loss",
                     {"task": task, "images": DRAWN, **arguments},
                 )
@@ -91,10 +96,10 @@ def measured(seed: int, out: Path, data: Mapping[str, Any]) -> dict[str, list[fl
     models = parents(seed, folder, data)
     rows: dict[str, list[float]] = {}
     vectors, (_, test) = parity.class_vectors(seed), parity.splits(**data)
-    labelled = {task: parity.relabelled(test, task) for task in parity.TASKS}
+    own = {task: parity.reclassified(test, task) for task in parity.TASKS}
 
     def measure(variables: PyTree) -> list[float]:
-        pairs = [parity.scores(variables, labelled[t], vectors, t) for t in labelled]
+        pairs = [parity.scores(variables, own[t], vectors, t) for t in own]
         columns = [[float(x) for x in column] for column in zip(*pairs, strict=True)]
         return [x for column in columns for x in (*column, sum(column) / len(column))]
 
@@ -126,7 +131,7 @@ def main() -> None:
     tasks = list(parity.TASKS)
     header = [f"{what}, {t}" for what in ("loss", "accuracy") for t in (*tasks, "mean")]
     rows = [
-        [name, *map(mean_and_deviation, zip(*(run[name] for run in runs), strict=True))]
+        [name, *map(mean_and_std, zip(*(run[name] for run in runs), strict=True))]
         for name in runs[0]
     ]
     print(table(["network", *header], rows))

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from compare_heads import (
     CONFIG,
-    grounds_of,
     Numbers,
     pair_of,
     ROOT,
     scores_of,
+    setups_of,
     with_error,
 )
 from heads_apart import both_specs, differing, value_heads
@@ -31,7 +31,7 @@ from jaxtyping import PyTree
 
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import models
-from jmudsc.experiments.seed_setup import Ground
+from jmudsc.experiments.seed_setup import SeedSetup
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.moments import collect
 from jmudsc.recipes.report import table
@@ -51,10 +51,10 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
     start, runs = time.perf_counter(), []
-    for seed, ground in grounds_of(given.config, given.seeds, given.data_dir).items():
+    for seed, setup in setups_of(given.config, given.seeds, given.data_dir).items():
         folder = given.runs / given.config.stem / f"seed-{seed}"
-        first = pair_of(ground, "same", folder).parents[0]
-        runs.append([planted(ground, first, noise) for noise in given.noises])
+        first = pair_of(setup, "same", folder).parents[0]
+        runs.append([planted(setup, first, noise) for noise in given.noises])
     rows = [
         [f"{noise:g}", *(with_error([run[n][c] for run in runs]) for c in runs[0][n])]
         for n, noise in enumerate(given.noises)
@@ -63,20 +63,20 @@ def main() -> None:
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 
-def planted(ground: Ground, first: PyTree, noise: float) -> Numbers:
+def planted(setup: SeedSetup, first: PyTree, noise: float) -> Numbers:
     """Match a network with itself, permuted and with noise, by both specs."""
-    apply, data = models.apply_fn(ground.experiment.network), ground.calibration
+    apply, data = models.apply_fn(setup.experiment.network), setup.calibration
     whole = infer_spec(apply, first, data[0])
-    specs = both_specs(whole, apply, first, data[0], ground.check_key)
-    noise_key, plant_key = jax.random.split(ground.check_key)
+    specs = both_specs(whole, apply, first, data[0], setup.check_key)
+    noise_key, plant_key = jax.random.split(setup.check_key)
     true = random_permutations(whole, plant_key)
     second = permute(whole, noisy(first, noise, noise_key), true)
     parents = [first, second]
     moments = collect(whole, apply, parents, data)
-    scores = scores_of(ground, ground.test, second)
+    scores = scores_of(setup, setup.test, second)
     found = {"accuracy of second": scores["accuracy"]}
     for name, spec in specs.items():
-        key = ground.match_key
+        key = setup.match_key
         matched = match(spec, parents, moments, method="mudsc-align", key=key)
         labels = [
             (head, label)
@@ -89,7 +89,7 @@ def planted(ground: Ground, first: PyTree, noise: float) -> Numbers:
         if name == "apart":
             found["differ"] = differing(whole, matched.assignment)
         merged = combine(spec, parents, matched.assignment)
-        scores = scores_of(ground, ground.test, merged)
+        scores = scores_of(setup, setup.test, merged)
         found |= {f"{what}, {name}": value for what, value in scores.items()}
     return found
 

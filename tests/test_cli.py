@@ -1,5 +1,6 @@
 """The command line, in process; help as a process of its own."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -177,8 +178,8 @@ def test_separate_networks_are_not_written_into_an_earlier_merge(project, monkey
     run(monkeypatch, "merge", path)
     path.write_text(RECIPE + "separate: [out]\n")
     assert fails(monkeypatch, "merge", path, "--overwrite") == (
-        f"jmudsc: {project / 'merged'}: is a checkpoint, needed a folder for one "
-        "checkpoint per model, as separate= asks; remove it or choose another output."
+        f"jmudsc: {project / 'merged'}: expected a folder for one checkpoint per "
+        "model, as separate asks, got a checkpoint. Remove it or choose another output."
     )
 
 
@@ -200,8 +201,8 @@ def test_a_spec_that_is_not_there_is_one_message(project, monkeypatch, command):
     path = project / "recipe.yaml"
     path.write_text(RECIPE + "spec: spec.txt\n")
     assert fails(monkeypatch, command, path) == (
-        f"jmudsc: {project / 'spec.txt'}: there is no such file, a spec is needed; "
-        "write one with jmudsc spec RECIPE."
+        f"jmudsc: {project / 'spec.txt'}: expected a spec, got no such file. Write one "
+        "with jmudsc spec RECIPE."
     )
 
 
@@ -220,8 +221,8 @@ def test_a_recipe_with_a_typo_is_one_message_and_no_traceback(project, monkeypat
     path = project / "recipe.yaml"
     path.write_text(RECIPE.replace("method", "metod"))
     assert fails(monkeypatch, "merge", path) == (
-        f"jmudsc: {path}: 1 things must be corrected:\n"
-        '  "metod" is no key; did you mean "method"?'
+        f"jmudsc: {path}: correct 1 mistake:\n"
+        '  metod: there is no such key; did you mean "method"?'
     )
 
 
@@ -233,15 +234,15 @@ def test_a_checkpoint_that_is_not_there_is_one_message(project, monkeypatch):
     assert "\n" not in message
 
 
-def test_all_references_to_nothing_are_said_at_once(project, monkeypatch):
+def test_all_import_paths_to_nothing_are_said_at_once(project, monkeypatch):
     path = project / "recipe.yaml"
     path.write_text(RECIPE.replace("cli_model:", "cli_model:no_"))
     assert fails(monkeypatch, "merge", path) == (
-        "jmudsc: recipe: 2 references must be corrected:\n"
-        '  "apply_fn" names "cli_model:no_apply_fn", but cli_model has no '
-        '"no_apply_fn"; did you mean "apply_fn"?\n'
-        '  "batches" names "cli_model:no_batches", but cli_model has no "no_batches"; '
-        'did you mean "batches"?'
+        "jmudsc: recipe: correct 2 import paths:\n"
+        '  apply_fn: expected "no_apply_fn" in cli_model, as "cli_model:no_apply_fn" '
+        'says, got a module without it; did you mean "apply_fn"? Correct the name.\n'
+        '  batches: expected "no_batches" in cli_model, as "cli_model:no_batches" '
+        'says, got a module without it; did you mean "batches"? Correct the name.'
     )
 
 
@@ -249,8 +250,8 @@ def test_no_batches_is_one_message(project, monkeypatch):
     path = project / "recipe.yaml"
     path.write_text(RECIPE.replace("count: 3", "count: 0"))
     assert fails(monkeypatch, "spec", path) == (
-        f'jmudsc: {path}: "batches" has no batches, at least one is needed; correct '
-        "what cli_model:batches returns."
+        f"jmudsc: {path}: expected at least one batch, got none. Correct what "
+        "cli_model:batches returns."
     )
 
 
@@ -266,33 +267,54 @@ def test_memory_that_is_no_number_of_bytes_is_one_message(memory, project, monke
 
 def test_a_demo_needs_a_new_directory(tmp_path, monkeypatch):
     assert fails(monkeypatch, "demo", "--out", tmp_path) == (
-        f"jmudsc: {tmp_path}: exists, a new directory is needed; remove it or choose "
-        "another with --out."
+        f"jmudsc: {tmp_path}: expected a new directory, got one that exists. Remove it "
+        "or choose another with --out."
     )
 
 
 def test_a_demo_of_an_unknown_network_is_refused(tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert fails(monkeypatch, "demo", "--out", out, "--networks", "mpl") == (
-        'jmudsc: demo: there is no network "mpl"; did you mean "mlp"? There are mlp, '
-        "resnet20."
+        'jmudsc: demo: expected networks of mlp, resnet20, got mpl; did you mean "mlp"?'
     )
     assert not out.exists()
 
 
-def test_help_names_every_command_and_waits_for_nothing_slow():
+# What takes long to import, and what help can do without.
+SLOW = "etils flax jax jaxlib numpy optax orbax rich scipy tensorflow_datasets yaml"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "merge --help", "--version"])
+def test_help_waits_for_nothing_slow(arguments):
     program = (
-        "import sys; sys.argv = ['jmudsc', '--help']\n"
+        f"import sys; sys.argv = ['jmudsc', *{arguments.split()}]\n"
         "from jmudsc import cli\n"
         "try: cli.main()\n"
-        "finally: print('orbax' in sys.modules, 'scipy.optimize' in sys.modules)\n"
+        f"finally: print(sorted(sys.modules.keys() & set({SLOW.split()})))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    for command in cli.COMMANDS:
-        assert re.search(rf"\b{command}\b", done.stdout)
-    assert done.stdout.endswith("False False\n")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command_and_the_version(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--help")
+    said = capsys.readouterr().out
+    for command in [*cli.COMMANDS, "--version"]:
+        assert re.search(rf"(\W|^){command}\b", said)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_all_its_arguments(command, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, command, "--help")
+    said = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    sentence = inspect.getdoc(cli.COMMANDS[command]).split("\n\n")[0]
+    assert " ".join(sentence.split()) in said
+    for name in inspect.signature(cli.COMMANDS[command]).parameters:
+        assert re.search(rf"{name.replace('_', '-')}\b", said, re.I)
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):
@@ -324,8 +346,8 @@ def test_a_model_is_never_its_own_output(project, monkeypatch):
     path = project / "again.yaml"
     path.write_text(RECIPE.replace("[first, second]", "[merged, second]"))
     expected = (
-        f"jmudsc: {project}/merged: is the output and one of the models, needed two "
-        "places; choose another output."
+        f"jmudsc: {project}/merged: expected two places for the output and for a "
+        "model, got this one for both. Choose another output."
     )
     assert fails(monkeypatch, "merge", path, "--overwrite") == expected
 

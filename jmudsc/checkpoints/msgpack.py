@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import serialization
 from jaxtyping import PyTree
 
+from jmudsc.checkpoints.flax_bytes import from_bytes, to_bytes
 from jmudsc.lazy import in_memory, LazyArray
 from jmudsc.paths import flatten, listed
 
@@ -26,7 +26,7 @@ def open_msgpack(file: Path) -> PyTree[LazyArray]:
             text.
     """
     try:
-        tree = _with_text_keys(serialization.msgpack_restore(file.read_bytes()))
+        tree = _with_text_keys(from_bytes(file.read_bytes()))
     except Exception as error:  # msgpack, numpy and OSError
         raise ValueError(
             f"{file}: cannot be read ({error}), needed a whole msgpack file that Flax "
@@ -59,7 +59,7 @@ def write_msgpack(file: Path, tree: Mapping[str, Any]) -> None:
         file: where.
         tree: nested dicts of host arrays.
     """
-    file.write_bytes(serialization.msgpack_serialize(dict(tree)))
+    file.write_bytes(to_bytes(dict(tree)))
 
 
 def _with_text_keys(tree: Any) -> Any:

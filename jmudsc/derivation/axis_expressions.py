@@ -1,4 +1,4 @@
-"""Expressions: from the terms of a walk to axis expressions of a spec, and back."""
+"""Axis expressions: from the terms of a walk to the axes of a spec, and back."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,14 +6,16 @@ from jmudsc.derivation.terms.axis_terms import (
     CONCAT,
     FAMILY,
     PRODUCT,
+    Term,
     Terms,
     TOLD_APART,
 )
 from jmudsc.spec.axes import Axis, Concat, Family, Fixed, Product, Units
 
 
-def terms_of(terms: Terms, atoms: Mapping[str, int], axes: Iterable[Axis]) -> list[int]:
-    """Build the terms that say what the axes of a leaf are, by a spec."""
+def terms_of(
+    terms: Terms, atoms: Mapping[str, Term], axes: Iterable[Axis]
+) -> list[Term]:
     """Build the terms that say what the axes of one array are.
 
     Args:
@@ -24,9 +26,9 @@ def terms_of(terms: Terms, atoms: Mapping[str, int], axes: Iterable[Axis]) -> li
     Returns:
         One term per axis.
     """
-    splits: dict[int, int] = {}
+    splits: dict[int, Term] = {}
 
-    def build(axis: Axis) -> int:
+    def build(axis: Axis) -> Term:
         match axis:
             case Fixed(size, split):
                 if split is None:
@@ -49,7 +51,7 @@ def terms_of(terms: Terms, atoms: Mapping[str, int], axes: Iterable[Axis]) -> li
 
 
 def express_all(
-    terms: Terms, names: Mapping[int, str], axes: Iterable[int]
+    terms: Terms, names: Mapping[Term, str], axes: Iterable[Term]
 ) -> tuple[Axis, ...]:
     """Say what some axes of one array are.
 
@@ -69,7 +71,7 @@ def express_all(
 
 
 def _express(
-    terms: Terms, names: Mapping[int, str], splits: Mapping[int, int], term: int
+    terms: Terms, names: Mapping[Term, str], splits: Mapping[Term, int], term: Term
 ) -> Axis:
     root, size = terms.root(term), terms.size(term)
     if root in names:

@@ -1,8 +1,8 @@
-"""The permutation spec of a model, derived from its program.
+"""Infer spec: the permutation spec of a model, derived from its program.
 
-One walk over the equations gives every axis of every value a term (`walk`); whatever is
-left free on an axis of a leaf is a label. Where a label is summed over and which labels
-nest in which (`nesting`) then falls out of the same walk.
+One walk over the equations (`interpreter`) gives every axis of every value a term;
+whatever is left free on an axis of a leaf is a label. Where a label is summed over and
+which labels nest in which (`nesting`) then falls out of the same walk.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,10 +12,12 @@ from jaxtyping import PyTree
 
 from jmudsc.derivation.axis_expressions import express_all
 from jmudsc.derivation.interpreter import Walk, walk
-from jmudsc.derivation.nesting import parents_of
+from jmudsc.derivation.nesting import outer_labels_of
 from jmudsc.derivation.program import Program, shape_of, trace
+from jmudsc.derivation.rules.primitive import AxisTerms
 from jmudsc.derivation.running_statistics import running_statistics
-from jmudsc.derivation.terms.axis_terms import Terms
+from jmudsc.derivation.terms.axis_terms import Term, Terms
+from jmudsc.derivation.terms.origins import sources as sources_of
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import fixed_sites, labels_of, PermutationSpec, Site
@@ -70,7 +72,7 @@ def infer_spec(
     terms, leaf_axes = seen.terms, seen.leaf_axes
     _pin_unused(program, seen)
     names, fixed = _names(seen), _fixed_parents(seen)
-    parents = parents_of(seen, names, fixed)
+    parents = outer_labels_of(seen, names, fixed)
     used = {parent for row in parents.values() for parent in row}
     held = {atom: name for atom, name in fixed.items() if name in used}
     names = held | names
@@ -128,7 +130,7 @@ def _pin_unused(program: Program, seen: Walk) -> None:
                 seen.terms.pin(term, "is not used by apply_fn")
 
 
-def _names(seen: Walk) -> dict[int, str]:
+def _names(seen: Walk) -> dict[Term, str]:
     """Name the free atoms of the leaves in the order the program meets them.
 
     An atom may be on leaves only: that between two kernels that are multiplied.
@@ -144,7 +146,7 @@ def _names(seen: Walk) -> dict[int, str]:
     leaves = len(seen.leaf_axes)
     met = (
         atom
-        for found in seen.found[leaves:] + seen.found[:leaves]
+        for found in seen.values[leaves:] + seen.values[:leaves]
         for term in found.value.axes
         for atom in terms.leaves(term)
         if atom in ours
@@ -152,14 +154,14 @@ def _names(seen: Walk) -> dict[int, str]:
     return {atom: f"P_{number}" for number, atom in enumerate(dict.fromkeys(met))}
 
 
-def _fixed_parents(seen: Walk) -> dict[int, str]:
+def _fixed_parents(seen: Walk) -> dict[Term, str]:
     """Name the fixed axes in which labels may be nested: of loops and of leaves.
 
     Those that families run over are not among them: there each position has labels of
     its own.
     """
     terms = seen.terms
-    loops = [axis for found in seen.found for axis in found.around]
+    loops = [axis for found in seen.values for axis in found.around]
     leaves = [axis for axes in seen.leaf_axes.values() for axis in axes]
     split = {terms.split(family) for axis in leaves for family in terms.families(axis)}
     met = (
@@ -175,8 +177,8 @@ def _fixed_parents(seen: Walk) -> dict[int, str]:
 
 def _fixed(
     terms: Terms,
-    names: Mapping[int, str],
-    leaf_axes: Mapping[str, list[int]],
+    names: Mapping[Term, str],
+    leaf_axes: Mapping[str, AxisTerms],
     axes: Mapping[str, tuple[Axis, ...]],
 ) -> dict[Site, str]:
     """Say why, for every axis that is fixed, wholly or in part."""
@@ -206,6 +208,6 @@ def _consumed(seen: Walk) -> frozenset[Site]:
         operand = 0 if left < right else 1
         if left != right or not right:
             for axis in contraction.summed[operand]:
-                sources = seen.terms.sources(axis, site_of.keys())
+                sources = sources_of(seen.terms, axis, site_of.keys())
                 sites |= {site_of[source] for source in sources}
     return frozenset(sites)

@@ -1,7 +1,7 @@
-"""Walk: give every axis of every value of a program a term, by one pass over it.
+"""Interpreter: gives every axis of every value of a program a term, in one pass.
 
-The rules of single primitives are in `rules`, those for values that are positions along
-an axis in `positions`; here is what has a program inside: loops and branches.
+What is known of single primitives is in `rules`, one record each; here is what is done
+with it, equation by equation, and what has a program inside: loops and branches.
 """
 
 import itertools
@@ -14,17 +14,21 @@ import jax.extend.core as jex
 import numpy as np
 
 from jmudsc.derivation import index_order
-from jmudsc.derivation.interactions import meetings
+from jmudsc.derivation.interactions import interactions
 from jmudsc.derivation.program import open_jaxpr, Program, scan_operands, shape_of
-from jmudsc.derivation.rules import elementwise, indexing
 from jmudsc.derivation.rules.common import pin_all
-from jmudsc.derivation.terms.axis_terms import Terms
-from jmudsc.derivation.terms.values import Pick, Picks, Place, Value
+from jmudsc.derivation.rules.positions import forget
+from jmudsc.derivation.rules.primitive import AxisTerms
+from jmudsc.derivation.rules.table import apply_rule, contraction, primitive_of
+from jmudsc.derivation.terms.axis_terms import Term, Terms
+from jmudsc.derivation.terms.values import Number, Pick, Picks, Place, Value
 from jmudsc.derivation.value_numbering import Numbers
+
+MEETS_INPUT = "meets an input of the network"
 
 
 @dataclass(frozen=True)
-class Found:
+class Occurrence:
     """A value with where it is.
 
     Attributes:
@@ -35,7 +39,7 @@ class Found:
 
     value: Value
     place: Place | None
-    around: tuple[int, ...]
+    around: tuple[Term, ...]
 
     def picks_on(self, axis: int) -> frozenset[Pick]:
         """The picks of one axis, where those of the loops around it come first."""
@@ -43,7 +47,7 @@ class Found:
         return self.value.picks_on(own) if own >= 0 else frozenset()
 
     def is_apart(self, axis: int) -> bool:
-        """Whether units do not go with others of that axis, numbered likewise."""
+        """Whether units do not go with others of the same number on that axis."""
         return axis - len(self.around) in self.value.apart
 
 
@@ -58,8 +62,8 @@ class Contraction:
     """
 
     eqn: Any
-    operands: tuple[Found, Found]
-    summed: tuple[list[int], list[int]]
+    operands: tuple[Occurrence, Occurrence]
+    summed: tuple[AxisTerms, AxisTerms]
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,9 @@ class Walk:
     Attributes:
         terms: the arena of the terms.
         leaf_axes: leaf path -> one term per axis.
-        found: every value, in program order.
+        values: every value, in program order.
         contractions: every contraction, in program order.
-        met: the axes that equations bring together, as if on values (see `meetings`).
+        met: the axes that equations bring together, as if on values.
         data: the variables that depend on the batch.
         numbers: what tells which values are equal.
         places: where values can be read, by number.
@@ -79,17 +83,17 @@ class Walk:
     """
 
     terms: Terms
-    leaf_axes: Mapping[str, list[int]]
-    found: list[Found] = field(default_factory=list)
+    leaf_axes: Mapping[str, AxisTerms]
+    values: list[Occurrence] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
-    met: list[Found] = field(default_factory=list)
+    met: list[Occurrence] = field(default_factory=list)
     data: set[Any] = field(default_factory=set)
     numbers: Numbers = field(default_factory=Numbers)
-    places: dict[int, Place] = field(default_factory=dict)
-    picked: dict[tuple[int, int], int] = field(default_factory=dict)
+    places: dict[Number, Place] = field(default_factory=dict)
+    picked: dict[tuple[Number, int], Term] = field(default_factory=dict)
 
 
-def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> Walk:
+def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, AxisTerms]) -> Walk:
     """Give every axis of every value a term, tied and fixed by what the program does.
 
     Args:
@@ -105,7 +109,7 @@ def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> 
     for path, var in program.leaves.items():
         scope[var] = Value(leaf_axes[path])
     for var in program.inputs:
-        axes = [terms.fixed(size, elementwise.MEETS_INPUT) for size in shape_of(var)]
+        axes = [terms.fixed(size, MEETS_INPUT) for size in shape_of(var)]
         scope[var] = Value(axes, is_data=True)
     for var, value in program.consts.items():
         scope[var] = _constant(terms, value)
@@ -114,7 +118,7 @@ def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, list[int]]) -> 
     walker.eqns(program.eqns)
     for var in program.outvars:
         value = walker.of(var)
-        indexing.forget(terms, value.tag, "an output of the network")
+        forget(terms, value.tag, "an output of the network")
         pin_all(terms, value.axes, "meets an output of the network")
     _merge_stray_members(result)
     return result
@@ -134,15 +138,29 @@ class _Walker:
     result: Walk
     scope: dict[Any, Value]
     loops: tuple[Any, ...] | None
-    around: tuple[int, ...] = ()
+    around: tuple[Term, ...] = ()
 
     def eqns(self, eqns: Iterable[jex.JaxprEqn]) -> None:
         for eqn in eqns:
             ins = [self.of(var) for var in eqn.invars]
-            inner = {"scan": self.scan, "while": self.while_, "cond": self.cond}
-            step = inner.get(eqn.primitive.name, self.primitive)
-            for var, value in zip(eqn.outvars, step(eqn, ins), strict=True):
+            for var, value in zip(eqn.outvars, self.step(eqn, ins), strict=True):
                 self.bind(var, value)
+
+    def step(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        """Return the values of the outputs of an equation.
+
+        Control flow is told by its name: how operands go into the programs inside and
+        around their loops is the same for no other primitive.
+        """
+        if primitive_of(eqn).bodies is not None:
+            match eqn.primitive.name:
+                case "scan":
+                    return self.scan(eqn, ins)
+                case "while":
+                    return self.while_(eqn, ins)
+                case "cond":
+                    return self.cond(eqn, ins)
+        return self.primitive(eqn, ins)
 
     def of(self, var: Any) -> Value:
         """Return the value of a variable or a literal."""
@@ -160,52 +178,64 @@ class _Walker:
         """Give a variable its value, and a number to the value if it has none."""
         if value.number < 0:
             value = replace(value, number=self.result.numbers.new())
-        found = self.found(var, value)
-        if found.place is not None:
-            self.result.places.setdefault(value.number, found.place)
+        here = self.occurrence(var, value)
+        if here.place is not None:
+            self.result.places.setdefault(value.number, here.place)
         if value.is_data:
             self.result.data.add(var)
         self.scope[var] = value
-        self.result.found.append(found)
+        self.result.values.append(here)
 
-    def found(self, var: Any, value: Value) -> Found:
+    def occurrence(self, var: Any, value: Value) -> Occurrence:
         place = None if self.loops is None else Place(var, self.loops)
-        return Found(value, place, self.around)
+        return Occurrence(value, place, self.around)
 
     def primitive(self, eqn: Any, ins: list[Value]) -> list[Value]:
-        terms, numbers = self.result.terms, self.result.numbers
-        axes, since = [value.axes for value in ins], len(terms)
-        if elementwise.contraction(eqn) is not None:
-            self.result.contractions.append(self.contraction(eqn, ins))
-        outs, tags = indexing.apply_rule(terms, eqn, axes, [v.tag for v in ins])
-        is_data, is_picked = any(value.is_data for value in ins), _picks(eqn, ins)
-        numbered = numbers.outputs(eqn, [value.number for value in ins])
-        after = index_order.after(eqn, ins, numbers, self.result.places)
-        self.tie_picked(after)
-        made = [
-            Value(axes, is_data, tag, number, after, is_picked)
-            for axes, tag, number in zip(outs, tags, numbered, strict=True)
-        ]
-        for value in meetings(
-            terms, eqn, ins, made, since, numbers, self.result.places
-        ):
-            self.result.met.append(Found(value, None, self.around))
-        return made
+        """Follow an equation that runs no program, in these steps.
 
-    def tie_picked(self, found: Picks) -> None:
+        1. What it picks by index values is read off the operands, as they come in.
+        2. The rule ties and fixes axes and says what those of the outputs are.
+        3. Picks are carried to the output, and what one index picks from is tied.
+        4. What the equation brings together on no value is noted, and what it sums.
+        """
+        result, since = self.result, len(self.result.terms)
+        numbers = result.numbers.outputs(eqn, [value.number for value in ins])
+        picked = index_order.picked(eqn, ins, result.numbers, result.places)
+        axes, tags = apply_rule(
+            result.terms, eqn, [v.axes for v in ins], [v.tag for v in ins]
+        )
+        picks = index_order.after(eqn, ins, picked)
+        for of_one in picks:
+            self.tie_picked(of_one)
+        is_data, is_picked = any(value.is_data for value in ins), _picks(eqn, ins)
+        outs = [
+            Value(axes, is_data, tag, number, of_one, is_picked)
+            for axes, tag, number, of_one in zip(
+                axes, tags, numbers, picks, strict=True
+            )
+        ]
+        met = interactions(result.terms, eqn, ins, outs, picked, since)
+        result.met.extend(Occurrence(value, None, self.around) for value in met)
+        self.note_contraction(eqn, ins)
+        return outs
+
+    def tie_picked(self, picks: Picks) -> None:
         """Tie fixed axes from which the same index picks: position by position."""
         terms = self.result.terms
-        for pick in frozenset().union(*found):
+        for pick in frozenset().union(*picks):
             same = pick.index, terms.size(pick.term)
             other = self.result.picked.setdefault(same, pick.term)
             if terms.reason(other) and terms.reason(pick.term):
                 terms.unify(other, pick.term)
 
-    def contraction(self, eqn: Any, ins: list[Value]) -> Contraction:
-        (lhs, rhs), (left, right) = ins[:2], elementwise.contraction(eqn) or ((), ())
-        operands = self.found(eqn.invars[0], lhs), self.found(eqn.invars[1], rhs)
-        over = [lhs.axes[i] for i in left], [rhs.axes[i] for i in right]
-        return Contraction(eqn, operands, over)
+    def note_contraction(self, eqn: Any, ins: list[Value]) -> None:
+        summed = contraction(eqn)
+        if summed is not None:
+            pairs = list(zip(eqn.invars, ins, summed, strict=False))
+            left, right = (self.occurrence(var, value) for var, value, _ in pairs)
+            over = [[value.axes[i] for i in axes] for _, value, axes in pairs]
+            found = Contraction(eqn, (left, right), (over[0], over[1]))
+            self.result.contractions.append(found)
 
     def scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
         terms = self.result.terms
@@ -253,7 +283,7 @@ class _Walker:
         jaxpr: Any,
         args: Sequence[Value],
         loop: Any = None,
-        length: int | None = None,
+        length: Term | None = None,
     ) -> list[Value]:
         """Walk through a jaxpr inside an equation; return the values of its outputs."""
         body = open_jaxpr(jaxpr)
@@ -272,7 +302,7 @@ class _Walker:
 
     def plain(self, value: Value, where: str) -> Value:
         """Drop what is known of a value that goes where that is not followed."""
-        indexing.forget(self.result.terms, value.tag, where)
+        forget(self.result.terms, value.tag, where)
         return Value(
             value.axes, value.is_data, number=value.number, is_picked=value.is_picked
         )
@@ -280,10 +310,10 @@ class _Walker:
 
 def _picks(eqn: Any, ins: Sequence[Value]) -> bool:
     """Whether an equation picks from leaves, or changes what is picked from them."""
-    by_index = eqn.primitive.name in ("dynamic_slice", "gather")
+    by_index = primitive_of(eqn).lookups is not None
     return (
         any(value.is_data for value in ins)
-        and elementwise.contraction(eqn) is None
+        and contraction(eqn) is None
         and max(value.nearness for value in (ins[:1] if by_index else ins)) < 2
     )
 
@@ -322,17 +352,17 @@ def _merge_stray_members(result: Walk) -> None:
         merged |= stray
 
 
-def _stray_families(result: Walk) -> Iterator[int]:
+def _stray_families(result: Walk) -> Iterator[Term]:
     terms = result.terms
-    for found in (*result.found, *result.met):
-        axes = (*found.value.axes, *found.around)
+    for here in (*result.values, *result.met):
+        axes = (*here.value.axes, *here.around)
         if any(map(terms.families, axes)):
             for block in itertools.product(*map(terms.blocks, axes)):
-                here = Counter(itertools.chain(*block))
-                families = (f for leaf in here for f in terms.families(leaf))
+                counts = Counter(itertools.chain(*block))
+                families = (f for leaf in counts for f in terms.families(leaf))
                 yield from (
                     f
                     for f in families
-                    if here[terms.split(f)] != 1
+                    if counts[terms.split(f)] != 1
                     or not terms.is_in_place(terms.split(f))
                 )

@@ -3,25 +3,27 @@
 Label b is nested in label a exactly if in every value in which b occurs it goes with
 one occurrence of a, and no operation brings units of b together that go with different
 units of a. The channels of a head, of a GroupNorm group, of an expert or of a scanned
-layer are found in this way, with no module named. A parent may be fixed itself: a stack
-of layers, the positions of a locally connected layer.
+layer are found in this way, with no module named. An outer label may be fixed itself: a
+stack of layers, the positions of a locally connected layer.
 """
 
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from jmudsc.derivation.interpreter import Found, Walk
-from jmudsc.derivation.terms.axis_terms import Terms
-from jmudsc.derivation.terms.values import Pick
+from jmudsc.derivation.interpreter import Occurrence, Walk
+from jmudsc.derivation.terms.axis_terms import Term, Terms
+from jmudsc.derivation.terms.values import Number, Pick
 
-Names = Mapping[int, str]
-Inside = dict[int, set[int]]  # label -> what it may be nested in
-Block = tuple[tuple[int, ...], ...]  # per axis its leaves
+Names = Mapping[Term, str]
+Inside = dict[Term, set[Term]]  # label -> what it may be nested in
+Block = tuple[tuple[Term, ...], ...]  # per axis its leaves
 
 
-def parents_of(seen: Walk, names: Names, fixed: Names) -> dict[str, tuple[str, ...]]:
-    """Find the parents of every label.
+def outer_labels_of(
+    seen: Walk, names: Names, fixed: Names
+) -> dict[str, tuple[str, ...]]:
+    """Find the outer labels of every label.
 
     Args:
         seen: the walk.
@@ -29,7 +31,7 @@ def parents_of(seen: Walk, names: Names, fixed: Names) -> dict[str, tuple[str, .
         fixed: fixed atom that labels may be nested in -> its name.
 
     Returns:
-        Label -> the names of its parents, outermost first.
+        Label -> the names of its outer labels, outermost first.
     """
     known = {**fixed, **names}
     inside = _always_together(seen, known)
@@ -47,9 +49,9 @@ def parents_of(seen: Walk, names: Names, fixed: Names) -> dict[str, tuple[str, .
 
 
 def _drop_ambiguous(inside: Inside, names: Names) -> None:
-    """Units of what is nested itself are told apart only along with its parents."""
+    """Units of what is nested itself are told apart only along with what is around."""
 
-    def ambiguous() -> list[tuple[int, int]]:
+    def ambiguous() -> list[tuple[Term, Term]]:
         return [
             (atom, parent)
             for atom, around in inside.items()
@@ -94,15 +96,15 @@ def _always_together(seen: Walk, known: Names) -> Inside:
 
 def _rooted(
     terms: Terms, picks: Iterable[Pick]
-) -> set[tuple[int, int, tuple[int | None, ...]]]:
+) -> set[tuple[Term, Number, tuple[int | None, ...]]]:
     """Return what is picked, by which index, along which axes."""
     return {(terms.root(pick.term), pick.index, pick.axes) for pick in picks}
 
 
-def _blocks_of_all(seen: Walk) -> Iterator[tuple[Found, Block]]:
+def _blocks_of_all(seen: Walk) -> Iterator[tuple[Occurrence, Block]]:
     """Yield the leaves, axis by axis, of every block of every value, each once."""
     terms, done = seen.terms, set()
-    for found in (*seen.found, *seen.met):
+    for found in (*seen.values, *seen.met):
         axes = tuple(terms.root(a) for a in (*found.around, *found.value.axes))
         own = found.value.picks or found.value.apart
         kind = axes, own and found.around, found.value.picks, found.value.apart
@@ -113,7 +115,7 @@ def _blocks_of_all(seen: Walk) -> Iterator[tuple[Found, Block]]:
                     yield found, block
 
 
-def _views(terms: Terms, axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+def _views(terms: Terms, axes: tuple[Term, ...]) -> Iterator[tuple[Term, ...]]:
     """Yield the axes as they are at every position that families tell apart."""
     families = [family for axis in axes for family in terms.families(axis)]
     if not families:

@@ -17,21 +17,11 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.derivation import shard_map
+from jmudsc.derivation.rules.common import shape_of as shape_of
+from jmudsc.derivation.rules.table import primitive_of
 from jmudsc.derivation.terms.values import Place
 from jmudsc.spec.check_variables import check_arrays
 from jmudsc.types import ApplyFn
-
-# Primitives that only wrap a jaxpr -> the parameter that holds it.
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,16 +167,21 @@ def _run(
 
 
 def _apply(eqn: jex.JaxprEqn, ins: list[Any]) -> list[Any]:
-    name, params = eqn.primitive.name, eqn.params
-    if name in _CALLS:
-        return evaluate(params[_CALLS[name]], ins)
+    """Evaluate one equation that is no `scan`.
+
+    What has a program inside is evaluated here, by name, because calls in there are to
+    be inlined as well: how to do so is no property of the primitive.
+    """
+    record, name, params = primitive_of(eqn), eqn.primitive.name, eqn.params
+    if record.call is not None:
+        return evaluate(*record.call(params, ins))
     if name == "shard_map":
         try:
             return shard_map.on_whole_arrays(params, ins, evaluate)
         except NotImplementedError:  # not every collective has a `vmap`
             params = eqn.primitive.get_bind_params(params)
-    if name in shard_map.COLLECTIVES:
-        return [shard_map.COLLECTIVES[name](x, **params) for x in ins]
+    if record.without_devices is not None:
+        return [record.without_devices(x, **params) for x in ins]
     if name == "while":
         return _while(params, ins)
     if name == "cond":
@@ -232,11 +227,6 @@ def _scan(
         eqn.params["reverse"],
     )
     return [*carry, *ys], dict(zip(wanted, found, strict=True))
-
-
-def shape_of(var: Any) -> tuple[int, ...]:
-    """Return the shape of a variable of a jaxpr."""
-    return tuple(var.aval.shape)
 
 
 def open_jaxpr(jaxpr: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which leaves are BatchNorm running statistics: told by their use, not their name."""
+"""Running statistics: which leaves of BatchNorm they are, told by their use."""
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
@@ -7,12 +7,13 @@ from typing import Any
 import jax.extend.core as jex
 
 from jmudsc.derivation.program import open_jaxpr, Program
+from jmudsc.derivation.rules.primitive import Arithmetic, Entries
+from jmudsc.derivation.rules.table import primitive_of
 
-_CARRY = set(
-    "broadcast_in_dim convert_element_type copy expand_dims reshape squeeze "
-    "stop_gradient transpose".split()
-)
-_STABILISE = {"add", "max", "clamp"}
+# A leaf is still told as it is after these.
+_UNTOUCHED = {Entries.KEPT, Entries.LAID_OUT}
+_STABILIZE = {Arithmetic.SUM, Arithmetic.LOWER_BOUND}
+_SCALE = {Arithmetic.PRODUCT, Arithmetic.QUOTIENT}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Statistics:
 
 
 def running_statistics(program: Program, data: Set[Any]) -> tuple[Statistics, ...]:
-    """Find the leaves that normalise activations: `(x - mean) / sqrt(var + eps)`.
+    """Find the leaves that normalize activations: `(x - mean) / sqrt(var + eps)`.
 
     A running variance is a leaf that goes into a square root untouched but for a
     constant; a running mean is a leaf subtracted from activations that are then scaled
@@ -60,36 +61,42 @@ class _Seen:
     Attributes:
         leaf_of: values that are a leaf, untouched but for a constant -> that leaf.
         scales: values made of a running variance -> that leaf.
-        centred: activations minus a leaf -> that leaf, and the subtraction.
+        centered: activations minus a leaf -> that leaf, and the subtraction.
         alone: the running variances.
         found: the pairs, once for each subtraction.
     """
 
     leaf_of: dict[Any, str]
     scales: dict[Any, str] = field(default_factory=dict)
-    centred: dict[Any, tuple[str, Any]] = field(default_factory=dict)
+    centered: dict[Any, tuple[str, Any]] = field(default_factory=dict)
     alone: dict[str, None] = field(default_factory=dict)
     found: dict[tuple[str, str, int], Statistics] = field(default_factory=dict)
 
 
 def _look(eqns: Iterable[Any], seen: _Seen, data: Set[Any]) -> None:
     for eqn in eqns:
-        name, out = eqn.primitive.name, eqn.outvars[0]
+        record, out = primitive_of(eqn), eqn.outvars[0]
+        computed, is_untouched = record.arithmetic, record.entries in _UNTOUCHED
         ins = [var for var in eqn.invars if not isinstance(var, jex.Literal)]
         known = [var for var in ins if var in seen.leaf_of]
-        if name == "scan":
+        if eqn.primitive.name == "scan":  # the one loop that runs over layers
             _look_inside(eqn, seen, data)
-        elif name in ("rsqrt", "sqrt") and known:
+        elif computed is Arithmetic.ROOT and known:
             seen.scales[out] = seen.leaf_of[ins[0]]
             seen.alone[seen.scales[out]] = None
-        elif name in _CARRY | _STABILISE and known and len(ins) == 1:
+        elif (is_untouched or computed in _STABILIZE) and known and len(ins) == 1:
             seen.leaf_of[out] = seen.leaf_of[ins[0]]
-        elif name == "sub" and known and ins[-1] in seen.leaf_of and ins[0] in data:
-            seen.centred[out] = seen.leaf_of[ins[-1]], eqn
+        elif computed is Arithmetic.DIFFERENCE and _is_centering(ins, seen, data):
+            seen.centered[out] = seen.leaf_of[ins[-1]], eqn
         elif seen.scales.keys() & set(ins) and out not in data:
             seen.scales[out] = next(seen.scales[v] for v in ins if v in seen.scales)
-        elif name in {"mul", "div"} | _CARRY:
+        elif computed in _SCALE or is_untouched:
             _pair(out, ins, seen, data)
+
+
+def _is_centering(ins: list[Any], seen: _Seen, data: Set[Any]) -> bool:
+    """Whether a leaf is subtracted from activations."""
+    return bool(ins) and ins[-1] in seen.leaf_of and ins[0] in data
 
 
 def _look_inside(eqn: Any, seen: _Seen, data: Set[Any]) -> None:
@@ -102,12 +109,12 @@ def _look_inside(eqn: Any, seen: _Seen, data: Set[Any]) -> None:
 
 
 def _pair(out: Any, ins: list[Any], seen: _Seen, data: Set[Any]) -> None:
-    """Pair means with variances where what was centred is scaled."""
-    means = {seen.centred[v][0]: seen.centred[v] for v in ins if v in seen.centred}
+    """Pair means with variances where what was centered is scaled."""
+    means = {seen.centered[v][0]: seen.centered[v] for v in ins if v in seen.centered}
     variances = [seen.scales[var] for var in ins if var in seen.scales]
     for variance in variances:
         for mean, where in means.values():
             record = Statistics(variance, mean, where)
             seen.found[variance, mean, id(where)] = record
     if not variances and len(means) == len(data & set(ins)) == 1:
-        (seen.centred[out],) = means.values()  # scaled by another leaf
+        (seen.centered[out],) = means.values()  # scaled by another leaf

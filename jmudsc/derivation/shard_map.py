@@ -1,4 +1,4 @@
-"""shard_map without devices: the same program as a `vmap` over the parts of a mesh.
+"""Shard map: evaluated without devices, as a `vmap` over the parts of a mesh.
 
 A function under `shard_map` sees its device's part of each array. Here an axis that is
 spread over devices is cut into (devices, part), and the function is mapped over the
@@ -12,33 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 Evaluate = Callable[[Any, Sequence[Any]], list[Any]]
-
-
-def _permuted(x: Any, axis_name: Any, perm: Sequence[tuple[int, int]]) -> Any:
-    """`ppermute`, also where some devices receive nothing, which then have zeros."""
-    size = lax.axis_size(axis_name)
-    sources = {to: source for source, to in perm}
-    table = jnp.array([sources.get(device, size) for device in range(size)])
-    sent = lax.all_gather(x, axis_name)
-    received = table[lax.axis_index(axis_name)]
-    return jnp.take(sent, received, axis=0, mode="fill", fill_value=0)
-
-
-# Collectives that only exist inside shard_map, or do more there -> the same for `vmap`.
-COLLECTIVES: dict[str, Callable[..., Any]] = {
-    "ppermute": _permuted,
-    "pvary": lambda x, axes: x,
-    "psum_invariant": lambda x, axes: lax.psum(x, axes),
-    "all_gather_invariant": lambda x, **params: lax.all_gather(
-        x,
-        params["axis_name"],
-        axis=params["all_gather_dimension"],
-        tiled=params["tiled"],
-    ),
-}
 
 
 def on_whole_arrays(

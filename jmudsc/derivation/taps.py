@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from jmudsc.derivation.axis_expressions import express_all, terms_of
-from jmudsc.derivation.interpreter import Found, Walk, walk
+from jmudsc.derivation.interpreter import Occurrence, Walk, walk
 from jmudsc.derivation.program import Program
-from jmudsc.derivation.rules.indexing import IN_ORDER
-from jmudsc.derivation.terms.axis_terms import Terms
+from jmudsc.derivation.rules.ordering import IN_ORDER
+from jmudsc.derivation.terms.axis_terms import Term, Terms
 from jmudsc.derivation.terms.values import Pick, Place
 from jmudsc.spec.axes import Axis, Fixed, labels_by_block, Units
 from jmudsc.spec.permutation_spec import PermutationSpec
@@ -77,7 +77,7 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, .
     """
     seen, names = _walk_by(program, spec)
 
-    def read(found: Found, axes: Iterable[int]) -> dict[str, Tap]:
+    def read(found: Occurrence, axes: Iterable[Term]) -> dict[str, Tap]:
         """Read each of the labels on some axes of a value."""
         if not found.value.is_data or found.place is None:
             return {}
@@ -101,9 +101,9 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, .
     return {name: tuple(dict.fromkeys(last.get(name, ()))) for name in spec.labels}
 
 
-def _in_order(seen: Walk) -> Iterator[list[tuple[Found, Sequence[int]]]]:
+def _in_order(seen: Walk) -> Iterator[list[tuple[Occurrence, Sequence[Term]]]]:
     """Yield places to read labels, better ones later, with the axes to read there."""
-    for found in seen.found:
+    for found in seen.values:
         yield [(found, found.value.axes)]
     for contraction in seen.contractions:
         summed = tuple(itertools.chain(*contraction.summed))
@@ -136,12 +136,12 @@ def value_axes(program: Program, spec: PermutationSpec) -> dict[Any, tuple[Axis,
     seen, names = _walk_by(program, spec)
     return {
         found.place.var: express_all(seen.terms, names, found.value.axes)
-        for found in seen.found
+        for found in seen.values
         if found.value.is_data and found.place is not None and not found.place.loops
     }
 
 
-def _walk_by(program: Program, spec: PermutationSpec) -> tuple[Walk, dict[int, str]]:
+def _walk_by(program: Program, spec: PermutationSpec) -> tuple[Walk, dict[Term, str]]:
     """Walk with what a spec says of the leaves; return the names of the labels too."""
     terms = Terms()
     atoms = {name: terms.leaf(label.size) for name, label in spec.labels.items()}
@@ -186,8 +186,8 @@ def _one_hot(
 def _tap(
     spec: PermutationSpec,
     seen: Walk,
-    names: Mapping[int, str],
-    found: Found,
+    names: Mapping[Term, str],
+    found: Occurrence,
     name: str,
 ) -> Tap | None:
     """Build a tap, if the units of a label can be compared between models there.
@@ -241,7 +241,7 @@ def _choice(pick: Pick, size: int, loops: int) -> Choice:
     return Choice(size, pick.place, (*range(len(pick.place.loops)), *own))
 
 
-def _is_slot(seen: Walk, found: Found, axes: tuple[Axis, ...], axis: int) -> bool:
+def _is_slot(seen: Walk, found: Occurrence, axes: tuple[Axis, ...], axis: int) -> bool:
     """Whether an axis numbers the picks, or the steps of a loop that picks."""
     if not isinstance(axes[axis], Fixed):
         return False
@@ -249,7 +249,7 @@ def _is_slot(seen: Walk, found: Found, axes: tuple[Axis, ...], axis: int) -> boo
     return own < 0 or seen.terms.reason(found.value.axes[own]) == IN_ORDER
 
 
-def _names_in(seen: Walk, names: Mapping[int, str], axes: Iterable[int]) -> list[str]:
+def _names_in(seen: Walk, names: Mapping[Term, str], axes: Iterable[Term]) -> list[str]:
     """Return the names of the terms below some axes, not descending below a name."""
     terms, found, todo = seen.terms, {}, list(axes)
     while todo:

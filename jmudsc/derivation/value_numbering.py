@@ -1,4 +1,4 @@
-"""Numbering: which values of a program are equal because they are computed alike.
+"""Value numbering: which values of a program are equal because they are computed alike.
 
 An index is often worked out anew for each array that it picks from. Two values get the
 same number if the same primitive made them, with the same parameters, of values with
@@ -12,7 +12,8 @@ from typing import Any
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from jmudsc.derivation.program import shape_of
+from jmudsc.derivation.rules.table import primitive_of
+from jmudsc.derivation.terms.values import Number
 
 
 class Numbers:
@@ -20,18 +21,18 @@ class Numbers:
 
     def __init__(self) -> None:
         self._next = itertools.count()
-        self._known: dict[Hashable, int] = {}
-        self._columns: dict[int, tuple[int, ...]] = {}
+        self._known: dict[Hashable, Number] = {}
+        self._columns: dict[Number, tuple[Number, ...]] = {}
 
-    def new(self) -> int:
+    def new(self) -> Number:
         """Return a number for a value that equals no other."""
-        return next(self._next)
+        return Number(next(self._next))
 
-    def literal(self, value: Any) -> int:
+    def literal(self, value: Any) -> Number:
         """Return the number of a scalar constant."""
         return self._number(("literal", repr(value)))
 
-    def outputs(self, eqn: jex.JaxprEqn, ins: Sequence[int]) -> list[int]:
+    def outputs(self, eqn: jex.JaxprEqn, ins: Sequence[Number]) -> list[Number]:
         """Return the numbers of the outputs of an equation.
 
         Args:
@@ -46,11 +47,12 @@ class Numbers:
             return [self.new() for _ in eqn.outvars]
         made = eqn.primitive.name, repr(sorted(eqn.params.items())), tuple(ins)
         found = [self._number((*made, place)) for place in range(len(eqn.outvars))]
-        if _joins_columns(eqn):
+        joins = primitive_of(eqn).joins_columns
+        if joins is not None and joins(eqn):
             self._columns[found[0]] = tuple(ins)
         return found
 
-    def columns(self, index: int, count: int) -> list[int]:
+    def columns(self, index: Number, count: int) -> list[Number]:
         """Return the numbers of what an index value has side by side on its last axis.
 
         Args:
@@ -67,7 +69,7 @@ class Numbers:
             return list(known)
         return [self._number(("column", index, place)) for place in range(count)]
 
-    def runs(self, sizes: int) -> int:
+    def runs(self, sizes: Number) -> Number:
         """Return the number of the index value that says in which run each row is.
 
         Args:
@@ -78,7 +80,7 @@ class Numbers:
         """
         return self._number(("runs", sizes))
 
-    def _number(self, made: Hashable) -> int:
+    def _number(self, made: Hashable) -> Number:
         if made not in self._known:
             self._known[made] = self.new()
         return self._known[made]
@@ -86,13 +88,3 @@ class Numbers:
 
 def _is_whole(var: Any) -> bool:
     return jnp.issubdtype(var.aval.dtype, jnp.integer) or var.aval.dtype == bool
-
-
-def _joins_columns(eqn: jex.JaxprEqn) -> bool:
-    """Whether an equation puts values of one column each side by side."""
-    if eqn.primitive.name != "concatenate":
-        return False
-    last = len(shape_of(eqn.outvars[0])) - 1
-    return eqn.params["dimension"] == last and all(
-        shape_of(var)[last] == 1 for var in eqn.invars
-    )

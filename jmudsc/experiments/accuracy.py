@@ -1,4 +1,4 @@
-"""Score networks that embed images near class vectors, per task and on all tasks."""
+"""Accuracy: of networks that embed images near class vectors, per task and jointly."""
 
 import functools
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Scores:
         return sum(self.per_task) / len(self.per_task)
 
 
-def evaluate(
+def score_network(
     apply_fn: ApplyFn, variables: PyTree, split: Split, vectors: Vectors, tasks: Tasks
 ) -> Scores:
     """Score one network by the class vector nearest to each embedding.
@@ -52,14 +52,15 @@ def evaluate(
         The accuracies, jointly and per task.
 
     Raises:
-        ValueError: if the tasks do not partition the labels of the split, a class has
-            no vector, or an embedding is not finite.
+        ValueError: if the classes of the split are not each in one task, a class has no
+            vector, or an embedding is not finite.
     """
-    _check("evaluate", split, vectors, tasks)
-    return _scores(_all_cosines(apply_fn, variables, split, vectors), split, tasks)
+    _check("score_network", split, vectors, tasks)
+    found = _all_cosines("score_network", apply_fn, variables, split, vectors)
+    return _scores(found, split, tasks)
 
 
-def ensemble(
+def score_ensemble(
     apply_fn: ApplyFn,
     models: Sequence[PyTree],
     split: Split,
@@ -85,17 +86,18 @@ def ensemble(
         The accuracies, jointly and per task.
 
     Raises:
-        ValueError: if there is not one model per task, and as `evaluate` does.
+        ValueError: if there is not one model per task, and as `score_network` does.
     """
-    _check("ensemble", split, vectors, tasks)
+    _check("score_ensemble", split, vectors, tasks)
     if len(models) != len(tasks):
         raise ValueError(
-            f"ensemble: {len(models)} models for {len(tasks)} tasks, there must be one "
-            "for each; pass the parents in the order of their tasks."
+            f"score_ensemble: expected one model for each of {len(tasks)} tasks, got "
+            f"{len(models)}. Pass the parents in the order of their tasks."
         )
     probabilities = np.zeros((len(split), len(vectors)))
     for variables, task in zip(models, tasks, strict=True):
-        own = _all_cosines(apply_fn, variables, split, vectors)[:, list(task)]
+        found = _all_cosines("score_ensemble", apply_fn, variables, split, vectors)
+        own = found[:, list(task)]
         powers = np.exp(logit_scale * (own - own.max(axis=1, keepdims=True)))
         probabilities[:, list(task)] = powers / powers.sum(axis=1, keepdims=True)
     return _scores(probabilities, split, tasks)
@@ -105,9 +107,9 @@ def _scores(
     scores: Float[np.ndarray, "examples classes"], split: Split, tasks: Tasks
 ) -> Scores:
     everything = [c for task in tasks for c in task]
-    joint = _best(scores, everything) == split.labels
+    joint = _best(scores, everything) == split.classes
     own = [
-        (_best(scores, task) == split.labels)[np.isin(split.labels, list(task))]
+        (_best(scores, task) == split.classes)[np.isin(split.classes, list(task))]
         for task in tasks
     ]
     return Scores(float(joint.mean()), tuple(float(right.mean()) for right in own))
@@ -118,7 +120,7 @@ def _best(scores: np.ndarray, classes: Sequence[int]) -> np.ndarray:
 
 
 def _all_cosines(
-    apply_fn: ApplyFn, variables: PyTree, split: Split, vectors: Vectors
+    where: str, apply_fn: ApplyFn, variables: PyTree, split: Split, vectors: Vectors
 ) -> Float[np.ndarray, "examples classes"]:
     """Embed and compare in batches of one size, so that one program serves all."""
     found = []
@@ -130,8 +132,8 @@ def _all_cosines(
     result = np.concatenate(found)
     if bad := int((~np.isfinite(result)).any(axis=1).sum()):
         raise ValueError(
-            f"evaluate: {bad} of {len(split)} embeddings are not finite, all must be; "
-            "check the variables and the range of the images."
+            f"{where}: expected finite embeddings, got {bad} of {len(split)} that are "
+            "not. Check the variables and the range of the images."
         )
     return result
 
@@ -145,15 +147,15 @@ def _cosines(
 
 def _check(where: str, split: Split, vectors: Vectors, tasks: Tasks) -> None:
     classes = sorted(c for task in tasks for c in task)
-    present = np.unique(split.labels).tolist()
+    present = np.unique(split.classes).tolist()
     if classes != present:
         raise ValueError(
-            f"{where}: the tasks have the classes {classes}, the split has images of "
-            f"{present}, they must be the same, each class in one task; pass the tasks "
-            "of this split, or cut it with datasets.only."
+            f"{where}: expected tasks that have the classes of the images, {present}, "
+            f"each in one task, got {classes}. Pass the tasks of this split, or cut it "
+            "with datasets.only."
         )
     if len(vectors) <= classes[-1]:
         raise ValueError(
-            f"{where}: class {classes[-1]} has no vector, there are {len(vectors)}; "
-            "pass the class vectors of training."
+            f"{where}: expected a vector for each class up to {classes[-1]}, got "
+            f"{len(vectors)} vectors. Pass the class vectors of training."
         )

@@ -1,4 +1,4 @@
-"""Random changes of training images that leave the class as it is."""
+"""Augment: random changes of training images that leave the class as it is."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,7 +19,7 @@ def crop(key: PRNGKeyArray, images: Images, padding: int = 4) -> Images:
     """Move each image by up to `padding` pixels, and fill with zeros.
 
     The same as padding every side and cutting an image of the old size at random. Of
-    standardised images zero is the mean.
+    standardized images zero is the mean.
 
     Args:
         key: decides how far.

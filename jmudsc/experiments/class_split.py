@@ -1,4 +1,4 @@
-"""Experiment: train networks apart, merge them by every method, and score them all.
+"""Class split: train networks on parts of the classes, merge and score them all.
 
 Everything that is finished is on disk: trainings, networks, and the scores of every
 network. A run that was stopped goes on where it was.
@@ -6,6 +6,7 @@ network. A run that was stopped goes on where it was.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,7 @@ from jaxtyping import PyTree
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import models
-from jmudsc.experiments.accuracy import ensemble, evaluate, Scores
+from jmudsc.experiments.accuracy import score_ensemble, score_network, Scores
 from jmudsc.experiments.class_split_config import Experiment, read_experiment
 from jmudsc.experiments.class_split_report import (
     describe,
@@ -26,13 +27,14 @@ from jmudsc.experiments.class_split_report import (
     write_whole,
 )
 from jmudsc.experiments.datasets import load_splits, only, Split
-from jmudsc.experiments.seed_setup import Ground, lay_ground
+from jmudsc.experiments.seed_setup import SeedSetup, set_up_seed
 from jmudsc.experiments.tasks_config import TaskExperiment
 from jmudsc.experiments.tasks_report import describe_tasks, row_name
 from jmudsc.experiments.tasks_run import score_pairs
-from jmudsc.experiments.training import train
-from jmudsc.experiments.training_state import states_every, trained_once
+from jmudsc.experiments.training import NetworkSetup, telling_apart, train
+from jmudsc.experiments.training_state import trained_once
 from jmudsc.matching.coordinate_descent import Match, matcher
+from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.progress import prefixed, Progress
@@ -43,7 +45,7 @@ from jmudsc.repairs.rescale import repair
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 ALL = "all classes"
-Found = TypeVar("Found")
+Scored = TypeVar("Scored")
 
 
 def run_experiment(
@@ -74,33 +76,32 @@ def run_experiment(
     """
     experiment = read_experiment(config)
     out = Path("runs") / config.stem if out is None else out
-    splits = load_splits(
+    training, test = load_splits(
         experiment.dataset, experiment.train_split, experiment.test_split, data_dir
     )
     _claim(out, experiment)
     command = _command(config, seeds, data_dir)
     if isinstance(experiment, TaskExperiment):
-        score = partial(score_pairs, experiment)
-        runs = _runs(score, seeds, splits, out, progress)
+        score = partial(score_pairs, experiment, training, test)
+        runs = _runs(score, seeds, out, progress)
         text = describe_tasks(experiment, command, seeds, runs)
     else:
-        score = partial(_score_all, experiment)
-        runs = _runs(score, seeds, splits, out, progress)
+        score = partial(_score_all, experiment, training, test)
+        runs = _runs(score, seeds, out, progress)
         text = describe(experiment, command, seeds, runs)
     write_whole(out / "report.md", text)
     return out / "report.md", text
 
 
 def _runs(
-    score: Callable[[int, Split, Split, Path, Progress], Found],
+    score: Callable[[int, Path, Progress], Scored],
     seeds: Sequence[int],
-    splits: tuple[Split, Split],
     out: Path,
     progress: Progress | None,
-) -> list[Found]:
+) -> list[Scored]:
     """Score the networks of every seed, each in a folder of its own."""
     return [
-        score(seed, *splits, out / f"seed-{seed}", prefixed(progress, f"seed {seed}: "))
+        score(seed, out / f"seed-{seed}", prefixed(progress, f"seed {seed}: "))
         for seed in seeds
     ]
 
@@ -119,182 +120,193 @@ def _claim(out: Path, experiment: Experiment | TaskExperiment) -> None:
         write_whole(file, f"{experiment}\n")
     elif file.read_text() != f"{experiment}\n":
         raise ValueError(
-            f"{out}: holds the results of another experiment, a new directory is "
-            "needed; choose one with --out, or remove this one."
+            f"{out}: expected a new directory or results of this experiment, got those "
+            "of another. Choose a directory with --out, or remove this one."
         )
 
 
 def _score_all(
     experiment: Experiment,
-    seed: int,
     training: Split,
     test: Split,
+    seed: int,
     folder: Path,
     say: Progress,
 ) -> dict[str, Entry]:
     """Train, merge and score all networks of a seed that have no score yet."""
-    ground = lay_ground(experiment, seed, training, test)
-    file, wanted = folder / "scores.json", _names(ground)
+    setup = set_up_seed(experiment, seed, training, test)
+    file, wanted = folder / "scores.json", _names(setup)
     found = read_entries(file)
     if all(name in found for name in wanted):
         return {name: found[name] for name in wanted}
-    for number, name in enumerate(_trained_names(ground)):
+    for number, name in enumerate(_trained_names(setup)):
         if name not in found:
             start = time.perf_counter()
-            variables = _network(ground, number, folder, say)
+            variables = _network(setup, number, folder, say)
             seconds = time.perf_counter() - start
-            found[name] = Entry(_scores(ground, variables), seconds)
+            found[name] = Entry(_scores(setup, variables), seconds)
             write_entries(file, found)
-    for name, entry in _merges(ground, folder, found, say):
+    for name, entry in _merges(setup, folder, found, say):
         found[name] = entry
         write_entries(file, found)
     return {name: found[name] for name in wanted}
 
 
-def _trained_names(ground: Ground) -> list[str]:
-    return [*(f"parent {chr(65 + n)}" for n in range(len(ground.tasks))), ALL]
+def _trained_names(setup: SeedSetup) -> list[str]:
+    return [*(f"parent {chr(65 + n)}" for n in range(len(setup.tasks))), ALL]
 
 
-def _names(ground: Ground) -> list[str]:
+def _names(setup: SeedSetup) -> list[str]:
     """Name all networks in the order of the report."""
-    finishes = ground.experiment.finishes
-    merged = [_row(*way, finish) for way in _ways(ground) for finish in finishes]
-    return [*_trained_names(ground), "ensemble", *merged]
+    finishes = setup.experiment.finishes
+    merged = [way.row(finish) for way in _ways(setup) for finish in finishes]
+    return [*_trained_names(setup), "ensemble", *merged]
 
 
-def _ways(ground: Ground) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class _Way:
+    """A method of matching, and what models are aligned to."""
+
+    method: str
+    reference: str
+
+    def row(self, finish: str) -> str:
+        """Name what comes of it in the report."""
+        aligned = "" if self.reference == "first" else f" ({self.reference})"
+        return row_name(f"{self.method}{aligned}", finish)
+
+
+def _ways(setup: SeedSetup) -> list[_Way]:
     """List the methods, each with what models are aligned to."""
-    experiment, many = ground.experiment, len(ground.tasks) > 2
+    experiment, many = setup.experiment, len(setup.tasks) > 2
     return [
-        (method, reference)
+        _Way(method, reference)
         for method in experiment.methods
         for reference in experiment.references
-        if reference == experiment.references[0] or (many and "align" in method)
+        if reference == experiment.references[0]
+        or (many and TABLE[method].pairing == "align")
     ]
 
 
-def _row(method: str, reference: str, finish: str) -> str:
-    way = method if reference == "first" else f"{method} ({reference})"
-    return row_name(way, finish)
+def _scores(setup: SeedSetup, variables: PyTree) -> Scores:
+    apply = models.apply_fn(setup.experiment.network)
+    return score_network(apply, variables, setup.test, setup.vectors, setup.tasks)
 
 
-def _scores(ground: Ground, variables: PyTree) -> Scores:
-    apply = models.apply_fn(ground.experiment.network)
-    return evaluate(apply, variables, ground.test, ground.vectors, ground.tasks)
-
-
-def _network(ground: Ground, number: int, folder: Path, say: Progress) -> PyTree:
+def _network(setup: SeedSetup, number: int, folder: Path, say: Progress) -> PyTree:
     """Load a parent, or the network of all classes after them; train it if need be."""
-    name = _trained_names(ground)[number]
-    every = tuple(sorted(c for task in ground.tasks for c in task))
-    classes = (*ground.tasks, every)[number]
-    init_key, train_key = jax.random.split(ground.network_keys[number])
-    experiment, shape = ground.experiment, ground.training.images.shape[1:]
+    name = _trained_names(setup)[number]
+    every = tuple(sorted(c for task in setup.tasks for c in task))
+    classes = (*setup.tasks, every)[number]
+    init_key, train_key = jax.random.split(setup.network_keys[number])
+    network, config = setup.experiment.network, setup.experiment.training
+    images = only(setup.training, classes)
+    goal = telling_apart(classes, images, setup.vectors, config.logit_scale)
     return trained_once(
         folder / name.replace(" ", "-"),
-        lambda state: train(
-            experiment.network,
-            models.init(experiment.network, init_key, shape),
-            only(ground.training, classes),
-            ground.vectors,
-            classes,
+        config.epochs,
+        lambda keeping: train(
+            NetworkSetup(network, config),
+            models.init(network, init_key, images.images.shape[1:]),
+            goal,
             key=train_key,
-            config=experiment.training,
-            folder=state,
-            every=states_every(experiment.training.epochs),
+            keeping=keeping,
             progress=prefixed(say, f"{name} "),
         ),
     )
 
 
 def _merges(
-    ground: Ground, folder: Path, found: Mapping[str, Entry], say: Progress
+    setup: SeedSetup, folder: Path, found: Mapping[str, Entry], say: Progress
 ) -> Iterator[tuple[str, Entry]]:
     """Yield what is not there yet of the ensemble and all merged networks."""
-    count = len(ground.tasks)
-    parents = [_network(ground, number, folder, say) for number in range(count)]
-    experiment = ground.experiment
+    count = len(setup.tasks)
+    parents = [_network(setup, number, folder, say) for number in range(count)]
+    experiment = setup.experiment
     apply = models.apply_fn(experiment.network)
     if "ensemble" not in found:
-        both = apply, parents, ground.test, ground.vectors, ground.tasks
-        scale = experiment.training.logit_scale
-        yield "ensemble", Entry(ensemble(*both, logit_scale=scale), 0.0)
+        together = score_ensemble(
+            apply,
+            parents,
+            setup.test,
+            setup.vectors,
+            setup.tasks,
+            logit_scale=experiment.training.logit_scale,
+        )
+        yield "ensemble", Entry(together, 0.0)
     missing = {
-        way: [f for f in experiment.finishes if _row(*way, f) not in found]
-        for way in _ways(ground)
+        way: [f for f in experiment.finishes if way.row(f) not in found]
+        for way in _ways(setup)
     }
     missing = {way: finishes for way, finishes in missing.items() if finishes}
     if not missing:
         return
     say("collecting activations", 0, 1)
-    first = ground.calibration[0]
+    first = setup.calibration[0]
     spec = infer_spec(apply, parents[0], first)
-    check_spec(spec, apply, parents[0], first, key=ground.check_key)
-    moments = collect(spec, apply, parents, ground.calibration)
+    check_spec(spec, apply, parents[0], first, key=setup.check_key)
+    moments = collect(spec, apply, parents, setup.calibration)
     for number, (way, finishes) in enumerate(missing.items()):
         say("merging", number, len(missing))
         start = time.perf_counter()
-        alpha, matched = _match(ground, spec, parents, moments, *way, say)
+        alpha, matched = _match(setup, spec, parents, moments, way, say)
         matching = time.perf_counter() - start
         for finish in finishes:
             start = time.perf_counter()
-            merged = _finished(ground, spec, parents, matched, finish)
+            merged = _finished(setup, spec, parents, matched, finish)
             seconds = matching + time.perf_counter() - start
-            yield (
-                _row(*way, finish),
-                Entry(_scores(ground, merged), seconds, alpha),
-            )
+            yield way.row(finish), Entry(_scores(setup, merged), seconds, alpha)
 
 
 def _match(
-    ground: Ground,
+    setup: SeedSetup,
     spec: PermutationSpec,
     parents: Sequence[PyTree],
     moments: Mapping[str, Moments],
-    method: str,
-    reference: str,
+    way: _Way,
     say: Progress,
 ) -> tuple[float | None, Match]:
-    """Match, `mudsc-*` by the alpha with the best joint accuracy on training data."""
+    """Match; a method that takes alpha by that of the best joint training accuracy."""
     matched_at = matcher(
         spec,
         parents,
         moments,
-        method=method,
-        reference=reference,
-        key=ground.match_key,
+        method=way.method,
+        reference=way.reference,
+        key=setup.match_key,
     )
-    if not method.startswith("mudsc-"):
+    if not TABLE[way.method].blends:
         return None, matched_at(0.5)  # which says nothing here
-    apply, alphas = models.apply_fn(ground.experiment.network), ground.experiment.alphas
+    apply, alphas = models.apply_fn(setup.experiment.network), setup.experiment.alphas
 
     def joint(matched: Match) -> float:
-        say(f"{method}, choosing alpha", 0, None)
-        merged = _finished(ground, spec, parents, matched, "none")
-        scored = apply, merged, ground.search, ground.vectors, ground.tasks
-        return evaluate(*scored).joint
+        say(f"{way.method}, choosing alpha", 0, None)
+        merged = _finished(setup, spec, parents, matched, "none")
+        images, vectors, tasks = setup.search, setup.vectors, setup.tasks
+        return score_network(apply, merged, images, vectors, tasks).joint
 
     best = search_alpha(matched_at, joint, alphas)
     return best.alpha, best.candidate
 
 
 def _finished(
-    ground: Ground,
+    setup: SeedSetup,
     spec: PermutationSpec,
     parents: Sequence[PyTree],
     matched: Match,
     finish: str,
 ) -> PyTree:
     """Average matched parents, and do what is to be done after that."""
-    model, batches = ground.experiment.network, ground.calibration
-    merged = combine(spec, parents, matched.assignment)
-    parts = spec, models.apply_fn(model), parents, matched.assignment, merged
+    network, batches = setup.experiment.network, setup.calibration
+    apply, assignment = models.apply_fn(network), matched.assignment
+    merged = combine(spec, parents, assignment)
     if finish == "refit":
-        return refit(*parts, batches)
+        return refit(spec, apply, parents, assignment, merged, batches)
     if finish == "refit by task":
-        return refit(*parts, ground.by_task, owners=ground.owners)
+        by_task, owners = setup.by_task, setup.owners
+        return refit(spec, apply, parents, assignment, merged, by_task, owners=owners)
     if finish == "repair":
-        return repair(*parts, batches)
+        return repair(spec, apply, parents, assignment, merged, batches)
     if spec.statistics:
-        return reset_batch_stats(models.update_fn(model), merged, batches)
+        return reset_batch_stats(models.update_fn(network), merged, batches)
     return merged

@@ -1,4 +1,4 @@
-"""Conclusions: what the scores of an experiment say about the methods, in sentences."""
+"""Class split conclusions: what the scores say about the methods, in sentences."""
 
 import math
 from collections.abc import Mapping, Sequence

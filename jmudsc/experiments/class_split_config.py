@@ -1,4 +1,4 @@
-"""Everything that decides an experiment, as a YAML file.
+"""Class split config: everything that decides an experiment, as a YAML file.
 
 ```yaml
 dataset: mnist
@@ -32,10 +32,11 @@ from jmudsc.experiments.tasks_config import (
     TaskExperiment,
 )
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS
-from jmudsc.recipes.yaml_keys import read_keys, read_yaml, Reader, refuse
+from jmudsc.merging.option_values import quoted, Reader
+from jmudsc.recipes.yaml_keys import read_keys, read_yaml, refuse
 
 _FINISHES = (*FINISHES, "refit by task")
 
@@ -95,7 +96,7 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment | TaskExperiment
             missing or has a wrong value.
     """
     path = Path(path)
-    content = read_yaml(path, "an experiment is needed; see configs/.")
+    content = read_yaml(path, "the config of an experiment")
     parse = parse_task_experiment if has_tasks(content) else parse_experiment
     return parse(content, str(path))
 
@@ -115,7 +116,9 @@ def parse_experiment(content: Any, where: str = "experiment") -> Experiment:
     """
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise ValueError(f"{where}: is a {kind}, a mapping of keys is needed.")
+        raise ValueError(
+            f"{where}: expected a mapping of keys to values, got a {kind}."
+        )
     required = ("dataset", "network", "training")
     values, problems = read_keys(content, _READERS, required)
     refuse(where, problems)
@@ -127,10 +130,13 @@ def _tasks(value: Any) -> int | tuple[tuple[int, ...], ...]:
         return value
     lists = isinstance(value, list) and len(value) > 1
     if not lists or not all(isinstance(t, list) and t for t in value):
-        raise ValueError(f"is {value!r}, it must be a number or lists, two or more")
+        raise ValueError(
+            "expected a number of tasks, or a list of classes for each, two or more, "
+            f"got {quoted(value)}."
+        )
     classes = [c for task in value for c in task]
     if not all(is_count(c, 0) for c in classes) or len(set(classes)) < len(classes):
-        raise ValueError(f"is {value!r}, it must have each class number once")
+        raise ValueError(f"expected every class once, got {quoted(value)}.")
     return tuple(map(tuple, value))
 
 

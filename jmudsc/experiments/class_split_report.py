@@ -1,4 +1,4 @@
-"""The report of an experiment, and the scores it is made from, as kept on disk."""
+"""Class split report: written from scores that are kept on disk."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from jmudsc.experiments.accuracy import Scores
 from jmudsc.experiments.class_split_conclusions import conclusions
 from jmudsc.experiments.class_split_config import Experiment
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,10 @@ def describe(
         command,
         "```",
         "",
-        f"Test accuracy; seeds {', '.join(map(str, seeds))}; mean ± deviation (n - 1). "
-        "Joint: the right class among all; task: among those of the task. alpha was "
-        f"chosen on training images. {total / 60:.0f} minutes in all on {_machine()}.",
+        f"Test accuracy; seeds {', '.join(map(str, seeds))}; "
+        "mean ± standard deviation (n - 1). Joint: the right class among all; task: "
+        "among those of the task. alpha was chosen on training images. "
+        f"{total / 60:.0f} minutes in all on {_machine()}.",
         "",
         f"- network: {module_text(experiment.network)}",
         f"- training: {experiment.training}",
@@ -141,7 +142,7 @@ def _cells(name: str, entries: Sequence[Entry]) -> list[str]:
     alphas = [entry.alpha for entry in entries if entry.alpha is not None]
     alpha = ", ".join(f"{alpha:g}" for alpha in alphas) or "-"
     seconds = f"{np.mean([entry.seconds for entry in entries]):.0f}"
-    return [name, *map(mean_and_deviation, columns), alpha, seconds]
+    return [name, *map(mean_and_std, columns), alpha, seconds]
 
 
 def module_text(network: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Settings: readers of what experiments of all kinds have in their YAML files."""
+"""Config readers: of what experiments of all kinds have in their YAML files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Any
 import flax.linen as nn
 
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
+from jmudsc.merging.option_values import is_number, one_of, quoted, Reader
 from jmudsc.paths import did_you_mean
-from jmudsc.recipes.yaml_keys import is_number, Reader
 
 FINISHES = ("none", "repair", "refit")
 
@@ -21,19 +21,16 @@ def network_from(known: Mapping[str, type[nn.Module]]) -> Reader:
     def read(value: Any) -> nn.Module:
         name = str(value.get("name")) if isinstance(value, dict) else "none"
         if name not in known:
-            hint = did_you_mean(name, known)
-            raise ValueError(
-                f"has the name {name}{hint}; it must be one of {', '.join(known)}"
-            )
+            one_of(tuple(known))(name)
         return _built(known[name], {k: v for k, v in value.items() if k != "name"})
 
     return read
 
 
 def training(value: Any) -> TrainConfig:
-    """Read a recipe of training."""
+    """Read how networks are trained."""
     if not isinstance(value, dict):
-        raise ValueError(f"is {value!r}, it must be a mapping of keys to values")
+        raise ValueError(f"expected a mapping of keys to values, got {quoted(value)}.")
     return _built(TrainConfig, value)
 
 
@@ -44,17 +41,18 @@ def _built(kind: type[Any], values: Mapping[str, Any]) -> Any:
     problems, fitting = [], {n: _frozen(v) for n, v in values.items()}
     for name, value in fitting.items():
         if name not in fields:
-            problems.append(f"has no key {name!r}{did_you_mean(str(name), fields)}")
+            hint = did_you_mean(str(name), fields) or "."
+            problems.append(f"{name}: there is no such key{hint}")
         elif not _fits(value, fields[name].type):
             wanted = getattr(fields[name].type, "__name__", fields[name].type)
-            problems.append(f"has {name}: {values[name]!r}, needed is {wanted}")
+            problems.append(f"{name}: expected {wanted}, got {quoted(values[name])}.")
     problems += [
-        f"lacks {name}"
+        f"{name}: this key is missing."
         for name, field in fields.items()
         if field.default is dataclasses.MISSING and name not in values
     ]
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError(" ".join(problems))
     floats = {n for n in fitting if fields[n].type is float}
     return kind(**{n: float(v) if n in floats else v for n, v in fitting.items()})
 
@@ -84,7 +82,9 @@ def some_of(known: tuple[str, ...]) -> Reader:
     def read(value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not value or not set(value) <= set(known):
             choice = ", ".join(known)
-            raise ValueError(f"is {value!r}, it must be a list of some of {choice}")
+            raise ValueError(
+                f"expected a list of some of {choice}, got {quoted(value)}."
+            )
         return tuple(value)
 
     return read
@@ -94,21 +94,21 @@ def alphas(value: Any) -> tuple[float, ...]:
     """Read values of the balance."""
     good = isinstance(value, list) and value and all(map(is_number, value))
     if not good or not all(0 <= alpha <= 1 for alpha in value):
-        raise ValueError(f"is {value!r}, it must be a list of numbers in [0, 1]")
+        raise ValueError(f"expected a list of numbers in [0, 1], got {quoted(value)}.")
     return tuple(map(float, value))
 
 
 def text(value: Any) -> str:
     """Read a name."""
     if not isinstance(value, str) or not value:
-        raise ValueError(f"is {value!r}, it must be a name")
+        raise ValueError(f"expected a name, got {quoted(value)}.")
     return value
 
 
 def images(value: Any) -> int | None:
     """Read a number of images, or None for all."""
     if value is not None and not is_count(value, 1):
-        raise ValueError(f"is {value!r}, it must be a number of images")
+        raise ValueError(f"expected a number of images, got {quoted(value)}.")
     return value
 
 

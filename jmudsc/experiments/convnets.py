@@ -1,7 +1,7 @@
-"""Convolutional networks of the experiments: VGG and two kinds of ResNet.
+"""Convnets: the convolutional networks of the experiments, VGG and kinds of ResNet.
 
 Each is made of one layer, a convolution with the norm that follows it. Encoders end in
-a map of features, for the heads of several tasks.
+a feature map, for the heads of several tasks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ class ResNet20(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """A CIFAR ResNet without its head: images to a map of features.
+    """A CIFAR ResNet without its head: images to a feature map.
 
     Attributes:
         width: multiplies the 16, 32, 64 ... channels of the stages, each of which but
@@ -241,8 +241,8 @@ class _ConvNorm(nn.Module):
         if self.norm is None:
             return jnp.asarray(x)
         raise ValueError(
-            f'norm is "{self.norm}", needed is one of {", ".join(NORMS)} or None; '
-            "change the model."
+            f"model: expected norm to be one of {', '.join(NORMS)} or None, got "
+            f'"{self.norm}". Change the model.'
         )
 
 

@@ -1,4 +1,4 @@
-"""Data sets of the shipped experiments, as plain arrays."""
+"""Datasets: the images of the shipped experiments, as plain arrays."""
 
 import os
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ from jmudsc.experiments.tfds_source import open_source, read_images
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images.
+    """Images and their classes.
 
     Attributes:
-        images: standardised: mean 0 and deviation 1 over the training images.
-        labels: class number of each image.
+        images: standardized: over the training images the mean is 0 and the standard
+            deviation 1.
+        classes: the number of each image's class.
     """
 
     images: Float32[np.ndarray, "examples height width channels"]
-    labels: Int32[np.ndarray, " examples"]
+    classes: Int32[np.ndarray, " examples"]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.classes)
 
 
 def digits() -> tuple[Split, Split]:
@@ -38,13 +39,12 @@ def digits() -> tuple[Split, Split]:
     """
     from sklearn.datasets import load_digits  # slow to import
 
-    images, labels = load_digits(return_X_y=True)
+    images, classes = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.float32)
-    test = _occurrence(labels) % 5 == 4
-    mean, deviation = images[~test].mean(), images[~test].std()
-    images = (images - mean) / deviation
-    labels = labels.astype(np.int32)
-    return Split(images[~test], labels[~test]), Split(images[test], labels[test])
+    test = _occurrence(classes) % 5 == 4
+    images = (images - images[~test].mean()) / images[~test].std()
+    classes = classes.astype(np.int32)
+    return Split(images[~test], classes[~test]), Split(images[test], classes[test])
 
 
 def load_splits(
@@ -55,7 +55,8 @@ def load_splits(
 ) -> tuple[Split, Split]:
     """Load the training and the test images of a dataset into memory.
 
-    Every channel is standardised by its mean and deviation over the training images.
+    Every channel is standardized by its mean and standard deviation over the training
+    images.
 
     Args:
         name: `digits`, which needs nothing on disk, or of an image dataset in TFDS:
@@ -77,36 +78,36 @@ def load_splits(
     sources = [open_source(name, split, data_dir) for split in (train, test)]
     if None in (shape := sources[0].dataset_info.features["image"].shape):
         raise ValueError(
-            f"{name}: its images have the shape {shape}, one size is needed to hold "
-            "them in memory; read it with stored.stream."
+            f"{name}: expected images of one size, to hold them in memory, got images "
+            f"of shape {shape}. Read them with tfds_source.stream."
         )
-    (images, labels), (test_images, test_labels) = map(read_images, sources)
+    (images, classes), (test_images, test_classes) = map(read_images, sources)
     shift, scale = _standard(images)
     return (
-        Split((images - shift) * scale, labels),
-        Split((test_images - shift) * scale, test_labels),
+        Split((images - shift) * scale, classes),
+        Split((test_images - shift) * scale, test_classes),
     )
 
 
 def only(split: Split, classes: Sequence[int]) -> Split:
-    """Keep the images of some classes, in their order and with their labels.
+    """Keep the images of some classes, in their order.
 
     Raises:
         ValueError: if there are no classes, or no images of one of them.
     """
-    present = np.unique(split.labels).tolist()
+    present = np.unique(split.classes).tolist()
     if not classes:
         raise ValueError(
-            "only: no classes asked for, at least one is needed; choose from "
-            f"{present}."
+            "only: expected one or more classes, got none. Choose from "
+            f"{_listed(present)}."
         )
     if missing := [c for c in classes if c not in present]:
         raise ValueError(
-            f"only: no images of the classes {missing}, each class asked for must have "
-            f"some; choose one or more of {present}."
+            f"only: expected classes of which there are images, got {_listed(missing)} "
+            f"too. Choose from {_listed(present)}."
         )
-    kept = np.isin(split.labels, list(classes))
-    return Split(split.images[kept], split.labels[kept])
+    kept = np.isin(split.classes, list(classes))
+    return Split(split.images[kept], split.classes[kept])
 
 
 def some(key: jax.Array, split: Split, count: int | None) -> Split:
@@ -118,12 +119,12 @@ def some(key: jax.Array, split: Split, count: int | None) -> Split:
         count: how many; None for all.
 
     Returns:
-        The images drawn, with their labels.
+        The images drawn, with their classes.
     """
     if count is None or count >= len(split):
         return split
     chosen = np.asarray(jax.random.permutation(key, len(split)))[:count]
-    return Split(split.images[chosen], split.labels[chosen])
+    return Split(split.images[chosen], split.classes[chosen])
 
 
 def batches(split: Split, size: int) -> list[np.ndarray]:
@@ -137,17 +138,21 @@ def batches(split: Split, size: int) -> list[np.ndarray]:
     """
     if size < 1 or not len(split):
         raise ValueError(
-            f"batches: {len(split)} images in batches of {size}, at least 1 of each is "
-            "needed; check how the split was chosen."
+            "batches: expected one or more images in batches of one or more, got "
+            f"{len(split)} images in batches of {size}. Check how the split was chosen."
         )
     return [split.images[i : i + size] for i in range(0, len(split), size)]
 
 
-def _occurrence(labels: np.ndarray) -> np.ndarray:
-    """Count, for every label, how often it occurred before."""
-    before = np.zeros(len(labels), int)
-    for label in np.unique(labels):
-        same = labels == label
+def _listed(classes: Sequence[int]) -> str:
+    return ", ".join(map(str, classes))
+
+
+def _occurrence(classes: np.ndarray) -> np.ndarray:
+    """Count, for every image, how often its class occurred before."""
+    before = np.zeros(len(classes), int)
+    for each in np.unique(classes):
+        same = classes == each
         before[same] = np.arange(same.sum())
     return before
 
@@ -155,14 +160,14 @@ def _occurrence(labels: np.ndarray) -> np.ndarray:
 def _digits_splits(train: str, test: str) -> tuple[Split, Split]:
     if (train, test) != ("train", "test"):
         raise ValueError(
-            f'digits: the splits are "{train}" and "{test}", there are "train" and '
-            '"test" only; name them, or take another dataset.'
+            'digits: expected the splits "train" and "test", got '
+            f'"{train}" and "{test}". Name these, or take another dataset.'
         )
     return digits()
 
 
 def _standard(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of every channel and one over its deviation, exactly.
+    """Return the mean of every channel and one over its standard deviation, exactly.
 
     Pixels are bytes: counts of the 256 values say all, and take no memory.
     """
@@ -173,6 +178,6 @@ def _standard(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share = share / share.sum()
         mean = share @ values
         means.append(mean)
-        deviation = np.sqrt(share @ (values - mean) ** 2)
-        scales.append(1 / deviation if deviation else 1)
+        variance = share @ (values - mean) ** 2
+        scales.append(1 / np.sqrt(variance) if variance else 1)
     return np.array(means, np.float32), np.array(scales, np.float32)

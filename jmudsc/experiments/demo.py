@@ -16,17 +16,28 @@ from jmudsc.checkpoints.save import save_variables
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import models
-from jmudsc.experiments.accuracy import ensemble, evaluate, Scores
+from jmudsc.experiments.accuracy import score_ensemble, score_network, Scores
 from jmudsc.experiments.datasets import batches, digits, only, Split
-from jmudsc.experiments.training import class_vectors, DEMO_MLP, DEMO_RESNET20, train
-from jmudsc.matching.coordinate_descent import match, METHODS
+from jmudsc.experiments.training import (
+    class_vectors,
+    DEMO_MLP,
+    DEMO_RESNET20,
+    telling_apart,
+    train,
+)
+from jmudsc.matching.coordinate_descent import match
+from jmudsc.matching.methods import METHODS
 from jmudsc.matching.moments import collect
+from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import prefixed, Progress
-from jmudsc.recipes.report import mean_and_deviation, report, table
-from jmudsc.recipes.schema import dump_recipe, Recipe, Reference, Source
+from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.import_path import ImportPath
+from jmudsc.recipes.report import mean_and_std, report, table
+from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.source import Source
 from jmudsc.reordering.combine import combine
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.types import ApplyFn, UpdateFn
@@ -75,17 +86,11 @@ def run_demo(
         FileExistsError: if `out` exists.
         ValueError: if there is no such network.
     """
-    for network in networks:
-        if network not in SETUPS:
-            hint = did_you_mean(network, SETUPS)
-            raise ValueError(
-                f'demo: there is no network "{network}"{hint or "."} There are '
-                f"{', '.join(SETUPS)}."
-            )
+    _check_networks(networks)
     if out.exists():
         raise FileExistsError(
-            f"{out}: exists, a new directory is needed; remove it or choose another "
-            "with --out."
+            f"{out}: expected a new directory, got one that exists. Remove it or "
+            "choose another with --out."
         )
     out.mkdir(parents=True)
     sections = []
@@ -139,20 +144,26 @@ def train_pair(network: str, seed: int, progress: Progress | None = None) -> Pai
     parents = []
     for task, parent_key in zip(TASKS, parent_keys, strict=True):
         init_key, train_key = jax.random.split(parent_key)
+        scale = setup.config.logit_scale
+        stage = f"{network}: training on {task[0]}-{task[-1]} "
         variables = train(
-            setup.model,
+            setup,
             models.init(setup.model, init_key, training.images.shape[1:]),
-            only(training, task),
-            vectors,
-            task,
+            telling_apart(task, only(training, task), vectors, scale),
             key=train_key,
-            config=setup.config,
-            progress=prefixed(
-                progress, f"{network}: training on {task[0]}-{task[-1]} "
-            ),
+            progress=prefixed(progress, stage),
         )
         parents.append(variables)
     return Pair(parents, vectors, test, check_key, match_key)
+
+
+def _check_networks(networks: Sequence[str]) -> None:
+    unknown = [name for name in networks if name not in SETUPS]
+    if unknown:
+        raise ValueError(
+            f"demo: expected networks of {', '.join(SETUPS)}, got "
+            f"{', '.join(unknown)}{did_you_mean(unknown[0], SETUPS) or '.'}"
+        )
 
 
 def _pair(
@@ -164,10 +175,12 @@ def _pair(
     for name, variables in zip(PARENTS, pair.parents, strict=True):
         save_variables(folder / name.replace(" ", "-"), variables)
     score = functools.partial(
-        evaluate, apply, split=pair.test, vectors=pair.vectors, tasks=TASKS
+        score_network, apply, split=pair.test, vectors=pair.vectors, tasks=TASKS
     )
     scores = {n: score(v) for n, v in zip(PARENTS, pair.parents, strict=True)}
-    scores["ensemble"] = ensemble(apply, pair.parents, pair.test, pair.vectors, TASKS)
+    scores["ensemble"] = score_ensemble(
+        apply, pair.parents, pair.test, pair.vectors, TASKS
+    )
     has_statistics = False
     for result in _merges(network, pair, progress):
         method = result.recipe["method"]
@@ -201,16 +214,16 @@ def _merges(
 
 def _recipe(network: str, seed: int, has_statistics: bool) -> str:
     """Write the recipe by which `jmudsc merge` merges the two parents again."""
-    update = Reference("jmudsc.experiments.demo:update_fn", {"network": network})
+    update = ImportPath("jmudsc.experiments.demo:update_fn", {"network": network})
     return dump_recipe(
         Recipe(
             models=tuple(Source(name.replace(" ", "-")) for name in PARENTS),
-            apply_fn=Reference(
+            apply_fn=ImportPath(
                 "jmudsc.experiments.demo:apply_fn", {"network": network}
             ),
-            update_fn=update if has_statistics else None,
-            batches=Reference("jmudsc.experiments.demo:calibration", {}),
-            alpha=ALPHA,
+            functions={"update_fn": update} if has_statistics else {},
+            batches=ImportPath("jmudsc.experiments.demo:calibration", {}),
+            options=MergeOptions(alpha=ALPHA),
             seed=seed,
             output="merged",
         )
@@ -226,7 +239,7 @@ def _scores_table(scores: Mapping[str, Sequence[Scores]]) -> str:
             *[[run.per_task[i] for run in runs] for i in range(len(TASKS))],
             [run.mean for run in runs],
         ]
-        rows.append([name, *map(mean_and_deviation, columns)])
+        rows.append([name, *map(mean_and_std, columns)])
     return table(header, rows)
 
 

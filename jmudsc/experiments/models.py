@@ -1,8 +1,8 @@
-"""Models of the shipped experiments, as linen modules, and what is done with any.
+"""Models: the networks of the shipped experiments, as linen modules.
 
-Every model maps a batch of images to embeddings; what an embedding means is decided by
-the class vectors it is compared with (`jmudsc.training`). Convolutional networks are in
-`convnets`, the transformer in `vit`.
+Every model turns a batch of images into embeddings; what an embedding means is decided
+by the class vectors that it is compared with (see `training`). Convolutional networks
+are in `convnets`, the transformer in `vit`.
 """
 
 import functools
@@ -123,8 +123,8 @@ def _start(
 ) -> Float[Array, "..."]:
     if path in drawn:
         is_kernel = path.endswith("/kernel")
-        deviation = math.sqrt(2 / _fan_in(path, shape)) if is_kernel else 0.02
-        return jnp.asarray(drawn[path].reshape(shape) * np.float32(deviation))
+        std = math.sqrt(2 / _fan_in(path, shape)) if is_kernel else 0.02
+        return jnp.asarray(drawn[path].reshape(shape) * np.float32(std))
     ones = path.endswith(("/scale", "/var"))
     return jnp.asarray(np.full(shape, float(ones), np.float32))
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmudsc.experiments import models, training
 from jmudsc.experiments.datasets import batches, load_splits, some, Split
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.landscape.plane import Loss
+from jmudsc.landscape.losses import Loss
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import Progress
 from jmudsc.types import ApplyFn
@@ -93,7 +93,7 @@ def loss(
     _, test = splits(dataset, data_dir)
     split = some(_keys(seed)[2], test, images)
     vectors = class_vectors(seed)
-    own = relabelled(split, task)
+    own = reclassified(split, task)
     return lambda variables: scores(variables, own, vectors, task)[0]
 
 
@@ -104,7 +104,7 @@ def scores(
 
     Args:
         variables: of the network.
-        split: images, with the labels of the task.
+        split: images, with the classes of the task.
         vectors: of all classes.
         task: one of `TASKS`.
 
@@ -112,11 +112,11 @@ def scores(
         The mean cross-entropy, as in training, and the accuracy in [0, 1].
     """
     first = classes_of(task)[0]
-    return _scores(variables, split.images, split.labels - first, vectors[first:][:2])
+    return _scores(variables, split.images, split.classes - first, vectors[first:][:2])
 
 
 def splits(dataset: str, data_dir: str | None) -> tuple[Split, Split]:
-    """Load the training and test images once, labelled by digit."""
+    """Load the training and test images once; the classes are the digits."""
     return _splits(dataset, data_dir)
 
 
@@ -133,21 +133,21 @@ def classes_of(task: str) -> tuple[int, int]:
     """
     if task not in TASKS:
         raise ValueError(
-            f'parity: task is "{task}"{did_you_mean(task, TASKS)}; needed is one of '
-            f"{', '.join(TASKS)}."
+            f"parity: expected one of the tasks {', '.join(TASKS)}, got "
+            f'"{task}"{did_you_mean(task, TASKS) or "."}'
         )
     first = 2 * list(TASKS).index(task)
     return first, first + 1
 
 
-def relabelled(split: Split, task: str) -> Split:
-    """Give images labelled by digit the classes of a task.
+def reclassified(split: Split, task: str) -> Split:
+    """Give images of digits the classes of a task.
 
     Raises:
         ValueError: if there is no such task.
     """
     first, _ = classes_of(task)
-    second = np.isin(split.labels, TASKS[task])
+    second = np.isin(split.classes, TASKS[task])
     return Split(split.images, (first + second).astype(np.int32))
 
 
@@ -159,22 +159,20 @@ def train_parent(
     Args:
         task: one of `TASKS`.
         seed: decides everything random.
-        split: training images labelled by digit.
+        split: training images, whose classes are the digits.
         progress: called with the stage, how much of it is done, and out of how much.
 
     Returns:
         Its variables.
     """
     classes = classes_of(task)
+    own, vectors = reclassified(split, task), class_vectors(seed)
     init_key, train_key = jax.random.split(_keys(seed)[3 + list(TASKS).index(task)])
     return training.train(
-        NETWORK,
+        training.NetworkSetup(NETWORK, TRAINING),
         models.init(NETWORK, init_key, split.images.shape[1:]),
-        relabelled(split, task),
-        class_vectors(seed),
-        classes,
+        training.telling_apart(classes, own, vectors, TRAINING.logit_scale),
         key=train_key,
-        config=TRAINING,
         progress=progress,
     )
 

@@ -34,8 +34,8 @@ def scaled_performance(constant: float, parent: float, loss: float) -> float:
     """
     if not parent < constant:
         raise ValueError(
-            f"scaled_performance: the parent's loss is {parent:g}, it must be below "
-            f"that of the best constant, {constant:g}; train the parent longer."
+            "scaled_performance: expected a parent with a loss below that of the best "
+            f"constant, {constant:g}, got {parent:g}. Train the parent longer."
         )
     return (constant - loss) / (constant - parent)
 
@@ -49,7 +49,7 @@ def best_constant(task: Task, examples: Examples) -> Float[np.ndarray, "..."]:
 
     Returns:
         Logits that are the logarithms of how often each answer is right, up to the last
-        one that ever is; or the mean of the maps.
+        one that ever is; or the mean of the pictures.
     """
     targets = np.concatenate(examples.targets)
     if task.answers == 0:
@@ -83,14 +83,15 @@ def mean_loss(
     """
     size, losses = len(examples.inputs[0]), []
     for inputs, targets in zip(examples.inputs, examples.targets, strict=True):
-        full = _padded(inputs, size), _padded(targets, size)
-        found = _losses(apply_fn, task.objective.loss, variables, *full)
+        inputs_full, targets_full = _padded(inputs, size), _padded(targets, size)
+        loss = task.objective.loss
+        found = _losses(apply_fn, loss, variables, inputs_full, targets_full)
         losses.append(np.asarray(found, np.float64)[: len(inputs)])
     mean = float(np.concatenate(losses).mean())
     if not np.isfinite(mean):
         raise ValueError(
-            f"mean_loss: is {mean}, it must be finite; check the variables, and that "
-            "every answer occurs in the training images."
+            f"mean_loss: expected a finite loss, got {mean}. Check the variables, and "
+            "that every answer occurs in the training images."
         )
     return mean
 

@@ -1,4 +1,4 @@
-"""What all networks of one seed of an experiment have in common."""
+"""Seed setup: what all networks of one seed of an experiment have in common."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Ground:
+class SeedSetup:
     """Tasks, data and keys of one seed.
 
     Attributes:
@@ -47,9 +47,9 @@ class Ground:
     match_key: jax.Array
 
 
-def lay_ground(
+def set_up_seed(
     experiment: Experiment, seed: int, training: Split, test: Split
-) -> Ground:
+) -> SeedSetup:
     """Draw everything random that networks share.
 
     Args:
@@ -59,13 +59,13 @@ def lay_ground(
         test: all test images.
 
     Returns:
-        The ground.
+        The setup.
 
     Raises:
         ValueError: if there are no images of a class, or fewer classes than tasks.
     """
     keys = jax.random.split(jax.random.key(seed), 7)
-    classes = np.unique(training.labels).tolist()
+    classes = np.unique(training.classes).tolist()
     tasks = experiment.tasks
     if isinstance(tasks, int):
         tasks = draw_tasks(keys[0], classes, tasks)
@@ -75,7 +75,7 @@ def lay_ground(
     own = [batches(only(calibration, task), _BATCH) for task in tasks]
     # `nn.Module` declares no `outputs`, all of NETWORKS have one.
     outputs: int = getattr(experiment.network, "outputs")  # noqa: B009
-    return Ground(
+    return SeedSetup(
         experiment=experiment,
         tasks=tasks,
         vectors=class_vectors(keys[2], max(classes) + 1, outputs),
@@ -98,7 +98,7 @@ def draw_tasks(
 
     Args:
         key: a PRNG key.
-        classes: the class numbers.
+        classes: to be cut.
         count: of the parts.
 
     Returns:
@@ -109,8 +109,8 @@ def draw_tasks(
     """
     if len(classes) < count:
         raise ValueError(
-            f"tasks: {count} tasks for {len(classes)} classes, each needs one or more; "
-            "ask for fewer tasks."
+            f"tasks: expected one or more classes for each of {count} tasks, got "
+            f"{len(classes)} classes. Ask for fewer tasks."
         )
     order = jax.random.permutation(key, np.asarray(classes))
     parts = np.array_split(np.asarray(order), count)

@@ -1,7 +1,7 @@
 """Tasks: what different networks learn to tell from the same images.
 
-A task turns labelled images into inputs and targets. Inputs have the shape of the
-images, so that all networks can have one trunk.
+A task turns images and their classes into inputs and targets. Inputs have the shape of
+the images, so that all networks can have one trunk.
 """
 
 import zlib
@@ -16,14 +16,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jmudsc.experiments.datasets import batches, Split
 from jmudsc.experiments.training import Objective
-from jmudsc.paths import did_you_mean
+from jmudsc.paths import did_you_mean, listed
 
-NOISE = 0.5  # deviation of what denoising takes away; that of pixels is about 1
+# Standard deviation of what denoising takes away; that of pixels is about 1.
+NOISE = 0.5
 _BATCH = 256
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
-Maps = Float[Array, "batch height width maps"]
-Labels = Int[Array, " batch"]
+Pictures = Float[Array, "batch height width colors"]  # targets, not inputs
+Classes = Int[Array, " batch"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Task:
         objective: its inputs, its targets, and the loss of an output: cross-entropy
             where targets are answers, and else the mean square over the pixels.
         answers: how many answers a target is one of, None for as many as there are
-            classes; 0 where targets are maps of the images' size.
+            classes; 0 where targets are pictures of the images' size.
     """
 
     objective: Objective
@@ -54,40 +55,40 @@ class Examples:
     targets: list[np.ndarray]
 
 
-def classification(key: PRNGKeyArray, images: Images, labels: Labels) -> tuple:
+def classification(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
     """Image -> its class."""
-    return images, labels
+    return images, classes
 
 
-def autoencoding(key: PRNGKeyArray, images: Images, labels: Labels) -> tuple:
+def autoencoding(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
     """Image -> the image."""
     return images, images
 
 
-def denoising(key: PRNGKeyArray, images: Images, labels: Labels) -> tuple:
-    """Image with normal noise of deviation `NOISE` -> the image without."""
+def denoising(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
+    """Image with normal noise of standard deviation `NOISE` -> the image without."""
     return images + NOISE * jax.random.normal(key, images.shape), images
 
 
-def edges(key: PRNGKeyArray, images: Images, labels: Labels) -> tuple:
+def edges(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
     """Image -> the steepness of its brightness at every pixel, by Sobel's filters."""
     return images, steepness(images)
 
 
-def rotation(key: PRNGKeyArray, images: Images, labels: Labels) -> tuple:
+def rotation(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
     """Image turned by a random number of quarters -> that number."""
     turns = jax.random.randint(key, (len(images),), 0, 4)
     turned = jnp.stack([jnp.rot90(images, n, axes=(1, 2)) for n in range(4)])
     return turned[turns, jnp.arange(len(images))], turns
 
 
-def colourisation(key: PRNGKeyArray, images: Images, labels: Labels) -> tuple:
-    """Gray image, in as many channels -> the image."""
+def colourisation(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
+    """Gray image, in as many channels -> the image in color."""
     gray = images.mean(axis=-1, keepdims=True)
     return jnp.broadcast_to(gray, images.shape), images
 
 
-def steepness(images: Images) -> Maps:
+def steepness(images: Images) -> Pictures:
     """Return the length of the gradient of an image's brightness.
 
     Sobel's filters over 8, so that it is the change per pixel; beyond the border an
@@ -97,7 +98,7 @@ def steepness(images: Images) -> Maps:
         images: a batch.
 
     Returns:
-        One map per image, of its size; 0 where an image does not change.
+        One channel per image, of its size; 0 where an image does not change.
     """
     height, width = images.shape[1:3]
     edge = jnp.pad(images.mean(axis=-1), ((0, 0), (1, 1), (1, 1)), mode="edge")
@@ -109,12 +110,12 @@ def steepness(images: Images) -> Maps:
     return jnp.sqrt(across**2 + down**2)[..., None] / 8
 
 
-def _entropy(logits: Array, targets: Labels, _: None) -> Float[Array, " batch"]:
+def _entropy(logits: Array, targets: Classes, _: None) -> Float[Array, " batch"]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
-def _square(maps: Maps, targets: Maps, _: None) -> Float[Array, " batch"]:
-    return ((maps - targets) ** 2).mean(axis=(1, 2, 3))
+def _square(pictures: Pictures, targets: Pictures, _: None) -> Float[Array, " batch"]:
+    return ((pictures - targets) ** 2).mean(axis=(1, 2, 3))
 
 
 TASKS: Mapping[str, Task] = {
@@ -139,15 +140,20 @@ def check_tasks(where: str, names: tuple[str, ...], shape: tuple[int, ...]) -> N
         ValueError: listing the tasks that are unknown or need other images.
     """
     height, width, channels = shape
-    problems = [f"{n}{did_you_mean(n, TASKS)}" for n in names if n not in TASKS]
+    problems = [
+        f"{name}: there is no such task{did_you_mean(name, TASKS) or '.'}"
+        for name in names
+        if name not in TASKS
+    ]
     if "colourisation" in names and channels == 1:
-        problems.append("colourisation needs images in colour")
+        problems.append("colourisation: needs images in color.")
     if "rotation" in names and height != width:
-        problems.append("rotation needs square images")
+        problems.append("rotation: needs square images.")
     if problems:
         raise ValueError(
-            f"{where}: {'; '.join(problems)}: images are {height}x{width}x{channels}, "
-            f"tasks are some of {', '.join(TASKS)}; name others."
+            f"{where}: expected tasks for images of {height}x{width}x{channels}, got "
+            f"some that do not suit them:\n{listed(problems)}\n"
+            f"Choose from {', '.join(TASKS)}."
         )
 
 
@@ -156,7 +162,7 @@ def examples_of(name: str, split: Split, key: PRNGKeyArray) -> Examples:
 
     Args:
         name: of `TASKS`.
-        split: labelled images.
+        split: images and their classes.
         key: decides noise and turns, for every task in its own way.
 
     Returns:
@@ -169,8 +175,8 @@ def examples_of(name: str, split: Split, key: PRNGKeyArray) -> Examples:
     make, inputs, targets = _JITTED[name], [], []
     for number, images in enumerate(batches(split, _BATCH)):
         start = number * _BATCH
-        labels = split.labels[start : start + _BATCH]
-        made = make(jax.random.fold_in(key, number), images, labels)
+        classes = split.classes[start : start + _BATCH]
+        made = make(jax.random.fold_in(key, number), images, classes)
         inputs.append(np.asarray(made[0]))
         targets.append(np.asarray(made[1]))
     return Examples(inputs, targets)

@@ -1,4 +1,4 @@
-"""Everything that decides an experiment with several tasks, as a YAML file.
+"""Tasks config: everything that decides an experiment on tasks, as a YAML file.
 
 ```yaml
 dataset: digits
@@ -18,9 +18,10 @@ from jmudsc.experiments.config_readers import COMMON, is_count, network_from
 from jmudsc.experiments.tasks import TASKS
 from jmudsc.experiments.tasks_networks import ENCODERS
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
+from jmudsc.merging.option_values import quoted, Reader
 from jmudsc.paths import did_you_mean
-from jmudsc.recipes.yaml_keys import read_keys, Reader, refuse
+from jmudsc.recipes.yaml_keys import read_keys, refuse
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TaskExperiment:
         network: the trunk of all networks, an encoder.
         training: how each is trained.
         tasks: two or more of `TASKS`.
-        code: numbers for each position that go into a decoder.
+        code: channels of the bottleneck of decoders.
         train_split: of the dataset, `train[:10000]` say.
         test_split: of the dataset.
         methods: of `METHODS`.
@@ -89,19 +90,20 @@ def parse_task_experiment(
 
 def _tasks(value: Any) -> tuple[str, ...]:
     names = [str(name) for name in value]
-    unknown = [f"{n}{did_you_mean(n, TASKS)}" for n in names if n not in TASKS]
+    unknown = [name for name in names if name not in TASKS]
     if unknown:
         raise ValueError(
-            f"has {'; '.join(unknown)}; it must be a list of some of {', '.join(TASKS)}"
+            f"expected a list of some of {', '.join(TASKS)}, got "
+            f"{', '.join(unknown)}{did_you_mean(unknown[0], TASKS) or '.'}"
         )
     if len(set(names)) < len(names) or len(names) < 2:
-        raise ValueError(f"is {value!r}, it must have two tasks or more, each once")
+        raise ValueError(f"expected two tasks or more, each once, got {quoted(value)}.")
     return tuple(names)
 
 
 def _code(value: Any) -> int:
     if not is_count(value, 1):
-        raise ValueError(f"is {value!r}, it must be a number of channels")
+        raise ValueError(f"expected a number of channels, got {quoted(value)}.")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Networks for tasks: one kind of trunk, and a head that depends on the task.
+"""Tasks networks: one kind of trunk, and a head that depends on the task.
 
 All leaves of the head are under `params/head`. A head sums over the channels of the
 trunk before it does anything else, so any merged trunk can be read by it.
@@ -28,7 +28,7 @@ Features = Float[Array, "batch down across features"]
 
 
 class TaskNetwork(nn.Module):
-    """An encoder, and a head on its map of features.
+    """An encoder, and a head on its feature map.
 
     Attributes:
         trunk: called as `trunk(images, train)`.
@@ -62,26 +62,28 @@ class Answer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A map of an image's size, through a bottleneck.
+    """A picture of an image's size, through a bottleneck.
 
-    Every position's features are summed up in a few numbers; then the map grows by
+    Every position's features are summed up in a few channels; then the picture grows by
     doubling, a 3x3 convolution after each.
 
     Attributes:
-        size: height and width of the map.
-        maps: its channels.
-        code: numbers for each position of the features.
+        size: height and width of the picture.
+        channels: of the picture.
+        code: channels of the bottleneck.
         width: channels of the convolutions.
     """
 
     size: tuple[int, int]
-    maps: int
+    channels: int
     code: int = 8
     width: int = 32
 
     @nn.compact
-    def __call__(self, features: Features) -> Float[Array, "batch height width maps"]:
-        """Compute a map."""
+    def __call__(
+        self, features: Features
+    ) -> Float[Array, "batch height width channels"]:
+        """Compute a picture."""
         x = nn.Conv(self.code, (1, 1))(features)
         while (here := x.shape[1:3]) != self.size:
             x = nn.relu(nn.Conv(self.width, (3, 3))(x))
@@ -90,7 +92,7 @@ class Decoder(nn.Module):
             )
             x = jax.image.resize(x, (len(x), rows, columns, x.shape[-1]), "nearest")
         x = nn.relu(nn.Conv(self.width, (3, 3))(x))
-        return nn.Conv(self.maps, (3, 3))(x)
+        return nn.Conv(self.channels, (3, 3))(x)
 
 
 def network_of(
@@ -107,7 +109,7 @@ def network_of(
         task: which is learned.
         image_shape: height, width and channels of an image.
         classes: how many classes there are.
-        code: of the decoder, for tasks whose targets are maps.
+        code: of the decoder, for tasks whose targets are pictures.
 
     Returns:
         The network.
@@ -116,7 +118,7 @@ def network_of(
     if answers:
         return TaskNetwork(trunk, Answer(answers))
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((1,), jnp.int32)
-    made = jax.eval_shape(task.objective.examples, jax.random.key(0), images, labels)
-    _, *size, maps = made[1].shape
-    return TaskNetwork(trunk, Decoder(tuple(size), maps, code))
+    each = jax.ShapeDtypeStruct((1,), jnp.int32)
+    made = jax.eval_shape(task.objective.examples, jax.random.key(0), images, each)
+    _, *size, channels = made[1].shape
+    return TaskNetwork(trunk, Decoder(tuple(size), channels, code))

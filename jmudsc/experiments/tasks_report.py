@@ -1,4 +1,4 @@
-"""The report of an experiment on several tasks, and the losses it is made from."""
+"""Tasks report: written from losses that are kept on disk."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ import numpy as np
 from jmudsc.experiments.class_split_report import module_text, write_whole
 from jmudsc.experiments.scaled_performance import scaled_performance
 from jmudsc.experiments.tasks_config import TaskExperiment
-from jmudsc.recipes.report import mean_and_deviation, table
+from jmudsc.recipes.report import mean_and_std, table
 
 CONSTANT = "constant"
 
@@ -106,7 +106,7 @@ def describe_tasks(
         "Scaled performance on test images: 1 is as good as the network trained for "
         "the task alone, 0 as good as the best constant. Every pair of tasks is merged "
         "but for the heads; a task's value is the mean over its pairs. Seeds "
-        f"{', '.join(map(str, seeds))}; mean ± deviation (n - 1) over seeds. "
+        f"{', '.join(map(str, seeds))}; mean ± standard deviation (n - 1) over seeds. "
         f"{total / 60:.0f} minutes in all.",
         "",
         f"- trunk: {module_text(experiment.network)}",
@@ -142,7 +142,7 @@ def _of_methods(experiment: TaskExperiment, runs: Sequence[Run]) -> str:
         rows.append(
             [
                 row,
-                *map(mean_and_deviation, columns),
+                *map(mean_and_std, columns),
                 f"{np.mean(alphas):.2f}" if alphas else "-",
                 f"{np.mean([entry.seconds for entry in entries]):.1f}",
             ]
@@ -175,6 +175,6 @@ def _of_parents(experiment: TaskExperiment, runs: Sequence[Run]) -> str:
         constants = [run[CONSTANT].losses[task] for run in runs]
         seconds = np.mean([entry.seconds for entry in own])
         losses = [entry.losses[task] for entry in own]
-        texts = map(mean_and_deviation, (losses, constants))
+        texts = map(mean_and_std, (losses, constants))
         rows.append([task, *texts, f"{seconds:.0f}"])
     return table(["task", "parent", "best constant", "seconds"], rows)

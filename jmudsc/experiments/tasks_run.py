@@ -1,11 +1,11 @@
-"""Experiment on tasks: train a network for each, merge all pairs but for their heads.
+"""Tasks run: train a network for each task, merge all pairs but for their heads.
 
 As in an experiment on classes everything that is finished is on disk, and a run that
 was stopped goes on where it was.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,9 @@ from jmudsc.experiments.tasks_report import (
     rows_of,
     write_losses,
 )
-from jmudsc.experiments.training import descend
-from jmudsc.experiments.training_state import states_every, trained_once
+from jmudsc.experiments.training import Goal, NetworkSetup, train
+from jmudsc.experiments.training_state import trained_once
+from jmudsc.matching.methods import TABLE
 from jmudsc.merging.merge import merge
 from jmudsc.merging.result import MergeResult
 from jmudsc.progress import prefixed, Progress
@@ -50,7 +51,7 @@ _FINISHES: Mapping[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class TasksSetup:
     """Data, networks and keys of one seed.
 
     Attributes:
@@ -78,9 +79,9 @@ class Place:
 
 def score_pairs(
     experiment: TaskExperiment,
-    seed: int,
     training: Split,
     test: Split,
+    seed: int,
     folder: Path,
     say: Progress,
 ) -> dict[str, Losses]:
@@ -88,9 +89,9 @@ def score_pairs(
 
     Args:
         experiment: the config.
-        seed: decides everything random.
         training: the training images.
         test: the test images.
+        seed: decides everything random.
         folder: of the results of this seed; what it holds already is used.
         say: called with the stage, how much of it is done, and out of how much.
 
@@ -110,26 +111,26 @@ def score_pairs(
     found = read_losses(file)
     if all(name in found for name in wanted):
         return {name: found[name] for name in wanted}
-    place = place_of(experiment, seed, training, test)
-    found[CONSTANT] = Losses({task: place.constants[task][0] for task in tasks})
+    setup = set_up_tasks(experiment, seed, training, test)
+    found[CONSTANT] = Losses({task: setup.constants[task][0] for task in tasks})
     for task in tasks:
         if (name := parent_name(task)) not in found:
             start = time.perf_counter()
-            variables = network_at(place, task, folder, say)
+            variables = network_at(setup, task, folder, say)
             seconds = round(time.perf_counter() - start, 2)
-            loss = test_loss(place, task, variables)
-            scaled_performance(place.constants[task][0], loss, loss)  # or it is useless
+            loss = test_loss(setup, task, variables)
+            scaled_performance(setup.constants[task][0], loss, loss)  # or it is useless
             found[name] = Losses({task: loss}, seconds)
             write_losses(file, found)
-    for name, entry in _merges(place, folder, found, say):
+    for name, entry in _merges(setup, folder, found, say):
         found[name] = entry
         write_losses(file, found)
     return {name: found[name] for name in wanted}
 
 
-def place_of(
+def set_up_tasks(
     experiment: TaskExperiment, seed: int, training: Split, test: Split
-) -> Place:
+) -> TasksSetup:
     """Draw everything random that the networks of one seed share.
 
     Args:
@@ -139,14 +140,14 @@ def place_of(
         test: the test images.
 
     Returns:
-        The place.
+        The setup.
 
     Raises:
         ValueError: if a task cannot be learned from such images.
     """
     check_tasks("tasks", experiment.tasks, training.images.shape[1:])
     keys = jax.random.split(jax.random.key(seed), 8)
-    tasks, classes = experiment.tasks, int(training.labels.max()) + 1
+    tasks, classes = experiment.tasks, int(training.classes.max()) + 1
     shape, code = training.images.shape[1:], experiment.code
     calibration = some(keys[0], training, experiment.calibration)
     searched = some(keys[1], training, experiment.search)
@@ -167,7 +168,7 @@ def place_of(
         classes=classes,
         code=code,
     )
-    return Place(
+    return TasksSetup(
         experiment=experiment,
         training=training,
         networks={task: network(TASKS[task]) for task in tasks},
@@ -180,38 +181,36 @@ def place_of(
     )
 
 
-def test_loss(place: Place, task: str, variables: PyTree) -> float:
+def test_loss(setup: TasksSetup, task: str, variables: PyTree) -> float:
     """Return the mean loss of a network for a task over the test images."""
-    apply = models.apply_fn(place.networks[task])
-    return mean_loss(apply, variables, TASKS[task], place.test[task])
+    apply = models.apply_fn(setup.networks[task])
+    return mean_loss(apply, variables, TASKS[task], setup.test[task])
 
 
-def network_at(place: Place, task: str, folder: Path, say: Progress) -> PyTree:
+def network_at(setup: TasksSetup, task: str, folder: Path, say: Progress) -> PyTree:
     """Load the network of a task; train it if need be."""
-    init_key, train_key = jax.random.split(place.keys[task])
-    model, config = place.networks[task], place.experiment.training
+    init_key, train_key = jax.random.split(setup.keys[task])
+    model, config = setup.networks[task], setup.experiment.training
+    images = setup.training
     return trained_once(
         folder / task,
-        lambda state: descend(
-            model,
-            models.init(model, init_key, place.training.images.shape[1:]),
-            place.training,
-            TASKS[task].objective,
+        config.epochs,
+        lambda keeping: train(
+            NetworkSetup(model, config),
+            models.init(model, init_key, images.images.shape[1:]),
+            Goal(task, TASKS[task].objective, images, images.classes),
             key=train_key,
-            config=config,
-            what=task,
-            folder=state,
-            every=states_every(config.epochs),
+            keeping=keeping,
             progress=prefixed(say, f"{task} "),
         ),
     )
 
 
 def _merges(
-    place: Place, folder: Path, found: Mapping[str, Losses], say: Progress
+    setup: TasksSetup, folder: Path, found: Mapping[str, Losses], say: Progress
 ) -> Iterator[tuple[str, Losses]]:
     """Yield the merges of all pairs that have no losses yet."""
-    experiment = place.experiment
+    experiment = setup.experiment
     for pair in pairs_of(experiment.tasks):
         parents = None
         for method in experiment.methods:
@@ -223,66 +222,76 @@ def _merges(
             if not missing:
                 continue
             say(f"{' + '.join(pair)}: {method}", 0, None)
-            parents = parents or [network_at(place, task, folder, say) for task in pair]
+            parents = parents or [network_at(setup, task, folder, say) for task in pair]
             start = time.perf_counter()
-            alpha = _alpha(place, pair, parents, method)
+            merge_by = pair_merger(setup, pair, parents)
+            alpha = _alpha(setup, pair, parents, method)
             choosing = time.perf_counter() - start
             for name, finish in missing.items():
                 start = time.perf_counter()
-                options = {"alpha": alpha, **_FINISHES[finish]}
-                result = merged_pair(place, pair, parents, method, **options)
+                result = merge_by(method=method, alpha=alpha, **_FINISHES[finish])
                 seconds = round(choosing + time.perf_counter() - start, 2)
                 both = zip(pair, result.networks, strict=True)
-                losses = {task: test_loss(place, task, own) for task, own in both}
-                shown = alpha if method.startswith("mudsc-") else None
+                losses = {task: test_loss(setup, task, own) for task, own in both}
+                shown = alpha if TABLE[method].blends else None
                 yield name, Losses(losses, seconds, shown)
 
 
 def _alpha(
-    place: Place, pair: tuple[str, str], parents: list[PyTree], method: str
+    setup: TasksSetup, pair: tuple[str, str], parents: list[PyTree], method: str
 ) -> float:
     """Choose alpha on training images if there is a choice."""
-    alphas = place.experiment.alphas
-    if len(alphas) == 1 or not method.startswith("mudsc-"):
+    alphas = setup.experiment.alphas
+    if len(alphas) == 1 or not TABLE[method].blends:
         return alphas[0]
     limits = [
-        (place.constants[task][1], _searched(place, task, parent))
+        (setup.constants[task][1], _searched(setup, task, parent))
         for task, parent in zip(pair, parents, strict=True)
     ]
 
     def score(networks: list[PyTree]) -> float:
-        losses = map(partial(_searched, place), pair, networks)
+        losses = map(partial(_searched, setup), pair, networks)
         reached = zip(limits, losses, strict=True)
-        return float(np.mean([scaled_performance(*x, loss) for x, loss in reached]))
+        scaled = [scaled_performance(best, own, loss) for (best, own), loss in reached]
+        return float(np.mean(scaled))
 
-    options = {"alpha": "search", "alphas": alphas, "score": score}
-    return merged_pair(place, pair, parents, method, **options).recipe["alpha"]
-
-
-def _searched(place: Place, task: str, variables: PyTree) -> float:
-    apply = models.apply_fn(place.networks[task])
-    return mean_loss(apply, variables, TASKS[task], place.search[task])
+    merge_by = pair_merger(setup, pair, parents)
+    searched = merge_by(method=method, alpha="search", alphas=alphas, score=score)
+    return searched.recipe["alpha"]
 
 
-def merged_pair(
-    place: Place, pair: tuple[str, str], parents: list[PyTree], method: str, **options
-) -> MergeResult:
-    """Merge two networks but for their heads; options are those of `merge`."""
-    networks = [place.networks[task] for task in pair]
-    return merge(
+def _searched(setup: TasksSetup, task: str, variables: PyTree) -> float:
+    apply = models.apply_fn(setup.networks[task])
+    return mean_loss(apply, variables, TASKS[task], setup.search[task])
+
+
+def pair_merger(
+    setup: TasksSetup, pair: tuple[str, str], parents: list[PyTree]
+) -> Callable[..., MergeResult]:
+    """Return the function that merges two networks but for their heads.
+
+    Args:
+        setup: of the seed.
+        pair: their tasks.
+        parents: their variables.
+
+    Returns:
+        `jmudsc.merge` for these networks, which takes the method and its options.
+    """
+    networks = [setup.networks[task] for task in pair]
+    return partial(
+        merge,
         [models.apply_fn(network) for network in networks],
         parents,
-        inputs_of(place, pair),
-        method=method,
-        key=place.merge_key,
+        inputs_of(setup, pair),
+        key=setup.merge_key,
         separate=HEAD,
         update_fn=[models.update_fn(network) for network in networks],
-        **options,
     )
 
 
-def inputs_of(place: Place, pair: tuple[str, str]) -> list[np.ndarray]:
+def inputs_of(setup: TasksSetup, pair: tuple[str, str]) -> list[np.ndarray]:
     """Return what both networks are given, once if it is the same for both."""
-    first, second = (place.calibration[task].inputs for task in pair)
+    first, second = (setup.calibration[task].inputs for task in pair)
     same = all(map(np.array_equal, first, second))
     return first if same else [*first, *second]

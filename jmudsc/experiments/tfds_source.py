@@ -1,4 +1,4 @@
-"""Images that TFDS has prepared on disk, read by position and without TensorFlow."""
+"""TFDS source: images that TFDS has prepared on disk, read without TensorFlow."""
 
 import functools
 import os
@@ -11,13 +11,13 @@ from jaxtyping import Float32, Int32
 
 from jmudsc.paths import did_you_mean
 
-# Mean and deviation of the colours of ImageNet, of values in [0, 1].
+# Means and standard deviations of the colors of ImageNet, of values in [0, 1].
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_MANY = 1000
+_MANY = 1000  # examples that are read at once
 
 
 def open_source(
-    name: str, split: str, data_dir: str | os.PathLike[str] | None, **options: Any
+    name: str, split: str, data_dir: str | os.PathLike[str] | None, decoders: Any = None
 ) -> Any:
     """Open a split of a prepared dataset.
 
@@ -25,7 +25,7 @@ def open_source(
         name: of the dataset in TFDS.
         split: such as `train` or `train[:1000]`.
         data_dir: where TFDS keeps its datasets; None for its own place.
-        options: of `tfds.data_source`.
+        decoders: as `tfds.data_source` takes them: how features are decoded.
 
     Returns:
         A sequence of examples, each a dict.
@@ -42,40 +42,43 @@ def open_source(
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        hint = did_you_mean(name, _known(tfds))
+        hint = did_you_mean(name, _known(tfds)) or "."
         raise ValueError(
-            f'{data_dir or "TFDS"}: there is no dataset "{name}" and TFDS knows none, '
-            f"one that tfds.list_builders() names is needed{hint}"
+            f"{data_dir or 'TFDS'}: expected a dataset that is there or that TFDS "
+            f'knows, got "{name}"{hint} tfds.list_builders() lists what TFDS knows.'
         ) from error
     folder = data_dir or builder.data_dir_root
     command = f"tfds build {name} --data_dir {folder} --file_format array_record"
     if not builder.is_prepared():
         raise FileNotFoundError(
-            f"{folder}: {name} is not prepared there, it must be; run\n  {command}\n"
-            "once (it needs TensorFlow, reading does not), or choose another data_dir."
+            f"{folder}: expected {name} to be prepared there, did not find it. Run\n"
+            f"  {command}\n"
+            "once (this needs TensorFlow, reading does not), or choose another "
+            "data_dir."
         )
     kept = builder.info.file_format
     if kept is None or kept.value != "array_record":
         raise ValueError(
-            f"{builder.data_dir}: is stored as {kept and kept.value}, array_record is "
-            f"needed to read by position; remove it and run\n  {command}"
+            f"{builder.data_dir}: expected a dataset stored as array_record, which can "
+            f"be read by position, got {kept and kept.value}. Remove it and run\n"
+            f"  {command}"
         )
-    return builder.as_data_source(split=split, **options)
+    return builder.as_data_source(split=split, decoders=decoders)
 
 
-def read_labels(source: Any) -> Int32[np.ndarray, " examples"]:
-    """Read the label of every example."""
+def read_classes(source: Any) -> Int32[np.ndarray, " examples"]:
+    """Read the class of every example."""
     return np.array([x["label"] for x in _examples(source)], np.int32)
 
 
 def read_images(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Read all images, as `uint8`, and labels into memory.
+    """Read all images, as `uint8`, and their classes into memory.
 
     Args:
         source: from `open_source`; its images must be of one size.
 
     Returns:
-        The images, (examples, height, width, channels), and their labels.
+        The images, (examples, height, width, channels), and their classes.
     """
     examples = list(_examples(source))
     images = np.stack([x["image"] for x in examples])
@@ -87,7 +90,7 @@ class Stream:
     """Batches of images read from disk anew in every pass, for what is too big.
 
     Images are scaled so that the shorter side has 8/7 of `side`, cut in the middle, and
-    standardised by the colours of ImageNet. Going through it gives arrays of images, as
+    standardized by the colors of ImageNet. Going through it gives arrays of images, as
     `collect`, `merge` and `reset_batch_stats` take them.
 
     Attributes:
@@ -129,7 +132,7 @@ def stream(
         data_dir: as for `open_source`.
         size: images of a batch.
         side: height and width of an image.
-        classes: keep the images of these only, which takes a pass over the labels;
+        classes: keep the images of these only, which takes a pass over the classes;
             all, if None.
 
     Returns:
@@ -142,22 +145,23 @@ def stream(
     source = open_source(name, split, data_dir)
     indices = np.arange(len(source))
     if classes is not None:
-        indices = indices[np.isin(_labels(name, split, data_dir), list(classes))]
+        indices = indices[np.isin(_classes(name, split, data_dir), list(classes))]
     if not len(indices) or size < 1:
         raise ValueError(
-            f"stream: {len(indices)} images in batches of {size}, at least 1 of each "
-            "is needed; choose another split, classes or size."
+            "stream: expected one or more images in batches of one or more, got "
+            f"{len(indices)} images in batches of {size}. Choose another split, other "
+            "classes or another size."
         )
     return Stream(source, indices.tolist(), size, side)
 
 
-def _labels(
+def _classes(
     name: str, split: str, data_dir: str | os.PathLike[str] | None
 ) -> np.ndarray:
     import tensorflow_datasets as tfds
 
     skip = {"image": tfds.decode.SkipDecoding()}
-    return read_labels(open_source(name, split, data_dir, decoders=skip))
+    return read_classes(open_source(name, split, data_dir, decoders=skip))
 
 
 def _examples(source: Any) -> Iterator[Any]:
@@ -168,8 +172,8 @@ def _examples(source: Any) -> Iterator[Any]:
 def _prepared(image: np.ndarray, side: int) -> np.ndarray:
     if image.shape[:2] != (side, side):
         image = _scaled(image, side)
-    mean, deviation = np.array(_IMAGENET, np.float32)
-    return (image / np.float32(255) - mean) / deviation
+    mean, std = np.array(_IMAGENET, np.float32)
+    return (image / np.float32(255) - mean) / std
 
 
 def _scaled(image: np.ndarray, side: int) -> np.ndarray:
@@ -187,8 +191,8 @@ def _scaled(image: np.ndarray, side: int) -> np.ndarray:
 def _weights(length: int, target: int, side: int) -> Float32[np.ndarray, "side length"]:
     """Return what the middle pixels are made of when a length becomes a target."""
     scale, first = length / target, (target - side) // 2
-    centres = (np.arange(first, first + side) + 0.5) * scale - 0.5
-    away = np.abs(np.arange(length) - centres[:, None]) / max(scale, 1)
+    centers = (np.arange(first, first + side) + 0.5) * scale - 0.5
+    away = np.abs(np.arange(length) - centers[:, None]) / max(scale, 1)
     weights = np.maximum(1 - away, 0)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 

@@ -1,16 +1,16 @@
-"""Train the parents of the shipped experiments: embed images near their class vector.
+"""Training: fit a network of an experiment to a goal by stochastic gradient descent.
 
-Every class has a fixed random unit vector, and a network is trained to point at the one
-of the image's class among those of its own task. Networks of different tasks thus share
-one output space, and can be merged whole (as with the text vectors of ZipIt, Stoica et
-al. 2024, arXiv:2305.03053, section 5.1).
+The goal of most is to embed images near the vector of their class: every class has a
+fixed random unit vector, and a network is trained to point at the one of the image's
+class among those of its own task. Networks of different tasks thus share one output
+space, and can be merged whole (as with the text vectors of ZipIt, Stoica et al. 2024,
+arXiv:2305.03053, section 5.1).
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from jmudsc.experiments.augment import AUGMENTS
 from jmudsc.experiments.datasets import Split
 from jmudsc.experiments.models import MLP, ResNet20
-from jmudsc.experiments.training_state import keep_state, last_state
+from jmudsc.experiments.training_state import keep_state, Keeping, last_state
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import Progress
 
@@ -58,39 +58,58 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What a network is trained for.
-
-    Objectives whose functions are the same functions share compilations.
-
-    Attributes:
-        examples: `(key, images, labels) -> (inputs, targets)`: what of labelled images
-            the network is given and what it is to say.
-        loss: `(outputs, targets, constants) -> losses`, one for each example.
-    """
-
-    examples: Callable[[PRNGKeyArray, Array, Array], tuple[Array, Array]]
-    loss: Callable[[Array, Array, Any], Float[Array, " batch"]]
-
-
-@dataclass(frozen=True)
-class Setup:
+class NetworkSetup:
     """A network and how it is trained.
 
     Attributes:
         model: a linen module called as `model(images, train)`.
-        config: its recipe.
+        config: how it is trained.
     """
 
     model: nn.Module
     config: TrainConfig
 
 
-DEMO_MLP = Setup(
+@dataclass(frozen=True)
+class Objective:
+    """What is made of images for a network to learn, and how its answers are judged.
+
+    Objectives whose functions are the same functions share compilations.
+
+    Attributes:
+        examples: `(key, images, classes) -> (inputs, targets)`: what the network is
+            given of images, and what it is to say, from the class of each.
+        loss: `(outputs, targets, constants) -> losses`, one for each example.
+    """
+
+    examples: Callable[[PRNGKeyArray, Array, Any], tuple[Array, Array]]
+    loss: Callable[[Array, Array, Any], Float[Array, " batch"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What a network is to learn from which images.
+
+    Attributes:
+        name: tells it from other goals on the same images.
+        objective: what is made of the images. They are augmented before.
+        split: the images, with their classes.
+        classes: of each image, as the objective counts them.
+        constants: what else the loss needs, arrays.
+    """
+
+    name: str
+    objective: Objective
+    split: Split
+    classes: Int[np.ndarray, " examples"]
+    constants: PyTree = None
+
+
+DEMO_MLP = NetworkSetup(
     MLP((256, 256, 256), 64),
     TrainConfig(epochs=100, batch_size=100, learning_rate=0.1, weight_decay=1e-3),
 )
-DEMO_RESNET20 = Setup(
+DEMO_RESNET20 = NetworkSetup(
     ResNet20(1, 512),
     TrainConfig(
         epochs=20, batch_size=100, learning_rate=0.2, weight_decay=2e-3, logit_scale=8.0
@@ -113,137 +132,113 @@ def cosines(
     return _unit(embedding) @ vectors.T
 
 
-def train(
-    model: nn.Module,
-    variables: PyTree,
+def telling_apart(
+    classes: Sequence[int],
     split: Split,
     vectors: Float[Array, "all_classes dimension"],
-    classes: Sequence[int],
-    *,
-    key: PRNGKeyArray,
-    config: TrainConfig,
-    folder: Path | None = None,
-    every: int = 1,
-    progress: Progress | None = None,
-) -> PyTree:
-    """Train a network to tell the classes of one task apart.
+    logit_scale: float,
+) -> Goal:
+    """Return the goal of telling the classes of one task apart.
 
-    Minimises the cross-entropy of the scaled cosines to the task's class vectors.
-    Networks of one model, config and number of classes and steps share a compilation.
+    Its loss is the cross-entropy of the scaled cosines to the task's class vectors.
+    Networks of one setup and number of classes and steps share a compilation.
 
     Args:
-        model: a linen module called as `model(images, train)`.
-        variables: where training starts.
-        split: images of the classes of the task, and no others.
-        vectors: a unit vector for every class of every task.
         classes: the classes of the task.
-        key: decides the order of the images and their augmentation.
-        config: the recipe.
-        folder: where to keep the state of the training; if it holds one, training goes
-            on from there and gives the same bits as if never stopped. Not kept, if
-            None.
-        every: after how many epochs to keep it.
+        split: images of these classes, and no others.
+        vectors: a unit vector for every class of every task.
+        logit_scale: multiplies the cosines, as `TrainConfig.logit_scale` says.
+
+    Returns:
+        The goal.
+
+    Raises:
+        ValueError: if the split has images of other classes, or a class has no vector.
+    """
+    _check_classes(classes, split, len(vectors))
+    own = np.unique(classes)
+    return Goal(
+        name=str(own),
+        objective=_near_vectors(logit_scale),
+        split=split,
+        classes=np.searchsorted(own, split.classes).astype(np.int32),
+        constants=vectors[own],
+    )
+
+
+def train(
+    setup: NetworkSetup,
+    variables: PyTree,
+    goal: Goal,
+    *,
+    key: PRNGKeyArray,
+    keeping: Keeping | None = None,
+    progress: Progress | None = None,
+) -> PyTree:
+    """Minimize the mean loss of a goal by stochastic gradient descent.
+
+    Args:
+        setup: the network and how it is trained.
+        variables: where training starts.
+        goal: what the network is to learn.
+        key: decides the order of the images, their augmentation, and what is random in
+            the objective.
+        keeping: where the state of the training is kept; if there is one, training goes
+            on from there and gives the same bits as if it had never stopped. Not kept,
+            if None.
         progress: called after every epoch with the stage, epochs done, and all epochs.
 
     Returns:
         The trained variables.
 
     Raises:
-        ValueError: if the split has images of other classes, or too few for one batch,
-            a class has no vector, the config is out of range, or the folder holds the
-            state of another training.
-    """
-    _check(split, len(vectors), classes)
-    own = np.unique(classes)
-    targets = np.searchsorted(own, split.labels).astype(np.int32)
-    return descend(
-        model,
-        variables,
-        split,
-        _near_vectors(config.logit_scale),
-        key=key,
-        config=config,
-        targets=targets,
-        constants=vectors[own],
-        what=str(own),
-        folder=folder,
-        every=every,
-        progress=progress,
-    )
-
-
-def descend(
-    model: nn.Module,
-    variables: PyTree,
-    split: Split,
-    objective: Objective,
-    *,
-    key: PRNGKeyArray,
-    config: TrainConfig,
-    targets: Int[np.ndarray, " examples"] | None = None,
-    constants: PyTree = None,
-    what: str,
-    folder: Path | None = None,
-    every: int = 1,
-    progress: Progress | None = None,
-) -> PyTree:
-    """Minimise the mean loss of an objective by stochastic gradient descent.
-
-    Args:
-        model: a linen module called as `model(inputs, train)`.
-        variables: where training starts.
-        split: labelled images.
-        objective: what of them the network is given, and what it is to say. Images are
-            augmented before, as the config says.
-        key: decides the order of the images, their augmentation, and what is random in
-            the objective.
-        config: the recipe; `logit_scale` is left to the objective.
-        targets: labels to use in the place of those of the split.
-        constants: what else the loss needs, arrays.
-        what: names the objective, so that another training is not taken for this one.
-        folder: as for `train`, and so are the others.
-        every: as for `train`.
-        progress: as for `train`.
-
-    Returns:
-        The trained variables.
-
-    Raises:
         ValueError: if the images are too few for one batch, the config is out of range,
-            or the folder holds the state of another training.
+            or what is kept is the state of another training.
     """
+    config, split = setup.config, goal.split
     _check_config(split, config)
-    labels = split.labels if targets is None else targets
     steps = len(split) // config.batch_size
-    momentum = _optimizer(config, steps).init(variables["params"])
-    done, state = 0, (variables, momentum)
-    what = _decided_by(model, config, what, key, split)
-    if folder is not None:
-        done, state = last_state(folder, state, what)
+    program = _Program(setup, goal.objective, steps)
+    done, state = 0, (variables, _optimizer(config, steps).init(variables["params"]))
+    decided_by = _decided_by(setup, goal, key)
+    if keeping is not None:
+        done, state = last_state(keeping.folder, state, decided_by)
     for epoch in range(done, config.epochs):
-        epoch_key = jax.random.fold_in(key, epoch)
-        order = jax.random.permutation(epoch_key, len(split))
-        chosen = np.asarray(order)[: steps * config.batch_size].reshape(steps, -1)
-        total = 0.0
-        for number, batch in enumerate(chosen):
-            *state, loss = _step(
-                model,
-                config,
-                objective,
-                steps,
-                *state,
-                jax.random.fold_in(epoch_key, number),
-                split.images[batch],
-                labels[batch],
-                constants,
-            )
-            total += loss
+        state, loss = _epoch(program, state, goal, jax.random.fold_in(key, epoch))
         if progress is not None:
-            mean = float(total) / steps
-            progress(f"training (loss {mean:.4f})", epoch + 1, config.epochs)
-        if folder is not None and (epoch + 1) % every == 0:
-            keep_state(folder, epoch + 1, tuple(state), what)
+            progress(f"training (loss {loss:.4f})", epoch + 1, config.epochs)
+        if keeping is not None and (epoch + 1) % keeping.every == 0:
+            keep_state(keeping.folder, epoch + 1, state, decided_by)
     return state[0]
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What a step of training is compiled for."""
+
+    setup: NetworkSetup
+    objective: Objective
+    steps: int  # of an epoch
+
+
+# Variables, and the state of the optimizer.
+_State = tuple[PyTree, PyTree]
+
+
+def _epoch(
+    program: _Program, state: _State, goal: Goal, key: PRNGKeyArray
+) -> tuple[_State, float]:
+    """Go once through the images in random order; return the mean loss too."""
+    steps, split = program.steps, goal.split
+    order = np.asarray(jax.random.permutation(key, len(split)))
+    chosen = order[: steps * program.setup.config.batch_size].reshape(steps, -1)
+    total = 0.0
+    for number, batch in enumerate(chosen):
+        step_key = jax.random.fold_in(key, number)
+        images, classes = split.images[batch], goal.classes[batch]
+        state, loss = _step(program, state, step_key, images, classes, goal.constants)
+        total += loss
+    return state, float(total) / steps
 
 
 @functools.cache
@@ -258,36 +253,29 @@ def _near_vectors(logit_scale: float) -> Objective:
         logits = logit_scale * cosines(embedding, vectors)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
-    return Objective(lambda key, images, labels: (images, labels), loss)
+    return Objective(lambda key, images, classes: (images, classes), loss)
 
 
-def _decided_by(
-    model: nn.Module,
-    config: TrainConfig,
-    objective: str,
-    key: PRNGKeyArray,
-    split: Split,
-) -> str:
+def _decided_by(setup: NetworkSetup, goal: Goal, key: PRNGKeyArray) -> str:
     """Write down what decides a training, as far as it can be compared quickly."""
     bits = jax.random.key_data(key).tolist()
-    return f"{model} {config} {objective} {bits} {split.labels.tolist()}"
+    classes = goal.split.classes.tolist()
+    return f"{setup.model} {setup.config} {goal.name} {bits} {classes}"
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=0)
 def _step(
-    model: nn.Module,
-    config: TrainConfig,
-    objective: Objective,
-    steps: int,
-    variables: PyTree,
-    momentum: PyTree,
+    program: _Program,
+    state: _State,
     key: PRNGKeyArray,
     images: Images,
-    labels: Int[Array, " batch"],
+    classes: Int[Array | np.ndarray, " batch"],
     constants: PyTree,
-) -> tuple[PyTree, PyTree, Float[Array, ""]]:
+) -> tuple[_State, Float[Array, ""]]:
+    model, config = program.setup.model, program.setup.config
+    objective, (variables, momentum) = program.objective, state
     changed = AUGMENTS[config.augment](key, jnp.asarray(images))
-    inputs, targets = objective.examples(jax.random.fold_in(key, 0), changed, labels)
+    inputs, targets = objective.examples(jax.random.fold_in(key, 0), changed, classes)
 
     def loss_of(params: PyTree) -> tuple[Array, Any]:
         outputs, updated = model.apply(
@@ -300,9 +288,10 @@ def _step(
 
     params = variables["params"]
     (loss, updated), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-    change, momentum = _optimizer(config, steps).update(grads, momentum, params)
+    optimizer = _optimizer(config, program.steps)
+    change, momentum = optimizer.update(grads, momentum, params)
     params = optax.apply_updates(params, change)
-    return {**variables, **updated, "params": params}, momentum, loss
+    return ({**variables, **updated, "params": params}, momentum), loss
 
 
 def _optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
@@ -321,35 +310,35 @@ def _unit(vectors: Float[Array, "n dimension"]) -> Float[Array, "n dimension"]:
     return vectors * jax.lax.rsqrt(squares + 1e-12)  # finite for a vector of zeros
 
 
-def _check(split: Split, vectors: int, classes: Sequence[int]) -> None:
-    strays = sorted(set(split.labels.tolist()) - set(classes))
+def _check_classes(classes: Sequence[int], split: Split, vectors: int) -> None:
+    own = sorted(set(classes))
+    strays = sorted(set(split.classes.tolist()) - set(own))
     if strays:
         raise ValueError(
-            f"train: the split has images of the classes {strays}, the task has "
-            f"{sorted(classes)} only; cut the split with datasets.only."
+            f"telling_apart: expected images of the classes {own}, got some of "
+            f"{strays}. Cut the split with datasets.only."
         )
-    absent = [c for c in sorted(set(classes)) if not 0 <= c < vectors]
-    if absent or not classes:
+    if not own or not all(0 <= each < vectors for each in own):
         raise ValueError(
-            f"train: of {len(classes)} classes {absent} have no vector, there must be "
-            f"one for each; choose one or more from 0..{vectors - 1}."
+            f"telling_apart: expected one or more classes from 0 to {vectors - 1}, "
+            f"which have vectors, got {own}. Choose others or draw more vectors."
         )
 
 
 def _check_config(split: Split, config: TrainConfig) -> None:
     if config.epochs < 1 or not 0 <= config.warmup < 1:
         raise ValueError(
-            f"train: {config.epochs} epochs with warmup {config.warmup}, at least 1 "
-            "and a share in [0, 1) are needed; change the config."
+            "train: expected one or more epochs and a warmup in [0, 1), got "
+            f"{config.epochs} and {config.warmup}. Change the config."
         )
     if config.augment not in AUGMENTS:
-        hint = did_you_mean(config.augment, AUGMENTS)
+        hint = did_you_mean(config.augment, AUGMENTS) or "."
         raise ValueError(
-            f'train: augment is "{config.augment}", needed is one of '
-            f"{', '.join(AUGMENTS)}; change the config{hint}"
+            f"train: expected augment to be one of {', '.join(AUGMENTS)}, got "
+            f'"{config.augment}"{hint} Change the config.'
         )
     if not 1 <= config.batch_size <= len(split):
         raise ValueError(
-            f"train: {len(split)} images do not fill one batch of {config.batch_size}; "
-            "choose a batch_size from 1 to the number of images."
+            f"train: expected a batch_size from 1 to {len(split)}, the number of "
+            f"images, got {config.batch_size}. Change the config."
         )

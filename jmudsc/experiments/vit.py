@@ -1,4 +1,4 @@
-"""The vision transformer of the experiments."""
+"""ViT: the vision transformer of the experiments."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -59,8 +59,8 @@ def _patches(images: Images, size: int) -> Float[Array, "batch patches pixels"]:
     batch, height, width, channels = images.shape
     if height % size or width % size:
         raise ValueError(
-            f"ViT: images are {height}x{width}, patches of {size} must divide both; "
-            "choose another patch."
+            f"ViT: expected a patch that divides both sides of images of "
+            f"{height}x{width}, got {size}. Choose another patch."
         )
     x = images.reshape(batch, height // size, size, width // size, size, channels)
     return jnp.transpose(x, (0, 1, 3, 2, 4, 5)).reshape(

@@ -1,4 +1,4 @@
-"""Figures of losses, drawn with matplotlib, which is optional."""
+"""Figures: losses drawn with matplotlib, which is optional."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jmudsc.landscape.plane import barrier, Plane, with_sum
+from jmudsc.landscape.losses import barrier, with_sum
+from jmudsc.landscape.plane import Plane
 
 _LEVELS = 15
 _STYLES = "-", "--", ":", "-."
@@ -22,8 +23,8 @@ def check_installed() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            "figures: matplotlib is not installed, it is needed to draw; run pip "
-            "install 'jmudsc[figures]'."
+            "figures: expected matplotlib to draw with, got none. Run pip install "
+            "'jmudsc[figures]'."
         ) from error
 
 
@@ -36,7 +37,7 @@ def draw_plane(
 ) -> bytes:
     """Draw the losses over a plane, a panel for each task and one for their sum.
 
-    Colours end a little above the largest loss of the networks, or at the median of all
+    Colors end a little above the largest loss of the networks, or at the median of all
     points if that is higher, so that one can see what is between the networks.
 
     Args:

@@ -1,7 +1,7 @@
-"""Match: decide which units of the models become one, by one of seven methods."""
+"""Coordinate descent: match label after label, in sweeps, until none gets better."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -9,32 +9,19 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.digests import digest_of
-from jmudsc.lazy import Leaf
+from jmudsc.matching.coordinate_step import inputs_of, Search, Step, take_step
 from jmudsc.matching.journal import Journal
-from jmudsc.matching.moment_cache import BUDGET, Memory
+from jmudsc.matching.match_options import MatchOptions
+from jmudsc.matching.methods import check_alpha, method_of
+from jmudsc.matching.moment_cache import MomentCache
 from jmudsc.matching.moments import Moments
 from jmudsc.matching.multi_model import check_reference
-from jmudsc.matching.nested_labels import families, match_family, stacked_shape
-from jmudsc.matching.similarity import activation_similarity, weight_similarity
-from jmudsc.matching.weight_vectors import others_on
+from jmudsc.matching.nested_labels import families, stacked_shape
+from jmudsc.matching.similarity import activation_similarity
 from jmudsc.progress import Progress
 from jmudsc.reordering.permute import identity
 from jmudsc.spec.check_variables import check_covers, check_same
 from jmudsc.spec.permutation_spec import PermutationSpec
-
-METHODS = (
-    "average",
-    "weight-align",
-    "activation-align",
-    "weight-zip",
-    "activation-zip",
-    "mudsc-align",
-    "mudsc-zip",
-)
-
-
-# What a step is kept as in a journal: the objective of each label, and assignments.
-_REACHED, _TO = "reached", "to/"
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,7 @@ class Match:
     """What matching found.
 
     Attributes:
-        assignment: label -> `int32[models, *parent units, units]`, the merged unit that
+        assignment: label -> `int32[models, *outer units, units]`, the merged unit that
             each unit of each model goes to.
         history: the objective of each sweep, the mean over the labels that can move of
             the mean similarity of the units that share a merged unit, in [-1, 1]; empty
@@ -56,35 +43,6 @@ class Match:
     converged: bool = True
 
 
-def uses_activations(method: str) -> bool:
-    """Whether a method needs activation moments, and so batches."""
-    return method.startswith(("activation-", "mudsc-"))
-
-
-def check_method(where: str, method: str, alpha: float) -> None:
-    """Check the name of a method and the balance.
-
-    Args:
-        where: the caller, named in the error.
-        method: one of `METHODS`.
-        alpha: share of the weight similarity.
-
-    Raises:
-        ValueError: if the method is unknown or alpha is outside [0, 1].
-    """
-    if method not in METHODS:
-        hint = paths.did_you_mean(method, METHODS)
-        raise ValueError(
-            f'{where}: method is "{method}"{hint}; needed is one of '
-            f"{', '.join(METHODS)}."
-        )
-    if not 0 <= alpha <= 1:
-        raise ValueError(
-            f"{where}: alpha is {alpha}, it must be in [0, 1]; it is the share of the "
-            "weight similarity."
-        )
-
-
 def match(
     spec: PermutationSpec,
     models: Sequence[PyTree],
@@ -93,12 +51,12 @@ def match(
     method: str = "mudsc-zip",
     alpha: float = 0.5,
     key: jax.Array,
-    a: float = 0.5,
-    b: float = 1.0,
-    reference: str = "first",
-    patience: int = 5,
-    max_sweeps: int = 100,
-    budget: int = BUDGET,
+    a: float = MatchOptions.a,
+    b: float = MatchOptions.b,
+    reference: str = MatchOptions.reference,
+    patience: int = MatchOptions.patience,
+    max_sweeps: int = MatchOptions.max_sweeps,
+    budget: int = MatchOptions.budget,
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Match:
@@ -137,23 +95,11 @@ def match(
         ValueError: if the method or the reference is unknown, alpha is outside [0, 1],
             moments are missing or of other models, or the models do not fit the spec.
     """
-    check_method("match", method, alpha)
-    at = matcher(
-        spec,
-        models,
-        moments,
-        method=method,
-        key=key,
-        a=a,
-        b=b,
-        reference=reference,
-        patience=patience,
-        max_sweeps=max_sweeps,
-        budget=budget,
-        journal=journal,
-        progress=progress,
-    )
-    return at(alpha)
+    row = method_of("match", method)
+    check_alpha("match", alpha)
+    options = MatchOptions(row, a, b, reference, patience, max_sweeps, budget)
+    search = _search(spec, models, moments, options, journal)
+    return _matcher(search, key, progress)(alpha)
 
 
 def matcher(
@@ -163,88 +109,173 @@ def matcher(
     *,
     method: str = "mudsc-zip",
     key: jax.Array,
-    a: float = 0.5,
-    b: float = 1.0,
-    reference: str = "first",
-    patience: int = 5,
-    max_sweeps: int = 100,
-    budget: int = BUDGET,
+    a: float = MatchOptions.a,
+    b: float = MatchOptions.b,
+    reference: str = MatchOptions.reference,
+    patience: int = MatchOptions.patience,
+    max_sweeps: int = MatchOptions.max_sweeps,
+    budget: int = MatchOptions.budget,
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Callable[[float], Match]:
-    """Prepare to match the same models by several balances.
+    """Prepare to match the same models at several values of alpha.
 
-    What does not depend on alpha is computed once: the similarity of activations, the
-    matching by it that all searches start from, and the similarities of weights as long
-    as the assignments that they depend on are the same.
-
-    Args:
-        spec: as for `match`, like all that follow.
-        models: likewise.
-        moments: likewise.
-        method: likewise.
-        key: likewise.
-        a: likewise.
-        b: likewise.
-        reference: likewise.
-        patience: likewise.
-        max_sweeps: likewise.
-        budget: likewise.
-        journal: likewise.
-        progress: likewise.
-
-    Returns:
-        A function from alpha to what `match` returns for it, bit for bit.
+    It takes the arguments of `match`, all but alpha, and returns a function from alpha
+    to what `match` returns for it, bit for bit. What does not depend on alpha is
+    computed once: the similarity of activations, the matching by it that all searches
+    start from, and the similarities of weights as long as the assignments that they
+    depend on are the same.
 
     Raises:
         ValueError: as `match`.
     """
-    check_method("match", method, 0.5)
-    check_reference("match", reference)
-    if uses_activations(method) and moments is None:
+    row = method_of("match", method)
+    options = MatchOptions(row, a, b, reference, patience, max_sweeps, budget)
+    search = _search(spec, models, moments, options, journal)
+    return _matcher(search, key, progress)
+
+
+def _search(
+    spec: PermutationSpec,
+    models: Sequence[PyTree],
+    moments: Mapping[str, Moments] | None,
+    options: MatchOptions,
+    journal: Journal | None,
+) -> Search:
+    """Check what is given and compute what all searches share."""
+    check_reference("match", options.reference)
+    if options.method.activations and moments is None:
         raise ValueError(
-            f"match: {method} needs activation moments and got None; pass those that "
-            "collect returns."
+            f"match: {options.method.name} needs activation moments, got None. Pass "
+            "what collect returns."
         )
     check_same("match", models)
     leaves = [paths.flatten(model) for model in models]
     check_covers("match", spec, leaves[0])
     _check_moments(spec, moments or {}, len(models))
-    start = {
-        name: np.tile(row, (len(models),) + (1,) * row.ndim).astype(np.int32)
-        for name, row in identity(spec).items()
-    }
-    if method == "average":
-        return lambda alpha: Match(start)
-    known = moments if moments and uses_activations(method) else {}
+    read = options.method.matches and options.method.activations
+    known = moments if moments and read else {}
     activation = {name: activation_similarity(m) for name, m in known.items()}
     kept = activation if journal else {}
-    search = _Search(
-        spec=spec,
-        leaves=leaves,
-        activation=activation,
-        seen={n: digest_of([x.tobytes()]).encode() for n, x in kept.items()},
+    return Search(
+        spec,
+        leaves,
+        activation,
+        options,
         alpha=0.0,
-        memory=Memory(budget),
-        zipped=method.endswith("-zip"),
-        a=a,
-        b=b,
-        reference=reference,
-        journal=journal and journal.of(_digest(spec)),
+        cache=MomentCache(options.budget),
+        journal=journal and journal.of(spec_digest(spec)),
+        evidence={n: digest_of([x.tobytes()]).encode() for n, x in kept.items()},
     )
-    if uses_activations(method):
-        # Labels without activations last: their weights meet the others' order.
-        for family in sorted(families(spec), key=activation.keys().isdisjoint):
-            start |= search.step(family, start)[0]
-    if method.startswith("activation-"):
+
+
+def _matcher(
+    search: Search, key: jax.Array, progress: Progress | None
+) -> Callable[[float], Match]:
+    method, start = search.options.method, _start(search)
+    if not (method.matches and method.weights):
         return lambda alpha: Match(start)
 
     def at(alpha: float) -> Match:
-        check_method("match", method, alpha)
-        blended = replace(search, alpha=alpha if method.startswith("mudsc-") else 1.0)
-        return _descend(blended, start, key, patience, max_sweeps, progress)
+        check_alpha("match", alpha)
+        blended = replace(search, alpha=alpha if method.blends else 1.0)
+        return _descend(blended, start, key, progress)
 
     return at
+
+
+def _start(search: Search) -> dict[str, np.ndarray]:
+    """Return what activations alone say; without them all units stay in place."""
+    start = {
+        name: np.tile(row, (len(search.leaves),) + (1,) * row.ndim).astype(np.int32)
+        for name, row in identity(search.spec).items()
+    }
+    method = search.options.method
+    if not (method.matches and method.activations):
+        return start
+    # Labels without activations last: their weights meet the others' order.
+    for family in sorted(
+        families(search.spec), key=search.activation.keys().isdisjoint
+    ):
+        start |= take_step(search, family, start).rows
+    return start
+
+
+def _descend(
+    search: Search,
+    start: Mapping[str, np.ndarray],
+    key: jax.Array,
+    progress: Progress | None,
+) -> Match:
+    """Sweep from the best assignment so far until no sweep makes it better."""
+    steps, best, history = _steps_of(search), dict(start), []
+    patience, most = search.options.patience, search.options.max_sweeps
+    for sweep in range(most if steps.families else 0):
+        order_key = jax.random.fold_in(key, sweep)
+        order = jax.random.permutation(order_key, len(steps.families))
+        found, reached = steps.sweep(map(int, np.asarray(order)), best)
+        history.append(reached)
+        if progress:
+            progress(f"matching ({reached:.4f})", sweep + 1, most)
+        peak = int(np.argmax(history))
+        unchanged = all(np.array_equal(best[name], found[name]) for name in found)
+        if peak == sweep:
+            best = found
+        if unchanged or sweep - peak >= patience:
+            return Match(best, tuple(history))
+    return Match(best, tuple(history), converged=not steps.families)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of a search; one whose inputs are as last time is not taken again.
+
+    Attributes:
+        search: the problem.
+        families: the families that can move.
+        inputs: for each the labels that decide how it is matched.
+        latest: number of a family -> the inputs of its latest step, and the step.
+    """
+
+    search: Search
+    families: Sequence[Sequence[str]]
+    inputs: Sequence[Sequence[str]]
+    latest: dict[int, tuple[list[bytes], Step]] = field(default_factory=dict)
+
+    def sweep(
+        self, order: Iterable[int], assignment: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], float]:
+        """Match every family once; return the new assignment and its objective."""
+        current, reached = dict(assignment), []
+        for number in order:
+            step = self.take(number, current)
+            current |= step.rows
+            reached += step.reached
+        return current, float(np.mean(reached))
+
+    def take(self, number: int, assignment: Mapping[str, np.ndarray]) -> Step:
+        state = [assignment[name].tobytes() for name in self.inputs[number]]
+        if number not in self.latest or self.latest[number][0] != state:
+            step = take_step(self.search, self.families[number], assignment)
+            self.latest[number] = state, step
+        return self.latest[number][1]
+
+
+def _steps_of(search: Search) -> _Steps:
+    spec, labels = search.spec, search.spec.labels
+    moving = [f for f in families(spec) if not all(labels[n].fixed for n in f)]
+    return _Steps(search, moving, [inputs_of(spec, family) for family in moving])
+
+
+def spec_digest(spec: PermutationSpec) -> str:
+    """Return a digest of all of a spec that matching depends on.
+
+    Args:
+        spec: the permutation spec.
+    """
+    parts = dict(spec.axes), dict(spec.labels), spec.consumed, spec.statistics
+    ordered = [sorted(x) if isinstance(x, frozenset) else x for x in parts]
+    return digest_of([repr(ordered).encode()])
 
 
 def _check_moments(
@@ -267,239 +298,5 @@ def _check_moments(
         )
 
 
-def _digest(spec: PermutationSpec) -> str:
-    """Return a digest of all of a spec that matching depends on."""
-    parts = dict(spec.axes), dict(spec.labels), spec.consumed, spec.statistics
-    ordered = [sorted(x) if isinstance(x, frozenset) else x for x in parts]
-    return digest_of([repr(ordered).encode()])
-
-
 def _product(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
-
-
-@dataclass(frozen=True)
-class _Search:
-    """Everything that stays the same during coordinate descent."""
-
-    spec: PermutationSpec
-    leaves: Sequence[Mapping[str, Leaf]]
-    activation: Mapping[str, np.ndarray]
-    alpha: float
-    memory: Memory
-    zipped: bool
-    a: float
-    b: float
-    reference: str
-    journal: Journal | None
-    seen: Mapping[str, bytes]  # for the journal: digests of what activations say
-
-    def step(
-        self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], list[float]]:
-        """Match one family; return its new assignment and the objective per label."""
-
-        def state() -> Iterator[bytes]:
-            options = self.alpha, self.zipped, self.a, self.b, self.reference, family
-            yield repr(options).encode()
-            yield from (assignment[n].tobytes() for n in _needed(self.spec, family))
-            yield from (self.seen[n] for n in family if n in self.seen)
-
-        def compute() -> dict[str, np.ndarray]:
-            found, reached = self.matched(family, assignment)
-            moved = {f"{_TO}{name}": row for name, row in found.items()}
-            return {_REACHED: np.array(reached), **moved}
-
-        kept = self.journal.recall(state, compute) if self.journal else compute()
-        reached = kept.pop(_REACHED).tolist()
-        return {name.removeprefix(_TO): row for name, row in kept.items()}, reached
-
-    def matched(
-        self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], list[float]]:
-        """Compute what `step` returns."""
-        similarity = self.similarity(family, assignment)
-        found = match_family(
-            self.spec,
-            family,
-            similarity,
-            assignment,
-            zipped=self.zipped,
-            a=self.a,
-            b=self.b,
-            reference=self.reference,
-        )
-        now = {**assignment, **found}
-        return found, [
-            mean_similarity(self.spec, name, matrix, now)
-            for name, matrix in similarity.items()
-        ]
-
-    def similarity(
-        self, family: Sequence[str], assignment: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Blend the similarities of each label of a family.
-
-        A label that one space says nothing about is matched in the other; one that
-        neither knows keeps its units in place.
-        """
-        blends = {}
-        for name in family:
-            if not _stands_alone(self.spec, name):
-                continue
-            activation = self.activation.get(name)
-            weight = None
-            if self.alpha > 0 or activation is None:
-                weight = weight_similarity(
-                    self.spec,
-                    self.leaves,
-                    assignment,
-                    name,
-                    within=self.zipped,
-                    memory=self.memory,
-                )
-            if weight is not None and activation is not None:
-                alpha = np.float32(self.alpha)
-                blends[name] = alpha * weight + (1 - alpha) * activation
-            elif weight is not None:
-                blends[name] = weight
-            elif activation is not None:
-                blends[name] = activation
-            elif not self.spec.children(name):
-                shape = stacked_shape(self.spec, name, models := len(self.leaves))
-                own = np.eye(shape[-1] // models, dtype=np.float32)
-                tiled = np.tile(own, (models, models))
-                blends[name] = np.broadcast_to(tiled, (*shape, shape[-1]))
-        return blends
-
-
-def _stands_alone(spec: PermutationSpec, name: str) -> bool:
-    """Whether a label has evidence of its own, besides what is nested in it.
-
-    A fixed label moves with its parents and is evidence of their units; one that has
-    no parents that can move tells nothing.
-    """
-    if all(spec.labels[n].fixed for n in (name, *spec.labels[name].parents)):
-        return False
-    nested = {
-        site.path for child in spec.children(name) for site in spec.labels[child].sites
-    }
-    sites = spec.labels[name].sites
-    return any(s.path not in nested for s in sites)
-
-
-def _descend(
-    search: _Search,
-    start: Mapping[str, np.ndarray],
-    key: jax.Array,
-    patience: int,
-    max_sweeps: int,
-    progress: Progress | None,
-) -> Match:
-    current, best = dict(start), dict(start)
-    labels = search.spec.labels
-    groups = [f for f in families(search.spec) if not all(labels[n].fixed for n in f)]
-    needed = [_needed(search.spec, family) for family in groups]
-    latest: dict[int, tuple[list[bytes], dict[str, np.ndarray], list[float]]] = {}
-    history: list[float] = []
-    for sweep in range(max_sweeps if groups else 0):
-        order = jax.random.permutation(jax.random.fold_in(key, sweep), len(groups))
-        before, reached = dict(current), []
-        for number in map(int, np.asarray(order)):
-            state = [current[name].tobytes() for name in needed[number]]
-            if number not in latest or latest[number][0] != state:
-                latest[number] = state, *search.step(groups[number], current)
-            current |= latest[number][1]
-            reached += latest[number][2]
-        history.append(float(np.mean(reached)))
-        if progress:
-            progress(f"matching ({history[-1]:.4f})", sweep + 1, max_sweeps)
-        peak = int(np.argmax(history))
-        if peak == sweep:
-            best = dict(current)
-        unchanged = all(np.array_equal(before[n], current[n]) for n in current)
-        if unchanged or sweep - peak >= patience:
-            return Match(best, tuple(history))
-        if peak != sweep:
-            current = dict(best)
-    return Match(best, tuple(history), converged=not groups)
-
-
-def _needed(spec: PermutationSpec, family: Sequence[str]) -> list[str]:
-    """Return the labels whose assignment decides how a family is matched."""
-    found = set(spec.labels[family[0]].parents)
-    for name in family:
-        for site in spec.labels[name].sites:
-            found.update(others_on(spec, name, site) or ())
-    return [name for name in spec.labels if name in found]
-
-
-def mean_similarity(
-    spec: PermutationSpec,
-    name: str,
-    similarity: np.ndarray,
-    assignment: Mapping[str, np.ndarray],
-) -> float:
-    """Average the similarity over all pairs of units that share a merged unit.
-
-    Args:
-        spec: the permutation spec.
-        name: the label.
-        similarity: (models*units, models*units), of its stacked units; parents that
-            stay in place are axes that lead.
-        assignment: of this label and its parents.
-
-    Returns:
-        The mean, in [-1, 1]; 0 if no two units share one.
-    """
-    models = len(assignment[name])
-    apart, _ = spec.compared_shape(name)
-    merged = np.stack(
-        [merged_units(spec, assignment, name, m) for m in range(models)], len(apart)
-    )
-    stacked = stacked_shape(spec, name, models)[-1]
-    total, pairs = 0.0, 0
-    for units, values in zip(
-        merged.reshape(-1, stacked),
-        similarity.reshape(-1, stacked, stacked),
-        strict=True,
-    ):
-        found = _shared(units, values)
-        total, pairs = total + float(found.sum(dtype=np.float64)), pairs + len(found)
-    return total / pairs if pairs else 0.0
-
-
-def _shared(merged: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    """Return the similarities of all pairs of stacked units with one merged unit."""
-    order = merged.argsort(kind="stable")
-    found = [np.empty(0, similarity.dtype)]
-    for apart in range(1, len(order)):
-        same = merged[order[:-apart]] == merged[order[apart:]]
-        if not same.any():
-            break
-        found.append(similarity[order[:-apart][same], order[apart:][same]])
-    return np.concatenate(found)
-
-
-def merged_units(
-    spec: PermutationSpec, assignment: Mapping[str, np.ndarray], name: str, model: int
-) -> np.ndarray:
-    """Number the merged unit of every unit of a model, parents' units included.
-
-    Args:
-        spec: the permutation spec.
-        assignment: of the label and its parents.
-        name: the label.
-        model: the model.
-
-    Returns:
-        `int[*own parent units, units]`, row-major numbers of merged units.
-    """
-    parents = spec.labels[name].parents
-    sizes = [spec.labels[n].size for n in (*parents, name)]
-    grid = np.indices(sizes, sparse=True)
-    places: dict[str, np.ndarray] = {}
-    for label, own in zip((*parents, name), grid, strict=True):
-        outer = [places[parent] for parent in spec.labels[label].parents]
-        places[label] = assignment[label][(model, *outer, own)]
-    return np.ravel_multi_index(np.broadcast_arrays(*places.values()), sizes)

@@ -1,4 +1,4 @@
-"""Memory: what weights say of units, kept for as long as it holds.
+"""Moment cache: what weights say of units, kept for as long as it holds.
 
 What a leaf adds to the moments of a label's weights depends only on where the units of
 the leaf's other labels go. As long as those stay, between sweeps and between balances,
@@ -9,17 +9,17 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from jmudsc.matching.cross_moments import Crossed
+from jmudsc.matching.cross_moments import CrossMoments
 from jmudsc.matching.moments import Moments
 
-Kept = TypeVar("Kept", bound=Moments | Crossed)
+Cached = TypeVar("Cached", bound=Moments | CrossMoments)
 
 BUDGET = 2**30
 
 
 @dataclass
-class Memory:
-    """Moments, each with what it was computed from.
+class MomentCache:
+    """Moments, each under what it was computed from.
 
     One leaf and label take `4 * (models * units)**2` bytes, or less than half of that
     where only units of different models are compared. Of each the first moments
@@ -28,7 +28,7 @@ class Memory:
 
     Attributes:
         budget: bytes that may be kept; what does not fit is computed anew.
-        kept: place -> state -> the moments there in that state.
+        kept: what moments are of -> state -> the moments in that state.
         size: bytes that are kept.
     """
 
@@ -37,19 +37,19 @@ class Memory:
     size: int = 0
 
     def recall(
-        self, place: Hashable, state: Hashable, compute: Callable[[], Kept]
-    ) -> Kept:
-        """Return the moments at a place in a state, computed if they are not known.
+        self, of: Hashable, state: Hashable, compute: Callable[[], Cached]
+    ) -> Cached:
+        """Return moments of something in a state, computed if they are not known.
 
         Args:
-            place: what they are of.
+            of: what the moments are of.
             state: all that they depend on and that changes.
             compute: computes them.
 
         Returns:
             The moments.
         """
-        versions = self.kept.setdefault(place, {})
+        versions = self.kept.setdefault(of, {})
         if state in versions:
             return versions[state]
         self._forget(versions, list(versions)[1:])
@@ -67,5 +67,5 @@ class Memory:
         self.size -= sum(_bytes(versions.pop(state)) for state in states)
 
 
-def _bytes(moments: Moments | Crossed) -> int:
+def _bytes(moments: Moments | CrossMoments) -> int:
     return sum(x.nbytes for x in vars(moments).values() if hasattr(x, "nbytes"))

@@ -23,12 +23,12 @@ from jmudsc.spec.check_variables import check_covers
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
-# Per label the mean of each unit, and how far every sample is from it.
-Centred = Mapping[
-    str, tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]
-]
-Parts = tuple[Float[Array, "*apart stacked"], Float[Array, "*apart stacked stacked"]]
-
+# The mean of each unit of one model, and the samples without it.
+Centered = tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]
+# Label -> that.
+_Units = Mapping[str, Centered]
+# The mean and the co-moment of `Moments`.
+_Sums = tuple[Float[Array, "*apart stacked"], Float[Array, "*apart stacked stacked"]]
 
 # Bytes of units that may be kept while the models are read from disk in turn.
 HELD = 2**30
@@ -38,15 +38,15 @@ HELD = 2**30
 class Moments:
     """Mean and co-moment of the stacked units of all models, over some samples.
 
-    The units are stacked model by model; those of a nested label run over its parents'
-    units, outermost first, and then over its own. Parents that stay in place, such as a
-    stack of layers, are axes that lead: what is nested in different units of theirs is
-    not compared (see `PermutationSpec.compared_shape`).
+    The units are stacked model by model; those of a nested label run over the
+    units of its outer labels, outermost first, and then over its own. Outer labels that
+    stay in place, such as a stack of layers, are axes that lead: what is nested in
+    different units of theirs is not compared (see `PermutationSpec.compared_shape`).
 
     Attributes:
         count: number of samples.
         mean: mean of each unit.
-        comoment: sum over samples of the outer product of deviations from the mean.
+        comoment: sum over samples of the outer product of differences from the mean.
     """
 
     count: int
@@ -110,9 +110,9 @@ class _Reading:
     spec: PermutationSpec
     apply_fn: ApplyFn
     model: PyTree
-    compiled: dict[Any, Callable[[list, list], Centred]] = field(default_factory=dict)
+    compiled: dict[Any, Callable[[list, list], _Units]] = field(default_factory=dict)
 
-    def reader(self, batch: PyTree) -> Callable[[list, list], Centred]:
+    def reader(self, batch: PyTree) -> Callable[[list, list], _Units]:
         kind = batch_kind(batch)
         if kind not in self.compiled:
             made = _reader(self.spec, self.apply_fn, self.model, batch)
@@ -156,22 +156,22 @@ def _of_all_processes(total: dict[str, Moments]) -> dict[str, Moments]:
     return functools.reduce(merge_moments, gathered)
 
 
-def moments_of_centred(units: Sequence[Centred]) -> dict[str, Moments]:
-    """Compute the moments of the units of all models from deviations.
+def moments_of_centered(units: Sequence[_Units]) -> dict[str, Moments]:
+    """Compute the moments of the units of all models from centered samples.
 
     Args:
-        units: for every model, per label what `centred` returns.
+        units: for every model, per label what `centered` returns.
 
     Returns:
         Per label the moments of the stacked units.
     """
     counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
-    parts = _parts([dict(model) for model in units])
+    parts = _sums_of([dict(model) for model in units])
     return {name: Moments(counts[name], *parts[name]) for name in counts}
 
 
 def _with_samples(
-    total: Mapping[str, Moments], units: Sequence[Centred]
+    total: Mapping[str, Moments], units: Sequence[_Units]
 ) -> dict[str, Moments]:
     """Add samples to moments, whose memory is used again; `{}` to begin with."""
     counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
@@ -189,12 +189,12 @@ def _shares(before: int, more: int) -> tuple[np.float32, np.float32]:
     return np.float32(more / count), np.float32(before * more / count)
 
 
-def _nothing(units: Sequence[Centred]) -> dict[str, Parts]:
-    shapes = jax.eval_shape(_parts, units)
+def _nothing(units: Sequence[_Units]) -> dict[str, _Sums]:
+    shapes = jax.eval_shape(_sums_of, units)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def centred(
+def centered(
     samples: Float[Array, "samples *apart units"],
 ) -> tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]:
     """Take the mean from samples; use under `jit`.
@@ -216,7 +216,7 @@ def merge_moments(
 
     The pairwise update of Chan, Golub and LeVeque (Updating formulae and a pairwise
     algorithm for computing sample variances, 1979, eq. 2.1): exact however large the
-    mean is beside the deviation.
+    mean is beside the standard deviation.
 
     Args:
         a: moments per label.
@@ -233,7 +233,7 @@ def merge_moments(
 
 def _reader(
     spec: PermutationSpec, apply_fn: ApplyFn, model: PyTree, batch: PyTree
-) -> Callable[[list, list], Centred]:
+) -> Callable[[list, list], _Units]:
     """Compile a function that reads the units of every label for one batch shape."""
     program = trace(apply_fn, model, batch)
     taps = {name: where for name, where in find_taps(program, spec).items() if where}
@@ -249,7 +249,7 @@ def _reader(
         return read_tap(tap, value, indices)
 
     @jax.jit
-    def units_of(leaves: list, data: list) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def units_of(leaves: list, data: list) -> dict[str, Centered]:
         values = dict(zip(wanted, run(program, [*leaves, *data], wanted), strict=True))
         units = {}
         for name, where in taps.items():
@@ -262,7 +262,7 @@ def _reader(
             if runs:
                 samples = real_samples(jnp.concatenate(runs))
                 apart, _ = spec.compared_shape(name)
-                units[name] = centred(samples.reshape(len(samples), *apart, -1))
+                units[name] = centered(samples.reshape(len(samples), *apart, -1))
         return units
 
     return units_of
@@ -289,23 +289,23 @@ def real_samples(samples: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _parts(units: list[dict[str, tuple[jax.Array, jax.Array]]]) -> dict[str, Parts]:
+def _sums_of(units: list[dict[str, Centered]]) -> dict[str, _Sums]:
     parts = {}
     for name in units[0]:
-        means, deviations = zip(*(model[name] for model in units), strict=True)
+        means, samples = zip(*(model[name] for model in units), strict=True)
         mean = jnp.concatenate(means, axis=-1)
-        parts[name] = mean, _comoment(deviations)
+        parts[name] = mean, _comoment(samples)
     return parts
 
 
 def _comoment(
-    deviations: Sequence[Float[Array, "samples *apart units"]],
+    samples: Sequence[Float[Array, "samples *apart units"]],
 ) -> Float[Array, "*apart stacked stacked"]:
     """Multiply block by block: no copy of the samples, and no block twice."""
     rows: list[list[jax.Array]] = []
-    for i, x in enumerate(deviations):
+    for i, x in enumerate(samples):
         row = [rows[j][i].mT for j in range(i)]
-        rows.append(row + [products(x, y) for y in deviations[i:]])
+        rows.append(row + [products(x, y) for y in samples[i:]])
     return jnp.block(rows)
 
 
@@ -327,8 +327,8 @@ def products(
 
 @jax.jit
 def _merged(
-    a: dict[str, Parts], b: dict[str, Parts], shares: dict[str, tuple]
-) -> dict[str, Parts]:
+    a: dict[str, _Sums], b: dict[str, _Sums], shares: dict[str, tuple]
+) -> dict[str, _Sums]:
     merged = {}
     for name, (share, weight) in shares.items():
         (mean_a, comoment_a), (mean_b, comoment_b) = a[name], b[name]
@@ -341,11 +341,11 @@ def _merged(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _added(
-    total: dict[str, Parts],
-    units: list[dict[str, tuple[jax.Array, jax.Array]]],
+    total: dict[str, _Sums],
+    units: list[dict[str, Centered]],
     shares: dict[str, tuple],
-) -> dict[str, Parts]:
-    return _merged(total, _parts(units), shares)
+) -> dict[str, _Sums]:
+    return _merged(total, _sums_of(units), shares)
 
 
 def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None:

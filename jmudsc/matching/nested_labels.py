@@ -1,4 +1,4 @@
-"""Match a label together with the labels nested in it.
+"""Nested labels: match a label together with the labels nested in it.
 
 The units of a label with nested labels (heads with their channels) are matched in
 two levels: every pair of units is scored by the best that their nested units can do,
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jmudsc.matching.assignment import zip_units
+from jmudsc.matching.match_options import MatchOptions
 from jmudsc.matching.multi_model import align_to, best_pairs
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -44,11 +45,7 @@ def match_family(
     family: Sequence[str],
     similarity: Mapping[str, np.ndarray],
     assignment: Mapping[str, np.ndarray],
-    *,
-    zipped: bool,
-    a: float = 0.5,
-    b: float = 1.0,
-    reference: str = "first",
+    options: MatchOptions,
 ) -> dict[str, np.ndarray]:
     """Match the units of a family of labels.
 
@@ -56,15 +53,13 @@ def match_family(
         spec: the permutation spec.
         family: from `families`; a fixed label in it stays in place.
         similarity: label -> (models*units, models*units), the units of a nested label
-            running over its parents' units first, where those of parents that stay in
-            place are axes that lead; a label without evidence of its own may be missing
-            if it is fixed or labels are nested in it.
+            running over the units of its outer labels first, where those of outer
+            labels that stay in place are axes that lead; a label without evidence of
+            its own may be missing if it is fixed or labels are nested in it.
         assignment: the current one; gives the number of models and, for a family
             nested in other labels, where their units go.
-        zipped: whether to zip the innermost units or align them.
-        a: see `zip_units`.
-        b: see `zip_units`.
-        reference: see `align_to`.
+        options: the method, which zips the innermost units or aligns them, and its
+            settings.
 
     Returns:
         The new assignment of each label of the family.
@@ -75,12 +70,12 @@ def match_family(
         apart, compared = spec.compared_shape(name)
         shape = models, *compared
         grids[name] = matrix.reshape(apart + shape + shape)
-    matching = _Matching(spec, grids, zipped, a, b, reference)
+    matching = _Matching(spec, grids, options)
     found = {name: np.empty_like(assignment[name]) for name in family}
     root = family[0]
-    parents = spec.labels[root].parents
+    outer = spec.labels[root].parents
     for merged in np.ndindex(*spec.row_shape(root)[:-1]):
-        own = _members(spec, assignment, parents, merged, models)
+        own = _members(spec, assignment, outer, merged, models)
         _fill(found, matching, root, merged, own)
     return found
 
@@ -90,29 +85,28 @@ class _Matching:
     """How the units of a family are matched.
 
     Attributes:
-        grids: label -> similarity, with an axis for each parent, model, and unit.
+        spec: the permutation spec.
+        grids: label -> similarity, with an axis for each outer label, model, and unit.
+        options: the method and its settings.
     """
 
     spec: PermutationSpec
     grids: Mapping[str, np.ndarray]
-    zipped: bool
-    a: float
-    b: float
-    reference: str
+    options: MatchOptions
 
     def rows(self, name: str, own: Sequence[Unit]) -> np.ndarray:
-        """Match the units of a label under one set of parent units, one per model."""
-        spec, models = self.spec, len(own)
+        """Match the units of a label under one set of outer units, one per model."""
+        spec, options, models = self.spec, self.options, len(own)
         if spec.labels[name].fixed:
             return np.tile(np.arange(spec.labels[name].size), (models, 1))
-        if self.zipped and is_innermost(spec, name):
+        if options.method.zips and is_innermost(spec, name):
             similarity = _stacked(spec, name, self.grids[name], own)
-            return zip_units(similarity, models, self.a, self.b)
+            return zip_units(similarity, models, options.a, options.b)
 
         def between(i: int, j: int) -> np.ndarray:
             return _scores(spec, self.grids, name, (i, j), (own[i], own[j]))
 
-        return align_to(self.reference, between, models, spec.labels[name].size)
+        return align_to(options.reference, between, models, spec.labels[name].size)
 
 
 def _fill(
@@ -122,7 +116,7 @@ def _fill(
     merged: Unit,
     own: Sequence[Unit],
 ) -> None:
-    """Match a label and all nested in it, under one set of parent units."""
+    """Match a label and all nested in it, under one set of outer units."""
     row = matching.rows(name, own)
     found[name][(slice(None), *merged)] = row
     spec = matching.spec
@@ -151,21 +145,21 @@ def _descendants(spec: PermutationSpec, name: str) -> list[str]:
 def _members(
     spec: PermutationSpec,
     assignment: Mapping[str, np.ndarray],
-    parents: Sequence[str],
+    outer: Sequence[str],
     merged: Unit,
     models: int,
 ) -> list[Unit]:
-    """Return each model's own units that went to given merged units of the parents."""
-    place = dict(zip(parents, merged, strict=True))
+    """Return each model's own units that went to given merged units of outer labels."""
+    place = dict(zip(outer, merged, strict=True))
     return [
         tuple(
             int(
                 np.flatnonzero(
-                    assignment[p][(model, *(place[q] for q in spec.labels[p].parents))]
-                    == place[p]
+                    assignment[o][(model, *(place[q] for q in spec.labels[o].parents))]
+                    == place[o]
                 )[0]
             )
-            for p in parents
+            for o in outer
         )
         for model in range(models)
     ]
@@ -180,7 +174,7 @@ def stacked_shape(spec: PermutationSpec, name: str, models: int) -> tuple[int, .
         models: number of models.
 
     Returns:
-        The units of parents that stay in place, then all others of all models.
+        The units of outer labels that stay in place, then all others of all models.
     """
     apart, compared = spec.compared_shape(name)
     return *apart, models * math.prod(compared)
@@ -189,7 +183,7 @@ def stacked_shape(spec: PermutationSpec, name: str, models: int) -> tuple[int, .
 def _stacked(
     spec: PermutationSpec, name: str, grid: np.ndarray, own: Sequence[Unit]
 ) -> np.ndarray:
-    """Cut the rows and columns of one set of parent units, one per model."""
+    """Cut the rows and columns of one set of outer units, one per model."""
     units, models = grid.shape[-1], range(len(own))
     stack = [
         [_block(spec, name, grid, (i, j), (own[i], own[j])) for j in models]
@@ -205,7 +199,7 @@ def _block(
     models: tuple[int, int],
     own: tuple[Unit, Unit],
 ) -> np.ndarray:
-    """Cut the rows of one model and the columns of another, under given parents."""
+    """Cut the rows of one model and the columns of another, under given outer units."""
     apart = len(spec.compared_shape(name)[0])
     (one, other), (ours, theirs) = models, own
     place = *ours[:apart], one, *ours[apart:], slice(None), other, *theirs[apart:]

@@ -8,10 +8,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jmudsc.lazy import LazyArray, Leaf
-from jmudsc.matching.correlation import correlation
-from jmudsc.matching.cross_moments import crossed_of, crossed_similarity, merge_crossed
-from jmudsc.matching.moment_cache import Memory
-from jmudsc.matching.moments import merge_moments, Moments, moments_of_centred
+from jmudsc.matching.cross_moments import (
+    correlation,
+    cross_moments,
+    cross_similarity,
+    merge_cross_moments,
+)
+from jmudsc.matching.moment_cache import MomentCache
+from jmudsc.matching.moments import merge_moments, Moments, moments_of_centered
 from jmudsc.matching.weight_vectors import others_on, unit_slices
 from jmudsc.sharding import to_host
 from jmudsc.spec.permutation_spec import PermutationSpec, Site
@@ -45,7 +49,7 @@ def weight_similarity(
     label: str,
     *,
     within: bool = True,
-    memory: Memory | None = None,
+    cache: MomentCache | None = None,
 ) -> Float[np.ndarray, "*apart stacked stacked"] | None:
     """Correlate the weight vectors of the stacked units of all models.
 
@@ -60,18 +64,18 @@ def weight_similarity(
     Args:
         spec: the permutation spec.
         models: per model, leaf path -> array.
-        assignment: the current one, label -> `int32[models, *parent units, units]`.
+        assignment: the current one, label -> `int32[models, *outer units, units]`.
         label: the label to compare.
         within: whether to compare units of one model with each other too; if not, the
             blocks above the diagonal ones are all that is not 0. A one-to-one matching
             does not look at others.
-        memory: what is known from earlier calls with these models; the result is the
+        cache: what is known from earlier calls with these models; the result is the
             same without it.
 
     Returns:
         Values in [-1, 1]; None if the label is only on running statistics.
     """
-    memory = Memory(budget=0) if memory is None else memory
+    cache = MomentCache(budget=0) if cache is None else cache
     of, join, correlate = _comparison(within)
     seen: list[Any] = []
     for site in spec.labels[label].sites:
@@ -90,7 +94,7 @@ def weight_similarity(
                 jax.block_until_ready(list(vars(found).values()))
             return found
 
-        found = memory.recall((label, site, within), state, compute)
+        found = cache.recall((label, site, within), state, compute)
         seen = [join(seen[0], found) if seen else found]
     return correlate(seen[0]) if seen else None
 
@@ -100,9 +104,9 @@ def _comparison(
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., np.ndarray]]:
     """Return how moments are computed, combined, and turned into similarities."""
     if not within:
-        return crossed_of, merge_crossed, crossed_similarity
+        return cross_moments, merge_cross_moments, cross_similarity
     return (
-        lambda slices: moments_of_centred([{_ANY: x} for x in slices])[_ANY],
+        lambda slices: moments_of_centered([{_ANY: x} for x in slices])[_ANY],
         lambda a, b: merge_moments({_ANY: a}, {_ANY: b})[_ANY],
         activation_similarity,
     )

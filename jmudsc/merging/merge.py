@@ -1,45 +1,32 @@
 """Merge: the whole way from models and batches to one network, in one call."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
-from jmudsc import paths
-from jmudsc.batches import check_iterable, first_batch
 from jmudsc.derivation.check_spec import check_spec
-from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.lazy import to_device
-from jmudsc.matching.coordinate_descent import (
-    check_method,
-    Match,
-    matcher,
-    uses_activations,
-)
+from jmudsc.matching.coordinate_descent import matcher
 from jmudsc.matching.journal import Journal
-from jmudsc.matching.moments import collect
-from jmudsc.matching.multi_model import check_reference
-from jmudsc.merging.agreement import agreement_with
-from jmudsc.merging.alpha_search import ALPHAS, check_balance, search_alpha
-from jmudsc.merging.heads import finished_apart
+from jmudsc.matching.methods import TABLE
+from jmudsc.matching.moments import collect, Moments
+from jmudsc.merging.alpha_search import ALPHAS, Best, search_alpha
+from jmudsc.merging.candidate import Candidate, candidate, score_of
+from jmudsc.merging.inputs import check_inputs, Inputs, loaded
+from jmudsc.merging.option_values import as_tuple
+from jmudsc.merging.options import MergeOptions, Outcome, recorded
+from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.result import MergeResult
-from jmudsc.merging.separate import (
-    check_carried,
-    check_read,
-    take_apart,
-    trunks_of,
-)
-from jmudsc.merging.trunk import trunk_fn
-from jmudsc.progress import counted, Progress, silent, timed
-from jmudsc.reordering.combine import combine, shares_of
+from jmudsc.merging.separate import check_carried, check_read
+from jmudsc.merging.watch import Watch
+from jmudsc.progress import counted, Progress, silent
 from jmudsc.repairs.least_squares import RIDGE
-from jmudsc.repairs.pipeline import check_finish, Finish, finished
-from jmudsc.sharding import Automatic, automatic, is_explicit, placed_like
-from jmudsc.spec.check_variables import check_finite, check_same
-from jmudsc.spec.freeze import freeze
+from jmudsc.repairs.table import asked
+from jmudsc.sharding import placed_like
+from jmudsc.spec.check_variables import check_finite
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn, UpdateFn
 
@@ -88,8 +75,9 @@ def merge(
             `load(..., lazy=True)` they stay on disk (see below).
         batches: calibration batches of what `apply_fn` takes, from all tasks; any
             re-iterable (a list, say). None for `average` and `weight-*` with a `spec`.
-        method: `average`, `weight-align`, `activation-align`, `weight-zip`,
-            `activation-zip`, `mudsc-align` or `mudsc-zip`.
+        method: one of `jmudsc.METHODS`: what is compared (`weight`, `activation`, or
+            `mudsc` for both) and how units are paired (`align` one-to-one, `zip` also
+            within one model); `average` leaves them in place.
         alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
             `search` for that of `alphas` with the best `score`, `auto` for that whose
             merged network agrees best with its parents (see `joint_agreement`).
@@ -107,17 +95,17 @@ def merge(
             statistics; given, they are reset over `batches`, after a `refit` once
             more; with `repair="rescale"`, which sets them too, it is not used. One or
             one per model, as `apply_fn`.
-        refit: "least-squares" to fit every map to what the parents do on the batches
-            (see `jmudsc.refit`); None for the average. With `separate` the maps of the
-            trunk to all parents, those of each head to its own parent.
+        refit: "least-squares" to fit every linear layer to what the parents do on the
+            batches (see `jmudsc.refit`); None for the average. With `separate` the
+            layers of the trunk to all parents, those of each head to its own parent.
         ridge: strength of the refit's penalty, above 0.
         owners: for each batch the number of the model whose task it is from, if that is
             known: the refit then follows that model on it, and the merged network
             learns to tell the tasks apart.
-        repair: "rescale" to give every unit the mean and deviation of its parents over
-            the batches (see `jmudsc.repair`); "pooled" for running statistics of the
-            parents together, which needs no batches (see `jmudsc.pool_batch_stats`);
-            None for neither. Heads as with `refit`.
+        repair: "rescale" to give every unit the mean and standard deviation of its
+            parents over the batches (see `jmudsc.repair`); "pooled" for running
+            statistics of the parents together, which needs no batches (see
+            `jmudsc.pool_batch_stats`); None for neither. Heads as with `refit`.
         score: with `alpha="search"`, larger for better merged variables; with
             `separate` it is given the variables of all networks.
         alphas: the balances that `search` and `auto` try.
@@ -148,227 +136,140 @@ def merge(
         >>> bool(jnp.allclose(result.variables["in"], a["in"]))
         True
     """
-    check_balance("merge", alpha, alphas, method, score is not None)
-    check_method("merge", method, 0.5 if isinstance(alpha, str) else alpha)
-    check_reference("merge", reference)
-    separate = [separate] if isinstance(separate, str) else list(separate)
-    apply_fns = _per_model("apply_fn", apply_fn, len(models), separate)
-    update_fns = _per_model("update_fn", update_fn, len(models), separate)
-    if reads_all(alpha, refit, repair, separate):
-        models = [to_device(model) for model in models]
-    given, models = models, [automatic(model) for model in models]
-    trunks = trunks_of("merge", models, separate) if separate else models
-    check_same("merge", trunks)
-    check_finite("merge", models)
-    shares = shares_of("merge", weights, len(models))
-    if spec is not None and not isinstance(spec, PermutationSpec):
-        raise TypeError(
-            f"merge: spec is a {type(spec).__name__}, a PermutationSpec is needed; "
-            "pass it through read_spec(spec, apply_fn, variables, batch)."
-        )
-    check_batches(batches, method, spec)
-    owned = None if owners is None else tuple(owners)
-    finishes = [Finish(fn, refit, ridge, owned, repair) for fn in update_fns]
-    for finish in finishes:
-        check_finish("merge", finish, batches, len(models))
-    say = progress or silent
-    first = None
-    if batches is not None:
-        first = first_batch(batches)
-        if is_explicit(first):
-            batches, first = Automatic(batches), automatic(first)
-    frozen = [frozen] if isinstance(frozen, str) else list(frozen)
+    options = MergeOptions(
+        update_fn=update_fn,
+        method=method,
+        alpha=alpha,
+        weights=as_tuple(weights),
+        check=check,
+        score=score,
+        alphas=as_tuple(alphas),
+        frozen=as_tuple(frozen),
+        separate=as_tuple(separate),
+        reference=reference,
+        refit=refit,
+        ridge=ridge,
+        owners=as_tuple(owners),
+        repair=repair,
+    )
+    inputs = Inputs(apply_fn, models, batches, spec)
+    return merge_with(options, inputs, key=key, journal=journal, progress=progress)
+
+
+def merge_with(
+    options: MergeOptions,
+    inputs: Inputs,
+    *,
+    key: jax.Array,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Merge as `merge` does, by options that are a record.
+
+    Args:
+        options: what decides the merge.
+        inputs: what is merged.
+        key: a PRNG key; the same key gives the same bits.
+        journal: where the steps of matching are kept, as for `merge`.
+        progress: called with the stage, how much of it is done, and out of how much.
+
+    Returns:
+        The merged variables with spec, assignment, history and what decided the merge.
+
+    Raises:
+        TypeError: as `merge`.
+        ValueError: as `merge`.
+    """
+    watch = Watch(progress or silent)
+    options.checked("merge")
+    check_inputs("merge", inputs, options)
     check_key, match_key = jax.random.split(key)
-    seconds: dict[str, float] = {}
-    whole = list(zip(apply_fns, models, strict=True))[: None if separate else 1]
-    if spec is None:
-        say("deriving the spec", 0, 1)
-        with timed(seconds, "deriving"):
-            specs = [infer_spec(apply, model, first) for apply, model in whole]
-    else:
-        specs = [spec] * len(whole)
-    specs = [freeze(specs[0], frozen), *specs[1:]] if frozen else specs
-    parts = take_apart("merge", specs, models, trunks)
-    check_carried("merge", parts, method.endswith("-zip"))
-    if check and first is not None:
-        say("checking the spec", 0, 1)
-        with timed(seconds, "checking"):
-            for own, (apply, model) in zip(specs, whole, strict=True):
-                check_spec(own, apply, to_device(model), first, key=check_key)
-    moments = None
-    if batches is not None and uses_activations(method):
-        seen = counted(batches, "collecting activations", say)
-        read = apply_fns[0]
-        if separate:
-            read = trunk_fn(read, models[0], paths.flatten(trunks[0]))
-        with timed(seconds, "statistics"):
-            moments = collect(parts.spec, read, trunks, seen)
-            jax.block_until_ready([m.comoment for m in moments.values()])
-        check_read("merge", parts, moments)
-    with timed(seconds, "matching"):
+    given = inputs.models
+    inputs, first = loaded("merge", inputs, options)
+    prepared = prepare("merge", inputs, first, options, watch)
+    check_finite("merge", prepared.models)
+    check_carried("merge", prepared.apart, TABLE[options.method].zips)
+    _check_specs(prepared, first, check_key, watch)
+    moments = _statistics(prepared, inputs.batches, watch)
+    with watch.stage(None, "matching"):
         match_at = matcher(
-            parts.spec,
-            trunks,
+            prepared.spec,
+            prepared.trunks,
             moments,
-            method=method,
-            reference=reference,
+            method=options.method,
+            reference=options.reference,
             key=match_key,
             journal=journal,
-            progress=say,
+            progress=watch.progress,
         )
 
-    def merged_at(balance: float) -> Candidate:
-        say("matching", 0, None)
-        with timed(seconds, "matching"):
-            found = match_at(balance)
-        say("combining", 0, 1)
-        with timed(seconds, "combining"):
-            merged = combine(parts.spec, trunks, found.assignment, shares)
-            merged = merged if update_fn is None else to_device(merged)
-            jax.block_until_ready(merged)
-        after = found.assignment, merged, batches, shares, say
-        with timed(seconds, "finishing"):
-            if separate:
-                ended = finished_apart(
-                    finishes, parts, apply_fns, models, trunks, *after
-                )
-            else:
-                parents = parts.spec, apply_fns[0], models
-                ended = [finished(finishes[0], *parents, *after)]
-            jax.block_until_ready([network for network, _ in ended])
-        return Candidate(found, [n for n, _ in ended], ended[0][1])
+    def candidate_at(balance: float) -> Candidate:
+        with watch.stage("matching", "matching", total=None):
+            match = match_at(balance)
+        return candidate(prepared, match, inputs.batches, watch)
 
-    if alpha == "auto":
-        score = agreement_with(apply_fns, models, batches or ())
-
-    def scored(candidate: Candidate) -> float:
-        networks = candidate.networks
-        every = separate or alpha == "auto"
-        return score(networks if every else networks[0]) if score else 0.0
-
-    balances = alphas if isinstance(alpha, str) else (alpha,)
-    best = search_alpha(merged_at, scored, balances)
-    found = best.candidate.found
+    score = score_of(prepared, inputs.batches)
+    best = search_alpha(candidate_at, score, options.balances)
+    _warn_of_statistics(prepared, inputs.batches)
     networks = [
         jax.tree.map(placed_like, network, model)
         for network, model in zip(best.candidate.networks, given, strict=False)
     ]
-    reset = update_fn is not None and batches is not None
-    if parts.spec.statistics and not (reset or refit or repair):
-        _log.warning(
-            "merge: %d running statistics were averaged, not reset; pass update_fn and "
-            "batches, or call reset_batch_stats.",
-            len(parts.spec.statistics),
-        )
-    searched = isinstance(alpha, str)
-    options = {
-        "balance": alpha if searched else None,
-        "scores": {f"{x:g}": y for x, y in best.scores} if searched else None,
-        "frozen": frozen,
-        "separate": separate,
-        "reference": reference if len(models) > 2 else None,
-        "refit": refit,
-        "ridge": ridge if refit else None,
-        "batches per model": owned and [owned.count(n) for n in range(len(models))],
-        "repair": repair,
-    }
-    recipe = {"method": method, "alpha": best.alpha, "weights": list(shares)}
-    recipe |= {} if check else {"checked": False}
-    recipe |= {name: value for name, value in options.items() if value}
-    return MergeResult(
-        networks[0],
-        parts.spec,
-        found.assignment,
-        found.history,
-        recipe,
-        best.candidate.changes,
-        tuple(networks) if separate else (),
-        seconds,
-    )
+    return _result(prepared, best, networks, watch)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """What one balance gives.
-
-    Attributes:
-        found: the matching.
-        networks: the merged variables, one per model where leaves are separate.
-        changes: what was done with each leaf after averaging.
-    """
-
-    found: Match
-    networks: list[PyTree]
-    changes: dict[str, str]
-
-
-def reads_all(
-    alpha: float | str,
-    refit: str | None,
-    repair: str | None,
-    separate: str | Iterable[str],
-) -> bool:
-    """Whether a merge needs all models in memory at once, wherever they are.
-
-    Args:
-        alpha: as for `merge`, like the others.
-        refit: likewise.
-        repair: likewise.
-        separate: likewise.
-    """
-    return bool(refit or repair or separate or isinstance(alpha, str))
-
-
-def _per_model(
-    name: str, functions: Any, models: int, separate: Sequence[str]
-) -> list[Any]:
-    """Repeat a function for every model, unless there is one for each already."""
-    if not isinstance(functions, Sequence):
-        return [functions] * models
-    if not separate:
-        raise ValueError(
-            f"merge: {name} is a list, one function is needed where all leaves are "
-            "merged; pass separate= with the leaves of the heads."
-        )
-    if len(functions) != models:
-        raise ValueError(
-            f"merge: {name} has {len(functions)} functions for {models} models, needed "
-            "is one for each, or one for all; pass as many as models."
-        )
-    return list(functions)
-
-
-def check_batches(
-    batches: Iterable[PyTree] | None, method: str, spec: PermutationSpec | None
+def _check_specs(
+    prepared: Prepared, batch: PyTree | None, key: jax.Array, watch: Watch
 ) -> None:
-    """Check that there are batches where they are needed, to be read more than once.
-
-    Args:
-        batches: the calibration batches.
-        method: one of `METHODS`.
-        spec: the permutation spec, if there is one already.
-
-    Raises:
-        TypeError: as `check_iterable`.
-        ValueError: if there are none, or they can be read once only.
-    """
-    if batches is None:
-        if uses_activations(method):
-            raise ValueError(
-                f"merge: {method} needs batches and got None; pass calibration "
-                "batches, or use weight-align or weight-zip."
-            )
-        if spec is None:
-            raise ValueError(
-                "merge: without batches the permutation spec cannot be derived; pass "
-                "spec=infer_spec(apply_fn, variables, batch), where batch may be "
-                "jax.ShapeDtypeStructs."
-            )
+    """Check the spec on the first model, on each that has a head, if that is wanted."""
+    if not prepared.options.check or batch is None:
         return
-    check_iterable("merge", batches)
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"merge: batches is a {type(batches).__name__}, which can be read only "
-            "once, and several passes are needed; pass a list, or an object whose "
-            "__iter__ starts anew."
+    with watch.stage("checking the spec", "checking"):
+        for spec, apply_fn, model in prepared.networks:
+            check_spec(spec, apply_fn, to_device(model), batch, key=key)
+
+
+def _statistics(
+    prepared: Prepared, batches: Iterable[PyTree] | None, watch: Watch
+) -> Mapping[str, Moments] | None:
+    """Gather the moments of activations, if the method has a use for them."""
+    if batches is None or not TABLE[prepared.options.method].activations:
+        return None
+    seen = counted(batches, "collecting activations", watch.progress)
+    with watch.stage(None, "statistics"):
+        moments = collect(prepared.spec, prepared.trunk_fn, prepared.trunks, seen)
+        jax.block_until_ready([m.comoment for m in moments.values()])
+    check_read("merge", prepared.apart, moments)
+    return moments
+
+
+def _warn_of_statistics(prepared: Prepared, batches: Iterable[PyTree] | None) -> None:
+    """Warn of running statistics that no repair sets."""
+    repairs = asked(prepared.options)
+    done = [row for row in repairs if batches is not None or not row.needs_batches]
+    count = len(prepared.spec.statistics)
+    if count and not done:
+        _log.warning(
+            "merge: %d %s averaged, not reset. Pass update_fn and batches, or call "
+            "reset_batch_stats.",
+            count,
+            "running statistic was" if count == 1 else "running statistics were",
         )
+
+
+def _result(
+    prepared: Prepared, best: Best[Candidate], networks: Sequence[PyTree], watch: Watch
+) -> MergeResult:
+    """Put together what a merge gave."""
+    options, match = prepared.options, best.candidate.match
+    outcome = Outcome(prepared.shares, best.alpha, best.scores)
+    return MergeResult(
+        variables=networks[0],
+        spec=prepared.spec,
+        assignment=match.assignment,
+        history=match.history,
+        recipe=recorded(options, outcome),
+        changes=best.candidate.changes,
+        networks=tuple(networks) if options.separate else (),
+        seconds=watch.seconds,
+    )

@@ -53,14 +53,16 @@ def share_or(choices: Sequence[str], advice: str) -> Reader:
     """
 
     def read(value: Any) -> Any:
-        if isinstance(value, str) and value in choices:
-            return value
-        if not is_number(value) or not 0 <= value <= 1:
+        if isinstance(value, str):
+            good = value in choices
+        else:
+            good = is_number(value) and 0 <= value <= 1
+        if not good:
             names = " or ".join(f'"{choice}"' for choice in choices)
             raise ValueError(
                 f"expected a number in [0, 1], {names}, got {quoted(value)}. {advice}"
             )
-        return value
+        return value if isinstance(value, str) else float(value)
 
     return read
 
@@ -70,10 +72,10 @@ def shares_to_try(value: Any) -> tuple[float, ...]:
     good = isinstance(value, list | tuple) and all(map(is_number, value))
     if not good or not value or not all(0 <= number <= 1 for number in value):
         raise ValueError(
-            f"expected one or more numbers in [0, 1], got {listing(value)}. Leave it "
-            "out for 0, 0.1, ..., 1."
+            f"expected one or more numbers in [0, 1], got {listing(value)}. Leave "
+            "them out for 0, 0.1, ..., 1."
         )
-    return tuple(value)
+    return tuple(float(number) for number in value)
 
 
 def above_zero(advice: str) -> Reader:
@@ -88,7 +90,7 @@ def above_zero(advice: str) -> Reader:
             raise ValueError(
                 f"expected a finite number above 0, got {quoted(value)}. {advice}"
             )
-        return value
+        return float(value)
 
     return read
 
@@ -99,7 +101,7 @@ def model_weights(value: Any) -> tuple[float, ...]:
     if not good or not any(value) or min(value) < 0:
         raise ValueError(
             "expected one number of at least 0 for each model, not all of them 0, got "
-            f"{listing(value)}. Leave it out for equal shares."
+            f"{listing(value)}. Leave them out for equal shares."
         )
     return tuple(float(number) for number in value)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jmudsc import paths
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS, names_of as methods_that, TABLE
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS, CHOICES
 from jmudsc.merging.option_values import (
@@ -25,8 +25,8 @@ from jmudsc.merging.option_values import (
     shares_to_try,
     yes_or_no,
 )
-from jmudsc.repairs.least_squares import REFITS, RIDGE
-from jmudsc.repairs.pipeline import REPAIRS
+from jmudsc.repairs.least_squares import RIDGE
+from jmudsc.repairs.table import clashes, names_of as repairs_of
 from jmudsc.types import UpdateFn
 
 
@@ -174,7 +174,7 @@ class MergeOptions:
         default=None,
         metadata=Option(
             "how linear layers are fitted after averaging",
-            one_of(REFITS),
+            one_of(repairs_of("refit")),
         ).metadata,
     )
     ridge: float = field(
@@ -202,7 +202,7 @@ class MergeOptions:
         default=None,
         metadata=Option(
             "how statistics of units are repaired after averaging",
-            one_of(REPAIRS),
+            one_of(repairs_of("repair")),
         ).metadata,
     )
 
@@ -235,7 +235,9 @@ class MergeOptions:
                 read(value)
             except ValueError as error:
                 wrong.append(f"{each.name}: {error}")
-        return wrong or list(filter(None, (rule(self) for rule in _RULES)))
+        if wrong:
+            return wrong
+        return [*filter(None, (rule(self) for rule in _RULES)), *clashes(self)]
 
     def checked(self, where: str) -> "MergeOptions":
         """Return these options, once it is known that nothing is wrong with them.
@@ -347,11 +349,11 @@ def _search_has_a_score(options: MergeOptions) -> str | None:
 
 
 def _method_has_a_balance(options: MergeOptions) -> str | None:
-    if not options.is_searched or options.method.startswith("mudsc-"):
+    if not options.is_searched or TABLE[options.method].blends:
         return None
     return (
         f"alpha: expected a method with a balance to choose, got {options.method}. Use "
-        "mudsc-align or mudsc-zip, or leave alpha out."
+        f"{methods_that(lambda row: row.blends)}, or leave alpha out."
     )
 
 
@@ -364,22 +366,10 @@ def _owners_are_used(options: MergeOptions) -> str | None:
     )
 
 
-def _one_sets_statistics(options: MergeOptions) -> str | None:
-    others = {"refit": options.refit, "update_fn": options.update_fn}
-    given = [name for name, value in others.items() if value is not None]
-    if options.repair != "pooled" or not given:
-        return None
-    return (
-        f'repair: expected one option that sets running statistics, got "pooled" and '
-        f"{' and '.join(given)}. Leave out all but one."
-    )
-
-
 # What options say of each other; looked at where each is right by itself.
 _RULES: tuple[Callable[[MergeOptions], str | None], ...] = (
     _score_is_used,
     _method_has_a_balance,
     _search_has_a_score,
     _owners_are_used,
-    _one_sets_statistics,
 )

@@ -9,32 +9,25 @@ they are in every model.
 """
 
 import functools
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.reordering.permute import identity
-from jmudsc.reordering.transport import (
-    anonymous,
-    Move,
-    move_leaf,
-    moves_of,
-    names_in_leaf,
-    Parents,
-)
+from jmudsc.derivation.program import Program, run, trace, variables_of
+from jmudsc.derivation.terms.values import Place
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.check_variables import check_covers
 from jmudsc.spec.permutation_spec import PermutationSpec, Site
+from jmudsc.types import ApplyFn
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrunkAndHeads:
     """Models taken apart into what is merged and what is not.
 
     Attributes:
@@ -77,8 +70,8 @@ def trunks_of(
     ]
     if not any(trunks):
         raise ValueError(
-            f"{where}: all {len(known)} leaves are separate, at least one must be left "
-            "to merge; name fewer in separate."
+            f"{where}: separate: expected it to leave at least one leaf to merge, got "
+            f"patterns that match all {len(known)}. Name fewer leaves."
         )
     return trunks
 
@@ -88,7 +81,7 @@ def take_apart(
     specs: Sequence[PermutationSpec],
     models: Sequence[PyTree],
     trunks: Sequence[PyTree],
-) -> Parts:
+) -> TrunkAndHeads:
     """Find what the models have in common in the specs of each.
 
     Args:
@@ -98,7 +91,7 @@ def take_apart(
         trunks: from `trunks_of`; the models if nothing is separate.
 
     Returns:
-        The parts.
+        The apart.
 
     Raises:
         ValueError: if a spec does not fit its model, or the axes of the trunk are not
@@ -116,7 +109,7 @@ def take_apart(
     heads = [
         {path: x for path, x in model.items() if path not in trunk} for model in leaves
     ]
-    return Parts(restrict(first, trunk), [first, *renamed], heads)
+    return TrunkAndHeads(restrict(first, trunk), [first, *renamed], heads)
 
 
 def restrict(spec: PermutationSpec, leaves: Mapping[str, Any]) -> PermutationSpec:
@@ -145,17 +138,17 @@ def restrict(spec: PermutationSpec, leaves: Mapping[str, Any]) -> PermutationSpe
     )
 
 
-def check_carried(where: str, parts: Parts, zipped: bool) -> None:
+def check_carried(where: str, apart: TrunkAndHeads, zipped: bool) -> None:
     """Check that separate leaves can follow where the units of the trunk go.
 
-    What sums over a label always can. What makes its units (the outgoing axis of a map,
-    a bias, a norm's scale: a residual stream that goes on, say) can follow a one-to-one
-    assignment only, since two units of the model that have become one are one from
-    there on.
+    What sums over a label always can. What makes its units (the outgoing axis of a
+    linear layer, a bias, a norm's scale: a residual stream that goes on, say) can
+    follow a one-to-one assignment only, since two units of the model that have become
+    one are one from there on.
 
     Args:
         where: the caller, named in the error.
-        parts: from `take_apart`.
+        apart: from `take_apart`.
         zipped: whether labels may be zipped.
 
     Raises:
@@ -163,28 +156,29 @@ def check_carried(where: str, parts: Parts, zipped: bool) -> None:
             that make them.
     """
     problems = []
-    for name, label in parts.spec.labels.items():
-        one_to_one = not zipped or label.fixed or parts.spec.children(name)
-        made = {} if one_to_one else dict.fromkeys(_made_apart(parts, name))
+    for name, label in apart.spec.labels.items():
+        one_to_one = not zipped or label.fixed or apart.spec.children(name)
+        made = {} if one_to_one else dict.fromkeys(_made_apart(apart, name))
         sites = [f"{site.path}:{site.axis}" for site in made]
         more = [f"and {len(sites) - 3} more"] if len(sites) > 3 else []
         if made:
             problems.append(f"{name}: {', '.join(sites[:3] + more)}")
     if problems:
         raise ValueError(
-            f"{where}: {len(problems)} labels of merged leaves have units that are "
-            f"made on separate leaves too, which cannot follow a zip:\n"
-            f"{paths.listed(problems)}\nUse a method that aligns, freeze these labels, "
-            "or separate from a place where no residual stream goes on."
+            f"{where}: expected labels whose units merged leaves alone make, as "
+            f"separate leaves cannot follow a zip, got {len(problems)} whose units "
+            f"separate leaves make too:\n{paths.listed(problems)}\nUse a method that "
+            "aligns, freeze these labels, or separate from where no residual stream "
+            "goes on."
         )
 
 
-def check_read(where: str, parts: Parts, read: Container[str]) -> None:
+def check_read(where: str, apart: TrunkAndHeads, read: Container[str]) -> None:
     """Check that the labels of a trunk have activations before the separate leaves.
 
     Args:
         where: the caller, named in the error.
-        parts: from `take_apart`.
+        apart: from `take_apart`.
         read: the labels that have activations.
 
     Raises:
@@ -192,53 +186,43 @@ def check_read(where: str, parts: Parts, read: Container[str]) -> None:
     """
     missing = [
         name
-        for name, label in parts.spec.labels.items()
-        if any(parts.heads)
+        for name, label in apart.spec.labels.items()
+        if any(apart.heads)
         and name not in read
         and not label.fixed
-        and not parts.spec.children(name)
+        and not apart.spec.children(name)
     ]
     if missing:
         raise ValueError(
-            f"{where}: {len(missing)} labels of merged leaves have no activations but "
-            f"such as depend on separate leaves:\n{paths.listed(missing)}\nUse a "
-            "weight method, or merge what comes before them too."
+            f"{where}: expected every label of merged leaves to have activations "
+            f"before the separate leaves, got {len(missing)} without:\n"
+            f"{paths.listed(missing)}\nUse a method that compares weights alone, or "
+            "merge what comes before these labels too."
         )
 
 
-def put_together(
-    parts: Parts,
-    models: Sequence[PyTree],
-    merged: PyTree,
-    assignment: Mapping[str, np.ndarray],
-    shares: Sequence[float],
-) -> list[PyTree]:
-    """Join the merged trunk with the separate leaves of every model.
+def trunk_fn(apply_fn: ApplyFn, variables: PyTree, trunk: Iterable[str]) -> ApplyFn:
+    """Cut a model off where it first needs a leaf that is not of its trunk.
 
     Args:
-        parts: from `take_apart`.
-        models: the variables of each model, whose structure is kept.
-        merged: the merged trunk.
-        assignment: the assignment of the labels of the trunk.
-        shares: the share of each model, summing to 1.
+        apply_fn: `(variables, batch) -> outputs`.
+        variables: of the model, arrays or `jax.ShapeDtypeStruct`s.
+        trunk: the paths of the leaves of the trunk.
 
     Returns:
-        Per model its variables: the trunk merged, its own leaves carried.
+        A function `(leaves, batch)` of the leaves of the trunk by path. It computes all
+        that the rest of the model reads of the trunk, and returns the sum of each such
+        value: whatever order their units are in, the sum is the same.
     """
-    trunk = paths.flatten(merged)
-    moves = {name: moves_of(row, shares) for name, row in assignment.items()}
-    networks = []
-    for number, model in enumerate(models):
-        own = {name: move[number] for name, move in moves.items()}
-        head = _carried(parts.specs[number], parts.heads[number], own)
-        networks.append(paths.unflatten(model, trunk | head))
-    return networks
+    leaves, structure = jax.tree.flatten(variables)
+    kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return _trunk_fn(apply_fn, structure, kinds, frozenset(trunk))
 
 
-def _made_apart(parts: Parts, name: str) -> list[Site]:
+def _made_apart(apart: TrunkAndHeads, name: str) -> list[Site]:
     return [
         site
-        for spec, head in zip(parts.specs, parts.heads, strict=False)
+        for spec, head in zip(apart.specs, apart.heads, strict=False)
         for site in spec.labels[name].sites
         if site.path in head and site not in spec.consumed
     ]
@@ -272,9 +256,9 @@ def _renamed(
     ]
     if problems:
         raise ValueError(
-            f"{where}: model {number} ties the units of the trunk otherwise than model "
-            f"0, they must be tied alike:\n{paths.listed(problems)}\nMake the leaves "
-            "by whose use the models differ separate too."
+            f"{where}: expected model {number} to tie the units of the trunk as model "
+            f"0 does, got a difference:\n{paths.listed(problems)}\nMake the leaves by "
+            "whose use the models differ separate too."
         )
     return renamed
 
@@ -295,37 +279,43 @@ def _text(axes: Sequence[Axis]) -> str:
     return f"({', '.join(map(str, axes))})"
 
 
-def _carried(
-    spec: PermutationSpec, head: Mapping[str, Any], moves: Mapping[str, Move]
-) -> dict[str, Any]:
-    stay = {name: Move(row, None) for name, row in identity(spec).items()}
-    moves = {**stay, **moves}
-    carried = {}
-    for path, leaf in head.items():
-        names = names_in_leaf(spec, path)
-        if not moves.keys() & names:
-            carried[path] = leaf
-            continue
-        axes, parents = anonymous(spec, path, names)
-        consumed = tuple((path, axis) in spec.consumed for axis in range(len(axes)))
-        own = [moves[name] for name in names]
-        carried[path] = _carry(leaf, own, axes, parents, consumed)
-    return carried
+@functools.lru_cache(maxsize=64)
+def _trunk_fn(
+    apply_fn: ApplyFn, structure: Any, kinds: tuple[Any, ...], paths: frozenset[str]
+) -> ApplyFn:
+    """Return one function for all models of a kind, so that it is compiled once."""
+    variables = jax.tree.unflatten(
+        structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds]
+    )
+
+    def apply(leaves: Mapping[str, jax.Array], batch: PyTree) -> list[jax.Array]:
+        program = _cut(trace(apply_fn, variables, batch), paths)
+        args = [*(leaves[path] for path in program.paths), *jax.tree.leaves(batch)]
+        wanted = [Place(var) for var in program.outvars]
+        return [jnp.sum(value) for value in run(program, args, wanted)]
+
+    return apply
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "parents", "consumed"))
-def _carry(
-    leaf: jax.Array,
-    moves: list[Move],
-    axes: tuple[Axis, ...],
-    parents: Parents,
-    consumed: tuple[bool, ...],
-) -> jax.Array:
-    dtype = jnp.result_type(leaf)
-    wide = jnp.promote_types(dtype, jnp.float32) if _is_narrow(dtype) else dtype
-    moved = move_leaf(jnp.asarray(leaf, wide), moves, axes, parents, consumed)
-    return moved.astype(dtype)
+def _cut(program: Program, trunk: frozenset[str]) -> Program:
+    """Keep what depends on no leaf but those of the trunk."""
+    beyond = {var for path, var in program.leaves.items() if path not in trunk}
+    kept, read = [], list(program.outvars)
+    for eqn in program.eqns:
+        if beyond.intersection(variables_of(eqn.invars)):
+            beyond.update(eqn.outvars)
+            read += eqn.invars
+        else:
+            kept.append(eqn)
+    made = {var for eqn in kept for var in eqn.outvars if _is_number(var)}
+    return Program(
+        invars=tuple(var for var in program.invars if var not in beyond),
+        consts=program.consts,
+        eqns=tuple(kept),
+        outvars=tuple(dict.fromkeys(v for v in variables_of(read) if v in made)),
+        paths=tuple(path for path in program.paths if path in trunk),
+    )
 
 
-def _is_narrow(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize < 4
+def _is_number(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.number)

@@ -1,7 +1,8 @@
 """Costs: the memory and the time of each stage of a merge, from shapes alone."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,14 +11,16 @@ from jaxtyping import PyTree
 
 from jmudsc.derivation.program import Program, shape_of
 from jmudsc.derivation.taps import Tap
-from jmudsc.matching.coordinate_descent import uses_activations
+from jmudsc.matching.methods import Method, TABLE
 from jmudsc.matching.moment_cache import BUDGET
 from jmudsc.matching.nested_labels import families, is_innermost, stacked_shape
 from jmudsc.merging.memory_budget import leaf_bytes, tree_bytes
+from jmudsc.merging.prepare import Prepared
 from jmudsc.paths import flatten
 from jmudsc.recipes.flops import live_bytes, work_of
 from jmudsc.recipes.machine_speed import Rates
-from jmudsc.reordering.transport import anonymous, names_in_leaf
+from jmudsc.reordering.transport import form_of
+from jmudsc.repairs.table import asked
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 # How many sweeps of matching are taken to be needed, with nothing remembered between
@@ -49,30 +52,56 @@ class Job:
     """What decides the costs of a merge.
 
     Attributes:
-        spec: the permutation spec of what is merged.
-        models: the shapes of the variables of each model.
-        merged: the shapes of those leaves that are merged.
+        prepared: what is merged, as shapes.
         program: the traced model, on one batch.
         taps: per label where its activations are read; from `find_taps`.
         batches: number of batches; None if that is not known.
-        method: one of `METHODS`.
-        balances: how many values of alpha are tried.
-        finish: what is done after averaging: some of `refit`, `repair` and `reset`.
         checked: whether the spec is checked.
         streamed: whether the models stay on disk.
     """
 
-    spec: PermutationSpec
-    models: Sequence[PyTree]
-    merged: Mapping[str, Any]
+    prepared: Prepared
     program: Program
     taps: Mapping[str, Sequence[Tap]]
     batches: int | None
-    method: str
-    balances: int = 1
-    finish: Sequence[str] = ()
     checked: bool = True
     streamed: bool = False
+
+    @property
+    def spec(self) -> PermutationSpec:
+        """The permutation spec of what is merged."""
+        return self.prepared.spec
+
+    @property
+    def models(self) -> Sequence[PyTree]:
+        """The shapes of the variables of each model."""
+        return self.prepared.models
+
+    @functools.cached_property
+    def merged(self) -> Mapping[str, Any]:
+        """The shapes of those leaves that are merged, by path."""
+        return flatten(self.prepared.trunks[0])
+
+    @property
+    def method(self) -> Method:
+        """How the models are merged."""
+        return TABLE[self.prepared.options.method]
+
+    @property
+    def balances(self) -> int:
+        """How many values of alpha are tried."""
+        return len(self.prepared.options.balances)
+
+    @property
+    def repairs(self) -> "list[Cost]":
+        """What each repair after averaging takes, in their order."""
+        options = self.prepared.options
+        names = [row.name for row in asked(options)]
+        return [_REPAIRS[name] for name in names if name in _REPAIRS]
+
+
+# Of a job, the rates of a machine and what is on the device anyway: a stage.
+Cost = Callable[[Job, Rates, Mapping[str, int]], Stage]
 
 
 def moment_bytes(
@@ -111,21 +140,20 @@ def stages_of(job: Job, rates: Rates) -> list[Stage]:
     stages = [] if job.streamed else [Stage("loading", {"one model": largest}, held)]
     if job.checked:
         stages.append(_checking(job, rates, one))
-    if uses_activations(job.method):
+    if job.method.activations:
         stages.append(_collecting(job, rates, one))
-    if job.method != "average":
+    if job.method.matches:
         stages.append(_matching(job, rates, held))
     combining = _combining(job, rates, held)
     written = 2 * networks * largest / rates.digested
-    if job.streamed and not job.finish:
+    if job.streamed and not job.repairs:
         seconds = (combining.seconds or 0.0) + written
         leaf = max(map(leaf_bytes, job.merged.values()))
         parts = {"one merged leaf": leaf}
         return [*stages, Stage("writing", parts, combining.device, seconds)]
     out = {**held, "merged": networks * largest}
     stages.append(replace(combining, device={**out, **combining.device}))
-    kinds = {"refit": _refitting, "repair": _repairing, "reset": _resetting}
-    stages += [kinds[what](job, rates, out) for what in job.finish]
+    stages += [cost(job, rates, out) for cost in job.repairs]
     leaf = max(map(leaf_bytes, flatten(job.models[0]).values()))
     return [*stages, Stage("writing", {"one leaf": leaf}, out, written)]
 
@@ -166,8 +194,8 @@ def _collecting(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
         square = _square(job.spec, name, models) * _share(models, within=True)
         for tap in where:
             steps = math.prod(loop.params["length"] for loop in tap.place.loops)
-            numbers = steps * math.prod(shape_of(tap.place.var)) * models
-            grams += 2 * numbers / _units(job.spec, name, models) * square
+            values = steps * math.prod(shape_of(tap.place.var)) * models
+            grams += 2 * values / _units(job.spec, name, models) * square
     one = models * _pass(job, rates) + grams / rates.flops
     return Stage("collecting activations", {}, device, compiled + job.batches * one)
 
@@ -175,10 +203,10 @@ def _collecting(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
 def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
     models = len(job.models)
     squares = {n: 4 * _square(job.spec, n, models) for n in job.spec.labels}
-    share = _share(models, within=job.method.endswith("-zip"))
-    kept = squares if job.method.endswith("-zip") else _scaled(squares, share)
+    share = _share(models, within=job.method.zips)
+    kept = squares if job.method.zips else _scaled(squares, share)
     known = {n for n, where in job.taps.items() if where}
-    uses = uses_activations(job.method)
+    uses = job.method.activations
     host = {
         "similarities": sum(squares[n] for n in known) if uses else 0,
         "one blend": 2 * max(squares.values(), default=0),
@@ -190,7 +218,7 @@ def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
         "its moments": 3 * max(kept.values(), default=0),
         "moments that are remembered": min(BUDGET, 2 * _sited(job, kept)),
     }
-    sweeps = 0 if job.method.startswith("activation-") else SWEEPS
+    sweeps = SWEEPS if job.method.weights else 0
     grams = share * sum(_weight_flops(job, name) for name in job.spec.labels)
     solved = _solving(job, rates)
     programs = (len(_site_kinds(job)) if sweeps else 0) + 3 * len(set(squares.values()))
@@ -247,6 +275,14 @@ def _resetting(job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
     return Stage("resetting statistics", {}, device, passes + compiled)
 
 
+# What each repair takes; the others take next to nothing.
+_REPAIRS: Mapping[str, Cost] = {
+    "least-squares": _refitting,
+    "rescale": _repairing,
+    "reset": _resetting,
+}
+
+
 def _pass(job: Job, rates: Rates) -> float:
     """Return the seconds of one forward pass of one model over one batch."""
     work = work_of(job.program)
@@ -268,7 +304,7 @@ def _solving(job: Job, rates: Rates) -> float:
             nested = label.parents[-1:] and label.parents[-1] in family
             sets = math.prod(labels[parent].size for parent in label.parents)
             pairs = sets * labels[label.parents[-1]].size if nested else sets
-            is_zipped = job.method.endswith("-zip") and is_innermost(job.spec, name)
+            is_zipped = job.method.zips and is_innermost(job.spec, name)
             if not is_zipped or nested:
                 total += (models - 1) * pairs * rates.align * label.size**2
             if is_zipped:
@@ -279,14 +315,14 @@ def _solving(job: Job, rates: Rates) -> float:
 def _weight_flops(job: Job, name: str) -> float:
     """Return the operations of the Gram matrices of one label's weights."""
     models = len(job.models)
-    per_number = models * _square(job.spec, name, models)
-    per_number /= _units(job.spec, name, models)
+    per_parameter = models * _square(job.spec, name, models)
+    per_parameter /= _units(job.spec, name, models)
     sizes = [
         math.prod(job.merged[site.path].shape)
         for site in job.spec.labels[name].sites
         if site.path not in job.spec.statistics
     ]
-    return sum(2 * size * per_number for size in sizes)
+    return sum(2 * size * per_parameter for size in sizes)
 
 
 def _share(models: int, within: bool) -> float:
@@ -314,9 +350,8 @@ def _site_kinds(job: Job) -> set[Any]:
 
 
 def _leaf_kind(job: Job, path: str) -> Any:
-    names = names_in_leaf(job.spec, path)
     leaf = job.merged[path]
-    return leaf.shape, str(leaf.dtype), anonymous(job.spec, path, names)
+    return leaf.shape, str(leaf.dtype), form_of(job.spec, path)
 
 
 def _units(spec: PermutationSpec, name: str, models: int) -> int:

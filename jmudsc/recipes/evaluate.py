@@ -6,11 +6,11 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from jmudsc.landscape.plane import Loss, measure_by, number, with_sum
+from jmudsc.landscape.losses import Loss, measure_by, real_number, with_sum
 from jmudsc.progress import Progress
+from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
 from jmudsc.recipes.resolve import load_merged, load_model, losses_of, resolved
-from jmudsc.recipes.schema import read_recipe
 
 
 def evaluate_recipe(
@@ -35,12 +35,12 @@ def evaluate_recipe(
     """
     recipe = read_recipe(path)
     losses: Mapping[str, Loss] = {}
-    if recipe.losses is not None or recipe.score is None:
+    if recipe.losses is not None or "score" not in recipe.functions:
         losses = losses_of(path, recipe, "evaluate")
     score = resolved(recipe, ("score",)).get("score")
     merged = load_merged(path, recipe, progress, checkpoint)
     parents = [load_model(recipe, source, progress) for source in recipe.models]
-    if recipe.separate:
+    if recipe.options.separate:
         networks = {"parents": parents, "merged": merged}
     else:
         letters = [f"parent {chr(65 + n)}" for n in range(len(parents))]
@@ -58,4 +58,4 @@ def _scores(
     if losses:
         measured = with_sum(measure_by(losses)([network], [1.0]))
         measured = {f"loss of {task}": value for task, value in measured.items()}
-    return measured | ({"score": number("score", score(network))} if score else {})
+    return measured | ({"score": real_number("score", score(network))} if score else {})

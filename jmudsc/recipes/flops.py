@@ -1,4 +1,4 @@
-"""Work: what a program does in one run, counted on its equations.
+"""Flops: what a program does in one run, counted on its equations.
 
 Nothing is compiled. What a compiler makes of the equations may do less: it fuses them,
 and does not keep what it can compute again.
@@ -12,6 +12,8 @@ from typing import Any
 import jax.extend.core as jex
 
 from jmudsc.derivation.program import open_jaxpr, Program, shape_of, variables_of
+from jmudsc.derivation.rules.primitive import Bodies
+from jmudsc.derivation.rules.table import primitive_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Work:
             that with what comes out.
         equations: how many there are, those of a loop counted once.
         endless: whether there is a loop whose number of steps is not known, taken as 1.
+        unknown: the primitives whose cost is not known, taken as 0.
     """
 
     flops: int = 0
@@ -33,6 +36,7 @@ class Work:
     grams: int = 0
     equations: int = 0
     endless: bool = False
+    unknown: frozenset[str] = frozenset()
 
 
 def work_of(program: Program) -> Work:
@@ -67,29 +71,34 @@ def _work(eqns: Iterable[jex.JaxprEqn]) -> Work:
         sum(part.grams for part in parts),
         sum(part.equations for part in parts),
         any(part.endless for part in parts),
+        frozenset().union(*(part.unknown for part in parts)),
     )
 
 
 def _work_of_one(eqn: jex.JaxprEqn) -> Work:
+    record = primitive_of(eqn)
     bodies = [_work(open_jaxpr(body).eqns) for body in _bodies(eqn)]
-    if not bodies:
-        summed = _summed(eqn)
-        if not summed:
-            return Work(equations=1)
-        size = math.prod(shape_of(eqn.outvars[0]))
-        rows = size // _features(eqn)
-        moved = sum(map(_bytes, (*eqn.invars, *eqn.outvars)))
-        grams = 2 * rows * summed * (summed + _features(eqn))
-        return Work(2 * size * summed, moved, grams, 1)
-    steps = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-    if eqn.primitive.name == "cond":
+    if bodies:
+        return _work_of_bodies(bodies, record.bodies(eqn) if record.bodies else None)
+    if record.cost is None:
+        return Work(equations=1, unknown=frozenset([record.name]))
+    cost = record.cost(eqn)
+    moved = sum(map(_bytes, (*eqn.invars, *eqn.outvars))) if cost.flops else 0
+    return Work(cost.flops, moved, cost.grams, 1)
+
+
+def _work_of_bodies(bodies: list[Work], runs: Bodies | None) -> Work:
+    runs = runs or Bodies()
+    if runs.is_choice:
         bodies = [max(bodies, key=lambda body: body.flops)]
+    steps = 1 if runs.steps is None else runs.steps
     return Work(
         steps * sum(body.flops for body in bodies),
         steps * sum(body.moved for body in bodies),
         steps * sum(body.grams for body in bodies),
         1 + sum(body.equations for body in bodies),
-        eqn.primitive.name == "while" or any(body.endless for body in bodies),
+        runs.steps is None or any(body.endless for body in bodies),
+        frozenset().union(*(body.unknown for body in bodies)),
     )
 
 
@@ -101,29 +110,6 @@ def _bodies(eqn: jex.JaxprEqn) -> list[Any]:
         for item in (value if isinstance(value, tuple | list) else [value])
     ]
     return [x for x in values if hasattr(open_jaxpr(x), "eqns")]
-
-
-def _summed(eqn: jex.JaxprEqn) -> int:
-    """Return how many products each output of an equation sums up; 0 if none."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "dot_general":
-        (left, _), _ = params["dimension_numbers"]
-        shape = shape_of(eqn.invars[0])
-        return math.prod(shape[axis] for axis in left)
-    if name == "conv_general_dilated":
-        kernel = shape_of(eqn.invars[1])
-        return math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
-    if name.startswith("ragged_dot"):
-        return shape_of(eqn.invars[0])[-1]
-    return 0
-
-
-def _features(eqn: jex.JaxprEqn) -> int:
-    """Return how many units come out of a product or convolution."""
-    if eqn.primitive.name == "conv_general_dilated":
-        axis = eqn.params["dimension_numbers"].rhs_spec[0]
-        return shape_of(eqn.invars[1])[axis]
-    return (shape_of(eqn.outvars[0]) or (1,))[-1] or 1
 
 
 def _live(

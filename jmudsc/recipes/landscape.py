@@ -10,21 +10,20 @@ import numpy as np
 
 from jmudsc.checkpoints.atomic import building
 from jmudsc.landscape import figures
-from jmudsc.landscape.plane import (
+from jmudsc.landscape.losses import (
     barrier,
     Loss,
     losses_between,
     losses_on_plane,
     measure_by,
-    Plane,
-    window,
     with_sum,
 )
+from jmudsc.landscape.plane import Plane, window
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.landscape_networks import landscape_networks, LandscapeNetworks
+from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
 from jmudsc.recipes.resolve import losses_of, place
-from jmudsc.recipes.schema import read_recipe
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,21 +16,22 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.batches import first_batch
 from jmudsc.landscape.plane import Plane, plane_through
-from jmudsc.matching.coordinate_descent import match, uses_activations
+from jmudsc.matching.coordinate_descent import match
+from jmudsc.matching.methods import aligning, method_of, TABLE
 from jmudsc.matching.moments import collect, Moments
+from jmudsc.merging.heads import put_together
+from jmudsc.merging.inputs import Inputs, per_model
+from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.save_result import load_provenance
-from jmudsc.merging.separate import Parts, put_together, take_apart, trunks_of
-from jmudsc.merging.trunk import trunk_fn
 from jmudsc.progress import counted, Progress
 from jmudsc.recipes.resolve import load_merged, load_model, outputs, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
 from jmudsc.reordering.combine import combine
 from jmudsc.reordering.permute import identity, random_permutations
 from jmudsc.repairs.batch_stats import reset_batch_stats
-from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
-from jmudsc.types import ApplyFn
 
 # Label -> for every network the place that each of its units goes to.
 Rows = Mapping[str, np.ndarray]
@@ -64,19 +65,13 @@ class _Saved:
         path: the recipe's file, named in errors.
         recipe: the recipe.
         batches: its calibration batches.
-        networks: the variables of the parents, then of what they were merged to.
-        trunks: the leaves of each that are merged; all where none are separate.
-        parts: the spec of the trunk, and the separate leaves of each network.
-        apply_fn: the function of a trunk.
+        prepared: the parents, then what they were merged to.
     """
 
     path: Path
     recipe: Recipe
     batches: Any
-    networks: Sequence[PyTree]
-    trunks: Sequence[PyTree]
-    parts: Parts
-    apply_fn: ApplyFn
+    prepared: Prepared
 
     @property
     def parents(self) -> int:
@@ -103,10 +98,11 @@ def landscape_networks(path: Path, recipe: Recipe, say: Progress) -> LandscapeNe
     named = resolved(recipe, ("apply_fn", "batches", "update_fn"))
     parents = [load_model(recipe, source, say) for source in recipe.models]
     networks = [*parents, *load_merged(path, recipe, say)]
-    saved = _taken_apart(path, recipe, named, networks)
+    prepared = _prepared(path, recipe, named, networks)
+    saved = _Saved(path, recipe, named["batches"], prepared)
     given = {
         name: np.stack([row] * len(networks))
-        for name, row in identity(saved.parts.spec).items()
+        for name, row in identity(prepared.spec).items()
     }
     aligned = _aligned(saved, given, say)
     together = _named_networks(saved, given, aligned)
@@ -119,24 +115,24 @@ def landscape_networks(path: Path, recipe: Recipe, say: Progress) -> LandscapeNe
     return LandscapeNetworks(networks, plane, lines, _settle(recipe, named))
 
 
-def _taken_apart(
+def _prepared(
     path: Path, recipe: Recipe, named: Mapping[str, Any], networks: Sequence[PyTree]
-) -> _Saved:
-    """Find the spec, the trunks where leaves are separate, and the function of them."""
-    batches, trunks = named["batches"], networks
-    functions = _per_model("apply_fn", named["apply_fn"], len(recipe.models))
-    whole = list(zip(functions, networks, strict=False))
-    if not recipe.separate:
-        whole = whole[:1]
-    specs = [spec_by(path, recipe, fn, batches, model) for fn, model in whole]
-    specs = [freeze(specs[0], recipe.frozen), *specs[1:]]
-    read = functions[0]
-    if recipe.separate:
-        specs = specs * 2  # the merged networks have the heads of their parents
-        trunks = trunks_of("landscape", networks, recipe.separate)
-        read = trunk_fn(read, networks[0], paths.flatten(trunks[0]))
-    parts = take_apart("landscape", specs, networks, trunks)
-    return _Saved(path, recipe, batches, networks, trunks, parts, read)
+) -> Prepared:
+    """Find the spec of the networks, and what is merged of each."""
+    options, batches = recipe.options, named["batches"]
+    functions = _per_model("apply_fn", named, recipe)
+    spec = None
+    if recipe.spec is not None:
+        spec = spec_by(path, recipe, functions[0], batches, networks[0])
+    # Where leaves are separate, the merged networks have the heads of their parents.
+    apply_fn = functions * 2 if options.separate else functions[0]
+    inputs = Inputs(apply_fn, networks, batches, spec)
+    return prepare("landscape", inputs, first_batch("landscape", batches), options)
+
+
+def _per_model(key: str, named: Mapping[str, Any], recipe: Recipe) -> list[Any]:
+    count, separate = len(recipe.models), recipe.options.separate
+    return per_model("landscape", key, named[key], count, separate)
 
 
 def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
@@ -147,31 +143,33 @@ def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
     """
     made = load_provenance(outputs(saved.recipe)[0])
     method, alpha = made["recipe"]["method"], made["recipe"]["alpha"]
-    if method != saved.recipe.method:
+    asked = saved.recipe.options.method
+    if method != asked:
         raise ValueError(
-            f'{saved.path}: expected an output merged by "{saved.recipe.method}", as '
-            f'the recipe says, got one merged by "{method}". Run jmudsc merge '
-            f"{saved.path} --overwrite first."
+            f'{saved.path}: expected an output merged by "{asked}", as the recipe '
+            f'says, got one merged by "{method}". Run jmudsc merge {saved.path} '
+            "--overwrite first."
         )
-    if method.endswith("-align"):
+    row = method_of("landscape", method)
+    if row.pairing == "align":
         stored, count = made["assignment"], saved.parents
         return {n: np.concatenate([stored[n], given[n][count:]]) for n in given}
-    is_average = method == "average"
-    one_to_one = "mudsc-align" if is_average else method.replace("zip", "align")
-    seen = saved.trunks[: saved.parents + (not is_average)]
-    moments = _moments(saved, seen, say) if uses_activations(one_to_one) else None
+    one_to_one = aligning(row)
+    # What is merged with nothing matched is the mean of the parents as given.
+    seen = saved.prepared.trunks[: saved.parents + row.matches]
+    moments = _moments(saved, seen, say) if one_to_one.activations else None
     say("matching", 0, None)
     assignment = match(
-        saved.parts.spec,
+        saved.prepared.spec,
         seen,
         moments,
-        method=one_to_one,
+        method=one_to_one.name,
         alpha=alpha,
         reference="mean",
         key=jax.random.key(saved.recipe.seed),
     ).assignment
     # Other merged networks have the trunk of the first; those of an average stay.
-    more = len(saved.trunks) - len(seen)
+    more = len(saved.prepared.trunks) - len(seen)
     return {n: np.concatenate([x, *[x[-1:]] * more]) for n, x in assignment.items()}
 
 
@@ -179,16 +177,17 @@ def _moments(
     saved: _Saved, trunks: Sequence[PyTree], say: Progress
 ) -> Mapping[str, Moments]:
     batches = counted(saved.batches, "collecting activations", say)
-    return collect(saved.parts.spec, saved.apply_fn, trunks, batches)
+    return collect(saved.prepared.spec, saved.prepared.trunk_fn, trunks, batches)
 
 
 def _named_networks(saved: _Saved, given: Rows, aligned: Rows) -> dict[str, PyTree]:
     """Name the networks in the order of units of the merge, and parent B in the other.
 
-    An average is taken in the order in which the parents were given.
+    Where nothing is matched, parents are averaged in the order they were given in.
     """
-    orders = {"as given": given, "aligned": aligned}
-    names = list(orders) if saved.recipe.method == "average" else list(orders)[::-1]
+    orders = {"aligned": aligned, "as given": given}
+    is_matched = TABLE[saved.recipe.options.method].matches
+    names = list(orders) if is_matched else list(orders)[::-1]
     here, there = (orders[name] for name in names)
     networks = {
         "parent A": _in_order(saved, 0, here),
@@ -211,7 +210,7 @@ def _plane(
         return plane_through(networks, ignored), networks
     except ValueError:  # whatever their order, the parents are on one line
         key = jax.random.fold_in(jax.random.key(saved.recipe.seed), 1)
-        drawn = random_permutations(saved.parts.spec, key)
+        drawn = random_permutations(saved.prepared.spec, key)
         shuffled = {n: np.stack([drawn[n]] * len(row)) for n, row in rows.items()}
         more = {**networks, "parent B, shuffled": _in_order(saved, 1, shuffled)}
         return plane_through(more, ignored), more
@@ -220,19 +219,21 @@ def _plane(
 def _in_order(saved: _Saved, number: int, rows: Rows) -> PyTree:
     """Bring one network to the order of some rows, and put heads onto its trunk."""
     own = {name: row[[number, number]] for name, row in rows.items()}
-    trunk = combine(saved.parts.spec, [saved.trunks[number]] * 2, own)
-    if not saved.recipe.separate:
+    prepared = saved.prepared
+    trunk = combine(prepared.spec, [prepared.trunks[number]] * 2, own)
+    if not saved.recipe.options.separate:
         return trunk
-    count = len(saved.networks)
-    whole = put_together(saved.parts, saved.networks, trunk, rows, [1 / count] * count)
+    models = prepared.models
+    shares = [1 / len(models)] * len(models)
+    whole = put_together(prepared.apart, models, trunk, rows, shares)
     is_merged = number >= saved.parents
     return whole[saved.parents :] if is_merged else whole[: saved.parents]
 
 
 def _ignored(saved: _Saved, network: PyTree) -> set[str]:
     """Return the leaves by which distances are not measured: statistics, and heads."""
-    spec: PermutationSpec = saved.parts.spec
-    if not saved.recipe.separate:
+    spec: PermutationSpec = saved.prepared.spec
+    if not saved.recipe.options.separate:
         return set(spec.statistics)
     trunk = spec.axes.keys() - spec.statistics
     return paths.flatten(network).keys() - {f"0/{leaf}" for leaf in trunk}
@@ -244,22 +245,10 @@ def _settle(
     if "update_fn" not in named:
         return None
     function, batches = named["update_fn"], named["batches"]
-    if not recipe.separate:
+    if not recipe.options.separate:
         return lambda variables: reset_batch_stats(function, variables, batches)
-    several = _per_model("update_fn", function, len(recipe.models))
+    several = _per_model("update_fn", named, recipe)
     return lambda networks: [
         reset_batch_stats(own, variables, batches)
         for own, variables in zip(several, networks, strict=True)
     ]
-
-
-def _per_model(key: str, functions: Any, count: int) -> list[Any]:
-    """Repeat a function for every model, unless the recipe names one for each."""
-    if not isinstance(functions, Sequence):
-        return [functions] * count
-    if len(functions) != count:
-        raise ValueError(
-            f'landscape: expected {count} functions in "{key}", one for each model, '
-            f"got {len(functions)}. Name one function for all models, or one for each."
-        )
-    return list(functions)

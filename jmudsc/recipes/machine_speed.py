@@ -1,4 +1,4 @@
-"""Rates: how fast this machine is just now, by a few short runs."""
+"""Machine speed: how fast this machine is just now, by a few short runs."""
 
 import functools
 import hashlib

@@ -3,7 +3,9 @@
 import dataclasses
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,22 +15,28 @@ from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free
 from jmudsc.digests import digest_of
 from jmudsc.lazy import is_lazy
-from jmudsc.matching.coordinate_descent import uses_activations
 from jmudsc.matching.journal import Journal
+from jmudsc.matching.methods import TABLE
+from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.memory_budget import room
-from jmudsc.merging.merge import merge
+from jmudsc.merging.merge import merge_with
+from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save
 from jmudsc.progress import Progress
+from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
     load_model,
     load_models,
+    options_of,
     outputs,
     place,
     resolved,
     spec_by,
 )
-from jmudsc.recipes.schema import dump_recipe, read_recipe, Recipe
+from jmudsc.recipes.schema import Recipe
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -71,15 +79,13 @@ def merge_recipe(
     """
     recipe = read_recipe(path)
     places = free_places(recipe, overwrite)
-    named = resolved(recipe, ("apply_fn", "batches", "update_fn", "score"))
-    batches, owners = named["batches"], None
-    if recipe.refit and isinstance(batches, Chained):
-        owners = batches.owners()
+    named = resolved(recipe, ("apply_fn", "batches", *recipe.functions))
     # Before the models are read: one that is replaced meanwhile is another later on.
-    journal = _journal(recipe, places[0].parent if recipe.separate else places[0])
+    target = places[0].parent if recipe.options.separate else places[0]
+    journal = _journal(recipe, target)
     if journal and journal.folder.is_dir():
         _log.warning(
-            "%s: holds steps of a merge that was interrupted; those of the same models "
+            "%s: an interrupted merge left its steps here. Those of the same models "
             "are taken up.",
             journal.folder,
         )
@@ -87,39 +93,43 @@ def merge_recipe(
     written = None
     if recipe.spec is not None:
         written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
-    result = merge(
-        named["apply_fn"],
-        models,
-        batches,
-        method=recipe.method,
-        alpha=recipe.alpha,
+    result = merge_with(
+        _options(recipe, named, is_lazy(models)),
+        Inputs(named["apply_fn"], models, named["batches"], written),
         key=jax.random.key(recipe.seed),
-        spec=written,
-        frozen=recipe.frozen,
-        separate=recipe.separate,
-        weights=recipe.weights,
-        reference=recipe.reference,
-        score=named.get("score"),
-        update_fn=named.get("update_fn"),
-        refit=recipe.refit,
-        ridge=recipe.ridge,
-        owners=owners,
-        repair=recipe.repair,
-        check=is_checked(recipe) or not is_lazy(models),
         journal=journal,
         progress=progress,
     )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
+    _save(recipe, result, places, text, overwrite)
+    if journal:
+        shutil.rmtree(journal.folder, ignore_errors=True)
+    return target, text
+
+
+def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOptions:
+    """Return the options of a merge, with what only its batches and models tell."""
+    options, batches = options_of(recipe, named), named["batches"]
+    if options.refit and isinstance(batches, Chained):
+        options = dataclasses.replace(options, owners=tuple(batches.owners()))
+    return dataclasses.replace(options, check=is_checked(recipe) or not on_disk)
+
+
+def _save(
+    recipe: Recipe,
+    result: MergeResult,
+    places: Sequence[Path],
+    text: str,
+    overwrite: bool,
+) -> None:
+    """Write each network with the report, the recipe and the spec."""
     told = f"# Paths and modules are relative to {recipe.folder}\n{dump_recipe(recipe)}"
     notes = {"report.md": text, "recipe.yaml": told, "spec.txt": f"{result.spec}\n"}
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
         own = dataclasses.replace(result, variables=network)
         save(where, own, notes=notes, overwrite=overwrite)
-    if journal:
-        shutil.rmtree(journal.folder, ignore_errors=True)
-    return places[0].parent if recipe.separate else places[0], text
 
 
 def is_checked(recipe: Recipe) -> bool:
@@ -128,7 +138,7 @@ def is_checked(recipe: Recipe) -> bool:
     Args:
         recipe: the recipe.
     """
-    return uses_activations(recipe.method) or recipe.spec is not None
+    return TABLE[recipe.options.method].activations or recipe.spec is not None
 
 
 def _journal(recipe: Recipe, output: Path) -> Journal | None:
@@ -159,8 +169,8 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
     recipe = read_recipe(path)
     named = resolved(recipe, ("apply_fn", "batches"))
     variables = load_model(recipe, recipe.models[0], progress)
-    found = spec_by(path, recipe, named["apply_fn"], named["batches"], variables)
-    return freeze(found, recipe.frozen)
+    spec = spec_by(path, recipe, named["apply_fn"], named["batches"], variables)
+    return freeze(spec, recipe.options.frozen)
 
 
 def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
@@ -182,13 +192,13 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
     parents = [path for path in sources if Path(path).expanduser().resolve() in places]
     if parents:
         raise FileExistsError(
-            f"{parents[0]}: is the output and one of the models, needed two places; "
-            "choose another output."
+            f"{parents[0]}: expected two places for the output and for a model, got "
+            "this one for both. Choose another output."
         )
     folder = places[0].parent
-    if recipe.separate and (folder / "_METADATA").exists():
+    if recipe.options.separate and (folder / "_METADATA").exists():
         raise FileExistsError(
-            f"{folder}: is a checkpoint, needed a folder for one checkpoint per model, "
-            "as separate= asks; remove it or choose another output."
+            f"{folder}: expected a folder for one checkpoint per model, as separate "
+            "asks, got a checkpoint. Remove it or choose another output."
         )
     return places

@@ -4,11 +4,12 @@ Checkpoints are asked for shapes and dtypes only, the model is traced on shapes,
 check ends at the first error.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -19,27 +20,23 @@ from jmudsc.checkpoints.formats import format_of
 from jmudsc.checkpoints.load import open_variables
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
-from jmudsc.matching.coordinate_descent import uses_activations
-from jmudsc.merging.alpha_search import ALPHAS, check_balance
+from jmudsc.matching.methods import TABLE
+from jmudsc.merging.inputs import check_batches, Inputs, per_model
 from jmudsc.merging.memory_budget import fits, room, tree_bytes
-from jmudsc.merging.merge import check_batches, reads_all
-from jmudsc.merging.separate import check_carried, check_read, take_apart, trunks_of
-from jmudsc.merging.trunk import trunk_fn
-from jmudsc.paths import flatten
+from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.prepare import prepare, Prepared
+from jmudsc.merging.separate import check_carried, check_read, trunks_of
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.costs import Job, Stage, stages_of
 from jmudsc.recipes.machine_speed import measure_rates, Rates
 from jmudsc.recipes.merge import free_places, is_checked
+from jmudsc.recipes.reader import parse_keys
 from jmudsc.recipes.resolve import place, resolved, spec_by
-from jmudsc.recipes.schema import parse_keys, Recipe, Reference, Source
+from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.source import Source
 from jmudsc.recipes.yaml_keys import read_yaml
-from jmudsc.repairs.pipeline import check_finish, Finish
 from jmudsc.spec.check_variables import differences
-from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
-from jmudsc.types import ApplyFn
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Plan:
     """What a recipe would do.
 
     Attributes:
-        recipe: the recipe, with no models, or references to nothing, where those that
+        recipe: the recipe, with no models, or import paths to nothing, where those that
             it names are wrong.
         models: per model of the recipe what is stored; None where that is not to be
             read.
@@ -119,68 +116,61 @@ def plan_recipe(
         ValueError: if it is no YAML mapping.
     """
     say = progress or silent
-    values, wrong = parse_keys(read_yaml(path, "a recipe is needed."), str(path))
+    recipe, wrong = parse_keys(read_yaml(path, "a recipe"), str(path))
+    recipe = dataclasses.replace(recipe, folder=path.absolute().parent)
     problems = [f"{path}: {problem}" for problem in wrong]
-    recipe = _recipe(values, path.absolute().parent)
     if recipe.output:
-        _attempt(problems, free_places, recipe, overwrite)
+        with _noting(problems):
+            free_places(recipe, overwrite)
     say("importing", 0, 1)
-    named: dict[str, Any] = {}
-    for key in ("apply_fn", "batches", "update_fn", "score"):
-        if values.get(key) or (key == "batches" and _own_batches(recipe)):
-            named |= _attempt(problems, _resolved, recipe, key) or {}
-    _check_options(problems, recipe, "update_fn" in values, "score" in values)
+    named = _named(problems, recipe)
+    options = _options(problems, recipe, named)
     say("looking at checkpoints", 0, 1)
-    models = tuple(_attempt(problems, _model, recipe, x) for x in recipe.models)
-    variables = [model.shapes for model in models if model]
+    models = tuple(_model(problems, recipe, source) for source in recipe.models)
+    shapes = [model.shapes for model in models if model]
     whole = bool(models) and all(models)
-    trunks = _trunks(problems, recipe, variables) if variables else None
-    count, batch = _batches(problems, named.get("batches"), recipe.method)
-    streamed = whole and not fits(variables, room() if memory is None else memory)
-    spec, stages = None, []
-    if "apply_fn" in named and batch is not None and models and models[0] and trunks:
+    alike = bool(shapes) and _can_be_prepared(problems, recipe, shapes)
+    count, batch = _batches(problems, named.get("batches"), recipe)
+    plan = Plan(recipe, models, count)
+    if whole and not fits(shapes, room() if memory is None else memory):
+        plan = dataclasses.replace(plan, streamed=True)
+    if alike and models[0] and batch is not None and "apply_fn" in named:
         say("tracing the model", 0, 1)
-        asked = recipe, named, variables, trunks, batch, count
-        spec, job = _traced(problems, path, *asked)
-        if job and whole:
-            say("measuring the machine", 0, 1)
-            rates = rates or measure_rates()
-            stages = stages_of(_streamed(job, recipe) if streamed else job, rates)
-    found = recipe, models, count, spec, tuple(stages), rates, streamed
-    return Plan(*found, tuple(problems))
+        inputs = _inputs(problems, path, plan, named, batch)
+        prepared = inputs and _prepared(problems, inputs, batch, options)
+        if prepared:
+            plan = dataclasses.replace(plan, spec=prepared.spec)
+            job = _job(problems, prepared, batch, plan)
+            if whole:
+                say("measuring the machine", 0, 1)
+                rates = rates or measure_rates()
+                stages = tuple(stages_of(job, rates))
+                plan = dataclasses.replace(plan, stages=stages, rates=rates)
+    return dataclasses.replace(plan, problems=tuple(problems))
 
 
-def _streamed(job: Job, recipe: Recipe) -> Job:
-    """Return what is to be done where models have no room, as `merge` does it."""
-    checked = is_checked(recipe)
-    if reads_all(recipe.alpha, recipe.refit, recipe.repair, recipe.separate):
-        return dataclasses.replace(job, checked=checked)
-    return dataclasses.replace(job, streamed=True, checked=checked)
-
-
-def _attempt(
-    problems: list[str], call: Callable[..., Found], *args: Any
-) -> Found | None:
-    """Call a function, and add what it says is wrong to the problems."""
+@contextlib.contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """Add what a block says is wrong to the problems, and go on after it."""
     try:
-        return call(*args)
+        yield
     except (ValueError, TypeError, OSError) as error:
         problems.append(str(error))
     except Exception as error:  # noqa: BLE001  (a recipe's own code may raise any)
         problems.append(f"{type(error).__name__}: {error}")
-    return None
 
 
-def _recipe(values: Mapping[str, Any], folder: Path) -> Recipe:
-    """Return a recipe of the keys that are right."""
-    nothing = Reference("")
-    empty = {"models": (), "apply_fn": nothing, "output": ""}
-    return Recipe(**{**empty, **values}, folder=folder)
-
-
-def _own_batches(recipe: Recipe) -> bool:
-    """Whether every model has batches of its own."""
-    return bool(recipe.models) and all(source.batches for source in recipe.models)
+def _named(problems: list[str], recipe: Recipe) -> dict[str, Any]:
+    """Import what can be imported of what a recipe names."""
+    given = [key for key, path in recipe.import_paths.items() if path.name]
+    if recipe.models and all(source.batches for source in recipe.models):
+        given.append("batches")
+    named: dict[str, Any] = {}
+    for key in ("apply_fn", "batches", *recipe.functions):
+        if key in given:
+            with _noting(problems):
+                named |= _resolved(recipe, key)
+    return named
 
 
 def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
@@ -191,144 +181,145 @@ def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
         if type(error) is ValueError:
             raise
         raise ValueError(
-            f'recipe: "{key}" raises {error!r}, it must not; correct what it names.'
+            f"recipe: {key}: expected an import path that can be followed, got "
+            f"{error!r}. Correct what it names."
         ) from error
 
 
-def _run(
-    key: str, function: Callable[..., Any], models: Sequence[PyTree], batch: PyTree
+def _options(
+    problems: list[str], recipe: Recipe, named: Mapping[str, Any]
+) -> MergeOptions:
+    """Return the options of a recipe; note how they contradict each other.
+
+    A function that cannot be imported is given all the same, by one that does nothing.
+    """
+    functions = {key: named.get(key, lambda *_: None) for key in recipe.functions}
+    options = dataclasses.replace(recipe.options, **functions)
+    problems += [f"recipe: {problem}" for problem in options.problems()]
+    return options
+
+
+def _model(problems: list[str], recipe: Recipe, source: Source) -> Model | None:
+    """Look at a checkpoint, and whether what is in it could be saved."""
+    with _noting(problems):
+        stored = open_variables(
+            place(recipe, source.path),
+            source.subtree,
+            rename=dict(source.rename),
+            separator=source.separator,
+        )
+        shapes = abstract(stored.where, stored.variables)
+        if recipe.output:
+            check_savable(shapes, format_of(recipe.output) or "orbax")
+        return Model(source.path, stored.kind, shapes)
+    return None
+
+
+def _can_be_prepared(
+    problems: list[str], recipe: Recipe, shapes: Sequence[PyTree]
 ) -> bool:
-    """Run a function of the recipe on shapes, and say which it is if that fails."""
-    try:
-        for variables in models:
-            jax.eval_shape(function, variables, batch)
-    except Exception as error:  # likewise
-        raise ValueError(
-            f'recipe: "{key}" raises {error!r}, it must run on the variables and a '
-            "batch; correct the function, or what it is given."
-        ) from error
-    return True
-
-
-def _check_options(
-    problems: list[str], recipe: Recipe, updated: bool, scored: bool
-) -> None:
-    balance = recipe.alpha, ALPHAS, recipe.method, scored
-    _attempt(problems, check_balance, "recipe", *balance)
-    update_fn = (lambda variables, batch: variables) if updated else None
-    finish = Finish(update_fn, recipe.refit, ridge=recipe.ridge, repair=recipe.repair)
-    _attempt(problems, check_finish, "recipe", finish, (), len(recipe.models))
-
-
-def _model(recipe: Recipe, source: Source) -> Model:
-    stored = open_variables(
-        place(recipe, source.path),
-        source.subtree,
-        rename=dict(source.rename),
-        separator=source.separator,
-    )
-    shapes = abstract(stored.where, stored.variables)
-    if recipe.output:
-        check_savable(shapes, format_of(recipe.output) or "orbax")
-    return Model(source.path, stored.kind, shapes)
-
-
-def _trunks(
-    problems: list[str], recipe: Recipe, variables: Sequence[PyTree]
-) -> list[PyTree] | None:
-    """Return what is to be merged of each model; put down how they differ in it."""
-    trunks: list[PyTree] | None = list(variables)
-    if recipe.separate:
-        separate = list(recipe.separate)
-        trunks = _attempt(problems, trunks_of, "recipe", variables, separate)
+    """Note how models differ in what is merged; return whether that is known."""
+    trunks: Sequence[PyTree] = shapes
+    if recipe.options.separate:
+        trunks = ()
+        with _noting(problems):
+            trunks = trunks_of("recipe", shapes, list(recipe.options.separate))
     if trunks:
         problems += [f"models: {difference}" for difference in differences(trunks)]
-    return trunks
+    return bool(trunks)
 
 
 def _batches(
-    problems: list[str], batches: Any, method: str
+    problems: list[str], batches: Any, recipe: Recipe
 ) -> tuple[int | None, PyTree | None]:
-    """Return how many batches there are, and the shapes of the first."""
+    """Return how many batches there are, and the first."""
     if batches is None:
         return None, None
-    before = len(problems)
-    _attempt(problems, check_batches, batches, method, None)
-    if len(problems) > before:
-        return None, None
-    first = _attempt(problems, first_batch, batches)
-    tasks = batches.tasks if isinstance(batches, Chained) else (batches,)
-    counts = [len(task) for task in tasks if isinstance(task, Sized)]
-    return sum(counts) if len(counts) == len(tasks) else None, first
+    with _noting(problems):
+        check_batches("recipe", batches, recipe.options)
+        tasks = batches.tasks if isinstance(batches, Chained) else (batches,)
+        counts = [len(task) for task in tasks if isinstance(task, Sized)]
+        count = sum(counts) if len(counts) == len(tasks) else None
+        return count, first_batch("recipe", batches)
+    return None, None
 
 
-def _traced(
+def _inputs(
     problems: list[str],
     path: Path,
-    recipe: Recipe,
+    plan: Plan,
     named: Mapping[str, Any],
-    variables: Sequence[PyTree],
-    trunks: Sequence[PyTree],
     batch: PyTree,
-    count: int | None,
-) -> tuple[PermutationSpec | None, Job | None]:
-    """Derive or read the spec, and find out what is to be done by it."""
-    apply_fn = named["apply_fn"]
-    traced = variables if recipe.separate else variables[:1]
-    runs = _attempt(problems, _run, "apply_fn", apply_fn, traced, batch)
-    if "update_fn" in named:
-        _attempt(problems, _run, "update_fn", named["update_fn"], traced[:1], batch)
-    if not runs:
-        return None, None
-    specs = [
-        _attempt(problems, spec_by, path, recipe, apply_fn, [batch], model)
-        for model in (traced if recipe.spec is None else traced[:1])
-    ]
-    if not all(specs):
-        return None, None
-    specs = [spec for spec in specs if spec]
-    specs *= 1 if recipe.spec is None else len(traced)
-    frozen = _attempt(problems, freeze, specs[0], recipe.frozen)
-    specs = [frozen or specs[0], *specs[1:]]
-    parts = _attempt(problems, take_apart, "recipe", specs, variables, trunks)
-    if parts is None:
-        return specs[0], None
-    _attempt(problems, check_carried, "recipe", parts, recipe.method.endswith("-zip"))
-    merged = flatten(trunks[0])
-    read, of = apply_fn, variables[0]
-    if recipe.separate:
-        read, of = trunk_fn(apply_fn, variables[0], merged), merged
-    taps = {}
-    if uses_activations(recipe.method):
-        taps = _attempt(problems, _taps, read, of, batch, parts.spec) or {}
-        labels = [name for name, where in taps.items() if where]
-        _attempt(problems, check_read, "recipe", parts, labels)
-    program = trace(apply_fn, variables[0], batch)
-    finish = [
-        what
-        for what, asked in (
-            ("refit", recipe.refit),
-            ("repair", recipe.repair == "rescale"),
-            ("reset", recipe.update_fn and not recipe.repair),
-        )
-        if asked
-    ]
-    balances = len(ALPHAS) if isinstance(recipe.alpha, str) else 1
-    job = Job(
-        spec=parts.spec,
-        models=variables,
-        merged=merged,
-        program=program,
+) -> Inputs | None:
+    """Return what is merged, as shapes, once its functions are known to run on them."""
+    recipe, separate = plan.recipe, plan.recipe.options.separate
+    known = [number for number, model in enumerate(plan.models) if model]
+    shapes = [model.shapes for model in plan.models if model]
+    with _noting(problems):
+        functions = {
+            key: per_model("recipe", key, named[key], len(plan.models), separate)
+            for key in ("apply_fn", "update_fn")
+            if key in named
+        }
+        apply_fns = [functions["apply_fn"][number] for number in known]
+        heads = list(zip(apply_fns, shapes, strict=True))[: None if separate else 1]
+        if "update_fn" in functions:
+            with _noting(problems):
+                _run("update_fn", functions["update_fn"][0], shapes[0], batch)
+        for apply_fn, variables in heads:
+            _run("apply_fn", apply_fn, variables, batch)
+        spec = None
+        if recipe.spec is not None:
+            spec = spec_by(path, recipe, apply_fns[0], [batch], shapes[0])
+        return Inputs(apply_fns if separate else apply_fns[0], shapes, (), spec)
+    return None
+
+
+def _run(
+    key: str, function: Callable[..., Any], variables: PyTree, batch: PyTree
+) -> None:
+    """Run a function of the recipe on shapes, and say which it is if that fails."""
+    try:
+        jax.eval_shape(function, variables, batch)
+    except Exception as error:  # a recipe's own code may raise any
+        raise ValueError(
+            f"recipe: {key}: expected a function that runs on the variables and a "
+            f"batch, got {error!r}. Correct the function, or what it is given."
+        ) from error
+
+
+def _prepared(
+    problems: list[str], inputs: Inputs, batch: PyTree, options: MergeOptions
+) -> Prepared | None:
+    """Find out what is merged; with nothing frozen if that is what is wrong."""
+    with _noting(problems):
+        return prepare("recipe", inputs, batch, options)
+    if options.frozen:
+        with _noting([]):  # has been said
+            thawed = dataclasses.replace(options, frozen=())
+            return prepare("recipe", inputs, batch, thawed)
+    return None
+
+
+def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> Job:
+    """Find out what is to be done, and note what of it cannot be."""
+    method = TABLE[prepared.options.method]
+    with _noting(problems):
+        check_carried("recipe", prepared.apart, method.zips)
+    taps: Mapping[str, tuple[Tap, ...]] = {}
+    if method.activations:
+        with _noting(problems):
+            program = trace(prepared.trunk_fn, prepared.trunks[0], batch)
+            taps = find_taps(program, prepared.spec)
+        with _noting(problems):
+            labels = [name for name, where in taps.items() if where]
+            check_read("recipe", prepared.apart, labels)
+    in_memory = not plan.streamed
+    return Job(
+        prepared,
+        trace(prepared.apply_fns[0], prepared.models[0], batch),
         taps=taps,
-        batches=count,
-        method=recipe.method,
-        balances=balances,
-        finish=finish,
+        batches=plan.batches,
+        checked=in_memory or is_checked(plan.recipe),
+        streamed=plan.streamed and not prepared.options.needs_all_models,
     )
-    return parts.spec, job
-
-
-def _taps(
-    apply_fn: ApplyFn, variables: PyTree, batch: PyTree, spec: PermutationSpec
-) -> dict[str, tuple[Tap, ...]]:
-    return find_taps(trace(apply_fn, variables, batch), spec)

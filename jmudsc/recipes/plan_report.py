@@ -1,16 +1,16 @@
-"""The report of a plan: tables for people."""
+"""Plan report: a plan as tables for people."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jmudsc.merging.merge import reads_all
 from jmudsc.paths import flatten
 from jmudsc.recipes.costs import Stage, SWEEPS
 from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.plan import Plan
 from jmudsc.recipes.report import table
 from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.yaml_keys import plural
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 
@@ -23,9 +23,10 @@ def plan_report(plan: Plan) -> str:
     Returns:
         Markdown.
     """
-    recipe, count = plan.recipe, plan.batches
-    over = "" if count is None else f" over {count} batch{'' if count == 1 else 'es'}"
-    lines = [f"# Plan: {recipe.method} of {len(recipe.models)} models{over}"]
+    recipe = plan.recipe
+    over = "" if plan.batches is None else f" over {plural(plan.batches, 'batch')}"
+    models = plural(len(recipe.models), "model")
+    lines = [f"# Plan: {recipe.options.method} of {models}{over}"]
     lines += ["", *_models(plan)] if plan.models else []
     lines += ["", _streaming(plan.recipe)] if plan.streamed else []
     lines += ["", *_labels(plan.spec)] if plan.spec else []
@@ -56,14 +57,14 @@ def _models(plan: Plan) -> list[str]:
             rows.append([source.path, *"----"])
             continue
         leaves = flatten(model.shapes)
-        numbers = sum(math.prod(leaf.shape) for leaf in leaves.values())
-        told = [str(len(leaves)), f"{numbers:,}", size_text(model.nbytes)]
+        parameters = sum(math.prod(leaf.shape) for leaf in leaves.values())
+        told = [str(len(leaves)), f"{parameters:,}", size_text(model.nbytes)]
         rows.append([source.path, model.kind, *told])
-    return [table(["model", "format", "leaves", "numbers", "size"], rows)]
+    return [table(["model", "format", "leaves", "parameters", "size"], rows)]
 
 
 def _streaming(recipe: Recipe) -> str:
-    if reads_all(recipe.alpha, recipe.refit, recipe.repair, recipe.separate):
+    if recipe.options.needs_all_models:
         why = "refit, repair, separate and a balance that is searched for"
         return (
             f"The models have no room in memory; {why} read all of them nevertheless."
@@ -84,7 +85,7 @@ def _labels(spec: PermutationSpec) -> list[str]:
     header = ["labels", "count", "units", "in each of", "fixed, since it"]
     counts = f"{len(labelled)} of {len(spec.axes)} leaves"
     return [
-        f"{_counted(len(spec.labels), 'label')} on {counts}",
+        f"{plural(len(spec.labels), 'label')} on {counts}",
         "",
         table(header, rows),
     ]
@@ -94,7 +95,9 @@ def _fixed(spec: PermutationSpec) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for (path, axis), why in spec.fixed.items():
         reasons.setdefault(why, []).append(f"{path}:{axis}")
-    lines = [f"{len(spec.fixed)} axes that stay as they are, wholly or in part:"]
+    count = len(spec.fixed)
+    axes = "1 axis stays as it is" if count == 1 else f"{count} axes stay as they are"
+    lines = [f"{axes}, wholly or in part:"]
     return [*lines, ""] + [f"- {why}: {_few(axes)}" for why, axes in reasons.items()]
 
 
@@ -132,12 +135,8 @@ def _problems(plan: Plan) -> list[str]:
     if not plan.problems:
         return ["Nothing is wrong, as far as can be told without reading the arrays."]
     indented = [problem.replace("\n", "\n  ") for problem in plan.problems]
-    lines = [f"{_counted(len(indented), 'problem')}:", ""]
+    lines = [f"{plural(len(indented), 'problem')}:", ""]
     return lines + [f"- {problem}" for problem in indented]
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _few(names: Iterable[str], most: int = 3) -> str:

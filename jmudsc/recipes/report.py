@@ -1,9 +1,11 @@
 """Report: what a merge did, as tables in Markdown."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from jmudsc.matching.methods import TABLE
 from jmudsc.merging.result import MergeResult
 
 
@@ -33,14 +35,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + [_line(row, widths) for row in rows])
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
+def mean_and_std(values: Sequence[float]) -> str:
     """Write the mean of values, with their standard deviation if there are several.
 
     Args:
         values: at least one.
 
     Returns:
-        `0.912` or `0.912 ± 0.004`; the deviation is that of a sample (n - 1).
+        `0.912` or `0.912 ± 0.004`; the standard deviation is that of a sample (n - 1).
     """
     mean = f"{np.mean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
@@ -56,7 +58,7 @@ def report(result: MergeResult) -> str:
         Markdown.
     """
     lines = ["# Merge", ""]
-    lines += [f"- {key}: {_plain(value)}" for key, value in result.recipe.items()]
+    lines += [f"- {key}: {_plain(value)}" for key, value in _decisive(result.recipe)]
     labels, leaves = result.spec.labels, result.spec.axes
     labelled = {site.path for label in labels.values() for site in label.sites}
     lines += [f"- labels: {len(labels)} on {len(labelled)} of {len(leaves)} leaves"]
@@ -75,6 +77,13 @@ def report(result: MergeResult) -> str:
     if result.changes:
         lines += ["", *_changes(result)]
     return "\n".join(lines) + "\n"
+
+
+def _decisive(recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what decided a merge: all of its recipe but an alpha that is not used."""
+    method = TABLE.get(recipe.get("method", ""))
+    unused = {"alpha"} if method and not method.blends else set()
+    return [(key, value) for key, value in recipe.items() if key not in unused]
 
 
 def _labels(result: MergeResult) -> list[str]:
@@ -98,7 +107,7 @@ def _labels(result: MergeResult) -> list[str]:
     return [
         table(header, rows),
         "",
-        "Stayed: share of the units that kept their number. Shared by models: share of",
+        "Stayed: share of the units that kept their place. Shared by models: share of",
         "the merged units with a unit from every model. Own pairs: share of the merged",
         "units with two or more units of one model.",
     ]

@@ -1,5 +1,6 @@
-"""Ingredients: fetch what a recipe names, the models, the functions and the spec."""
+"""Resolve: fetch what a recipe names: the models, the functions and the spec."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,16 @@ from jmudsc.checkpoints.formats import format_of
 from jmudsc.checkpoints.load import load
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.derivation.read_spec import read_spec
-from jmudsc.landscape.plane import Loss
+from jmudsc.landscape.losses import Loss
 from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
+from jmudsc.merging.options import MergeOptions
 from jmudsc.paths import listed
 from jmudsc.progress import Progress
-from jmudsc.recipes.schema import Recipe, Reference, resolve, Source
+from jmudsc.recipes.import_path import ImportPath, resolve
+from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.source import Source
+from jmudsc.recipes.yaml_keys import plural
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
@@ -72,7 +77,7 @@ def outputs(recipe: Recipe, output: str | None = None) -> list[str]:
         output is without its ending: `out/model-0`, `out/model-0.npz`.
     """
     output = place(recipe, recipe.output) if output is None else output
-    if not recipe.separate:
+    if not recipe.options.separate:
         return [output]
     ending = Path(output).suffix if format_of(output) else ""
     folder = output.removesuffix(ending)
@@ -84,7 +89,7 @@ def resolved(recipe: Recipe, keys: Sequence[str]) -> Mapping[str, Any]:
 
     Args:
         recipe: the recipe.
-        keys: whose values are references.
+        keys: whose values are import paths.
 
     Returns:
         For every key that the recipe has, what it names. Where every model has batches
@@ -93,12 +98,23 @@ def resolved(recipe: Recipe, keys: Sequence[str]) -> Mapping[str, Any]:
     Raises:
         ValueError: listing all that cannot be imported.
     """
-    named = _imported(recipe, _references(recipe, keys))
+    named = _imported(recipe, _import_paths(recipe, keys))
     if "batches" in keys and recipe.batches is None:
         numbers = range(len(recipe.models))
         tasks = tuple(named.pop(_own_batches(number)) for number in numbers)
         named["batches"] = Chained(tasks)
     return named
+
+
+def options_of(recipe: Recipe, named: Mapping[str, Any]) -> MergeOptions:
+    """Return the options of a recipe, with the functions that it names.
+
+    Args:
+        recipe: the recipe.
+        named: from `resolved`, of the keys `recipe.functions` at least.
+    """
+    functions = {key: named[key] for key in recipe.functions}
+    return dataclasses.replace(recipe.options, **functions)
 
 
 def losses_of(path: Path, recipe: Recipe, wanted_by: str) -> dict[str, Loss]:
@@ -118,14 +134,13 @@ def losses_of(path: Path, recipe: Recipe, wanted_by: str) -> dict[str, Loss]:
     """
     if recipe.losses is None:
         raise ValueError(
-            f'{path}: "losses" is missing, {wanted_by} needs to know how to measure; '
-            "add losses: {TASK: module:name}, functions (variables) -> float."
+            f"{path}: expected losses, by which {wanted_by} measures, got none. Add "
+            "losses: {TASK: module:name}, functions (variables) -> float."
         )
-    references = {f"losses: {task}": loss for task, loss in recipe.losses.items()}
-    named = dict(
-        zip(recipe.losses, _imported(recipe, references).values(), strict=True)
-    )
-    if not recipe.separate:
+    import_paths = {f"losses: {task}": path for task, path in recipe.losses.items()}
+    losses = _imported(recipe, import_paths).values()
+    named = dict(zip(recipe.losses, losses, strict=True))
+    if not recipe.options.separate:
         return named
     return {
         task: lambda networks, loss=loss, number=number: loss(networks[number])
@@ -155,10 +170,10 @@ def load_merged(
         FileNotFoundError: if it was not merged yet.
     """
     where = outputs(recipe, checkpoint)
-    output = os.path.dirname(where[0]) if recipe.separate else where[0]
+    output = os.path.dirname(where[0]) if recipe.options.separate else where[0]
     if checkpoint is None and not epath.Path(output).exists():
         raise FileNotFoundError(
-            f"{output}: there is no merged network, one is needed; run jmudsc merge "
+            f"{output}: expected a merged network, got no such file. Run jmudsc merge "
             f"{path} first."
         )
     if progress:
@@ -189,46 +204,49 @@ def spec_by(
         traced = apply_fn, variables, batch
         if recipe.spec is None:
             return infer_spec(*traced)
-        return read_spec(_text(recipe.folder / recipe.spec), *traced)
-    names = [reference.name for reference in _references(recipe, ("batches",)).values()]
+        return read_spec(_spec_text(recipe.folder / recipe.spec), *traced)
+    names = [each.name for each in _import_paths(recipe, ("batches",)).values()]
     raise ValueError(
-        f'{path}: "batches" has no batches, at least one is needed; correct what '
+        f"{path}: expected at least one batch, got none. Correct what "
         f"{', '.join(names)} returns."
     )
 
 
-def _imported(recipe: Recipe, references: Mapping[str, Reference]) -> dict[str, Any]:
+def _imported(recipe: Recipe, import_paths: Mapping[str, ImportPath]) -> dict[str, Any]:
     """Import all that is named, or list all that cannot be."""
     named, problems = {}, []
-    for key, reference in references.items():
+    for key, path in import_paths.items():
         try:
-            named[key] = resolve(reference, recipe.folder)
+            named[key] = resolve(path, recipe.folder)
         except ValueError as error:
-            problems.append(f'"{key}" {error}')
+            problems.append(f"{key}: {error}")
     if problems:
         raise ValueError(
-            f"recipe: {len(problems)} references must be corrected:\n{listed(problems)}"
+            f"recipe: correct {plural(len(problems), 'import path')}:\n"
+            f"{listed(problems)}"
         )
     return named
 
 
-def _references(recipe: Recipe, keys: Sequence[str]) -> dict[str, Reference]:
-    """Return what some keys of a recipe name; `batches` of every model by itself."""
-    found = {key: getattr(recipe, key) for key in keys}
+def _import_paths(recipe: Recipe, keys: Sequence[str]) -> dict[str, ImportPath]:
+    """Return the import paths of some keys; `batches` of every model by itself."""
+    given = recipe.import_paths
+    import_paths = {key: given[key] for key in keys if key in given}
     if "batches" in keys:
-        own = enumerate(source.batches for source in recipe.models)
-        found |= {_own_batches(number): reference for number, reference in own}
-    return {key: reference for key, reference in found.items() if reference is not None}
+        for number, source in enumerate(recipe.models):
+            if source.batches is not None:
+                import_paths[_own_batches(number)] = source.batches
+    return import_paths
 
 
 def _own_batches(model: int) -> str:
     return f"batches of model {model}"
 
 
-def _text(file: Path) -> str:
+def _spec_text(file: Path) -> str:
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: there is no such file, a spec is needed; write one with "
-            "jmudsc spec RECIPE."
+            f"{file}: expected a spec, got no such file. Write one with jmudsc spec "
+            "RECIPE."
         )
     return file.read_text()

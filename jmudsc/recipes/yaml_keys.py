@@ -1,24 +1,21 @@
-"""Keys: read the keys of a YAML file, and say all that is wrong with them at once."""
+"""YAML keys: read the keys of a file, and say all that is wrong with them at once."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from jmudsc.merging.option_values import quoted, Reader
 from jmudsc.paths import did_you_mean, listed
 
-# Turns a plain value into what it means, or says in a ValueError what it must be.
-Reader = Callable[[Any], Any]
 
-
-def read_yaml(path: Path, needed: str) -> Any:
+def read_yaml(path: Path, expected: str) -> Any:
     """Read plain values from a file.
 
     Args:
         path: a YAML file.
-        needed: what is needed there, to end the error if there is nothing.
+        expected: what is expected there, named in an error.
 
     Returns:
         What the file says.
@@ -28,11 +25,15 @@ def read_yaml(path: Path, needed: str) -> Any:
         ValueError: if it is no YAML.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file, {needed}")
+        raise FileNotFoundError(
+            f"{path}: expected {expected}, got no such file. Check the path."
+        )
     try:
         return yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is not YAML, it must be: {error}") from error
+        raise ValueError(
+            f"{path}: expected YAML, got a text that is none. Correct this:\n{error}"
+        ) from error
 
 
 def read_keys(
@@ -51,13 +52,15 @@ def read_keys(
     problems, values = [], {}
     for key, value in content.items():
         if key not in readers:
-            problems.append(f'"{key}" is no key{did_you_mean(str(key), readers)}')
+            hint = did_you_mean(str(key), readers) or "."
+            problems.append(f"{key}: there is no such key{hint}")
             continue
         try:
             values[key] = readers[key](value)
         except ValueError as error:
-            problems.append(f'"{key}" {error}')
-    problems += [f'"{key}" is missing' for key in required if key not in content]
+            problems.append(f"{key}: {error}")
+    missing = [key for key in required if key not in content]
+    problems += [f"{key}: this key is missing." for key in missing]
     return values, problems
 
 
@@ -65,12 +68,34 @@ def refuse(where: str, problems: list[str]) -> None:
     """Raise a ValueError with all problems, if there are any."""
     if problems:
         raise ValueError(
-            f"{where}: {len(problems)} things must be corrected:\n"
+            f"{where}: correct {plural(len(problems), 'mistake')}:\n"
             f"{listed(problems, 30)}"
         )
 
 
-def is_number(value: Any) -> bool:
-    """Whether a plain value is a finite real number."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value)
+def path_text(value: Any) -> str:
+    """Read a path.
+
+    Args:
+        value: anything.
+
+    Returns:
+        The path, as it is.
+
+    Raises:
+        ValueError: if it is no text, or empty.
+    """
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected a path, got {quoted(value)}. Put it in quotes.")
+    return value
+
+
+def plural(count: int, noun: str) -> str:
+    """Write how many of something there are.
+
+    Example:
+        >>> plural(1, "label"), plural(2, "label"), plural(3, "batch")
+        ('1 label', '2 labels', '3 batches')
+    """
+    ending = "es" if noun.endswith(("ch", "x")) else "s"
+    return f"{count} {noun}{'' if count == 1 else ending}"

@@ -75,21 +75,21 @@ def blocks(array: jax.Array, axes: Sequence[Axis]) -> list[tuple[jax.Array, Bloc
 
 
 def placed(
-    block: Block, parents: Mapping[str, Sequence[str]]
+    block: Block, outer: Mapping[str, Sequence[str]]
 ) -> list[tuple[int, tuple[int, ...], str]]:
-    """Find the labels on the axes of a block, parents before what is nested in them.
+    """Find the labels on the axes of a block, outer ones before what is nested in them.
 
     Args:
         block: what the axes are.
-        parents: label -> the labels it is nested in, outermost first.
+        outer: label -> the labels it is nested in, outermost first.
 
     Returns:
-        `(axis, axes of the parents, label)` for every `Units` axis. Where a parent is
-        there more than once, the one on the same axis of the array counts.
+        `(axis, axes of its outer labels, label)` for every `Units` axis. Where an outer
+        label is there more than once, the one on the same axis of the array counts.
     """
     names = _names(block)
     found = [
-        (axis, _lead(name, axis, names, block, parents), name)
+        (axis, _lead(name, axis, names, block, outer), name)
         for axis, name in enumerate(names)
         if name is not None
     ]
@@ -97,7 +97,7 @@ def placed(
 
 
 def places_of(
-    block: Block, label: str, parents: Mapping[str, Sequence[str]]
+    block: Block, label: str, outer: Mapping[str, Sequence[str]]
 ) -> list[tuple[int, tuple[int, ...]]]:
     """Find the axes of a block over which the units of a label can be compared.
 
@@ -107,29 +107,29 @@ def places_of(
     Args:
         block: what the axes are.
         label: the label.
-        parents: label -> the labels it is nested in, outermost first.
+        outer: label -> the labels it is nested in, outermost first.
 
     Returns:
-        `(axis, axes of the parents)` for every place; none if something nested in the
-        label is there too.
+        `(axis, axes of the outer labels)` wherever the label is; none if something
+        nested in the label is there too.
     """
     names = _names(block)
-    if any(label in parents.get(name, ()) for name in names if name is not None):
+    if any(label in outer.get(name, ()) for name in names if name is not None):
         return []
     return [
-        (axis, _lead(label, axis, names, block, parents))
+        (axis, _lead(label, axis, names, block, outer))
         for axis, name in enumerate(names)
         if name == label
     ]
 
 
 def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
-    """Bring a block to shape (samples, *parent units, units).
+    """Bring a block to shape (samples, *outer units, units).
 
     Args:
         block: any shape.
         axis: the axis of the units.
-        lead: the axes of the parents' units, outermost first.
+        lead: the axes of the outer labels' units, outermost first.
 
     Returns:
         The block with all other axes flattened into one, which leads.
@@ -147,19 +147,19 @@ def _lead(
     axis: int,
     names: Sequence[str | None],
     block: Block,
-    parents: Mapping[str, Sequence[str]],
+    outer: Mapping[str, Sequence[str]],
 ) -> tuple[int, ...]:
-    return tuple(_axis_of(p, axis, names, block) for p in parents.get(name, ()))
+    return tuple(_axis_of(p, axis, names, block) for p in outer.get(name, ()))
 
 
-def _axis_of(parent: str, axis: int, names: Sequence[str | None], block: Block) -> int:
-    """Return where the parent is of the units on an axis of a block."""
+def _axis_of(outer: str, axis: int, names: Sequence[str | None], block: Block) -> int:
+    """Return where an outer label is of the units on an axis of a block."""
     beside = [
         other
         for other, name in enumerate(names)
-        if name == parent and block.origins[other] == block.origins[axis]
+        if name == outer and block.origins[other] == block.origins[axis]
     ]
-    return beside[0] if beside else names.index(parent)
+    return beside[0] if beside else names.index(outer)
 
 
 def _map(array, axes, origins, fn):

@@ -15,15 +15,14 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.lazy import LazyArray, present
 from jmudsc.reordering.transport import (
-    anonymous,
+    form_of,
+    LeafForm,
     Move,
     move_leaf,
     moves_of,
     names_in_leaf,
-    Parents,
 )
 from jmudsc.sharding import sharding_of
-from jmudsc.spec.axes import Axis
 from jmudsc.spec.check_variables import check_covers, check_same
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -36,7 +35,7 @@ def combine(
 ) -> PyTree:
     """Merge the variables of models under an assignment.
 
-    Every axis that produces a label (the outgoing axis of a map, a bias, a norm's
+    Every axis that produces a label (the outgoing axis of a kernel, a bias, a norm's
     scale, a running statistic) becomes the weighted mean over the units that share a
     merged unit; every axis that consumes it becomes their sum; then the models are
     averaged (Xu et al. 2024, arXiv:2403.01753, eq. 2). For a one-to-one assignment this
@@ -45,7 +44,7 @@ def combine(
     Args:
         spec: the permutation spec.
         models: the variables of each model.
-        assignment: label -> `int32[models, *parent units, units]`.
+        assignment: label -> `int32[models, *outer units, units]`.
         weights: the share of each model, at least 0, divided by their sum; None for
             equal shares.
 
@@ -107,13 +106,11 @@ def combine_leaf(
         An array of the shape, dtype and sharding of the first.
     """
     names = names_in_leaf(spec, path)
-    axes, parents = anonymous(spec, path, names)
     return _combine_leaf(
         list(values),
         [[moves[name][i] for name in names] for i in range(len(values))],
         shares,
-        axes,
-        parents,
+        form_of(spec, path),
         consumed_axes(spec, path),
         sharding_of(values[0]),
     )
@@ -151,12 +148,12 @@ def shares_of(
 def check_assignment(
     where: str, spec: PermutationSpec, assignment: Mapping[str, np.ndarray], models: int
 ) -> None:
-    """Check that an assignment has a row for every label, model and parent unit.
+    """Check that an assignment has a row for every label, model and outer unit.
 
     Args:
         where: the caller, named in the error.
         spec: the permutation spec.
-        assignment: label -> `int32[models, *parent units, units]`.
+        assignment: label -> `int32[models, *outer units, units]`.
         models: number of models.
 
     Raises:
@@ -191,17 +188,16 @@ def consumed_axes(spec: PermutationSpec, path: str) -> tuple[bool, ...]:
     return tuple((path, axis) in spec.consumed for axis in range(len(spec.axes[path])))
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "parents", "consumed", "sharding"))
+@functools.partial(jax.jit, static_argnames=("form", "consumed", "sharding"))
 def _combine_leaf(
     leaves: list[jax.Array],
     moves: list[list[Move]],
     shares: tuple[ArrayLike, ...],
-    axes: tuple[Axis, ...],
-    parents: Parents,
+    form: LeafForm,
     consumed: tuple[bool, ...],
     sharding: NamedSharding | None,
 ) -> jax.Array:
-    merged = _merged(leaves, moves, shares, axes, parents, consumed)
+    merged = _merged(leaves, moves, shares, form, consumed)
     return (
         merged if sharding is None else lax.with_sharding_constraint(merged, sharding)
     )
@@ -211,8 +207,7 @@ def _merged(
     leaves: list[jax.Array],
     moves: list[list[Move]],
     shares: tuple[ArrayLike, ...],
-    axes: tuple[Axis, ...],
-    parents: Parents,
+    form: LeafForm,
     consumed: tuple[bool, ...],
 ) -> jax.Array:
     dtype = jnp.result_type(leaves[0])
@@ -221,7 +216,7 @@ def _merged(
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     wide = dtype if inexact and dtype.itemsize >= 4 else jnp.float32
     moved = [
-        move_leaf(jnp.asarray(leaf, wide), model, axes, parents, consumed)
+        move_leaf(jnp.asarray(leaf, wide), model, form, consumed)
         for leaf, model in zip(leaves, moves, strict=True)
     ]
     parts = [jnp.asarray(s, wide) * x for s, x in zip(shares, moved, strict=True)]

@@ -1,8 +1,8 @@
-"""Permute the units of variables.
+"""Permute: units of variables in another order, which computes the same function.
 
-The convention is `new = old[perm]`. A nested label has one row per unit of its parents,
-in the parents' *old* order: `new[u, k] = old[p[u], q[p[u], k]]`. So the assignment that
-brings permuted variables back onto the old ones is the permutation itself.
+The convention is `new = old[perm]`. A nested label has one row per unit of its outer
+labels, in their *old* order: `new[u, k] = old[p[u], q[p[u], k]]`. So the assignment
+that brings permuted variables back onto the old ones is the permutation itself.
 """
 
 import functools
@@ -19,9 +19,8 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.reordering.blocks import Block, map_blocks, placed
-from jmudsc.reordering.transport import anonymous, names_in_leaf, Parents, take_units
+from jmudsc.reordering.transport import form_of, LeafForm, names_in_leaf, take_units
 from jmudsc.sharding import sharding_of
-from jmudsc.spec.axes import Axis
 from jmudsc.spec.check_variables import check_covers
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -34,7 +33,7 @@ def random_permutations(spec: PermutationSpec, key: jax.Array) -> dict[str, np.n
         key: a PRNG key; the same key gives the same permutations.
 
     Returns:
-        Per label `int32[*parent units, units]`, each row a permutation.
+        Per label `int32[*outer units, units]`, each row a permutation.
     """
     shapes = {name: spec.row_shape(name) for name in spec.labels}
     total = sum(int(np.prod(shape)) for shape in shapes.values())
@@ -57,7 +56,7 @@ def identity(spec: PermutationSpec) -> dict[str, np.ndarray]:
         spec: the permutation spec.
 
     Returns:
-        Per label `int32[*parent units, units]`.
+        Per label `int32[*outer units, units]`.
     """
     return {
         name: np.broadcast_to(
@@ -75,7 +74,7 @@ def permute(
     Args:
         spec: the permutation spec.
         variables: the variables to permute.
-        perms: label -> `int32[*parent units, units]`, `new = old[perm]`; a label that
+        perms: label -> `int32[*outer units, units]`, `new = old[perm]`; a label that
             is missing stays in place.
 
     Returns:
@@ -104,33 +103,31 @@ def permute_leaf(
         spec: the permutation spec.
         path: the leaf.
         leaf: its values.
-        rows: label -> `int32[*parent units, units]`.
+        rows: label -> `int32[*outer units, units]`.
 
     Returns:
         The leaf itself if it has no labels, else an array of its shape.
     """
     names = names_in_leaf(spec, path)
-    axes, parents = anonymous(spec, path, names)
     if not names:
         return leaf
     rows_here = [rows[name] for name in names]
-    return _permute_leaf(leaf, rows_here, axes, parents, sharding_of(leaf))
+    return _permute_leaf(leaf, rows_here, form_of(spec, path), sharding_of(leaf))
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "parents", "sharding"))
+@functools.partial(jax.jit, static_argnames=("form", "sharding"))
 def _permute_leaf(
     leaf: jax.Array,
     rows: list[jax.Array],
-    axes: tuple[Axis, ...],
-    parents: Parents,
+    form: LeafForm,
     sharding: NamedSharding | None,
 ) -> jax.Array:
     def visit(values: jax.Array, block: Block) -> jax.Array:
-        for axis, lead, name in reversed(placed(block, dict(parents))):
+        for axis, lead, name in reversed(placed(block, dict(form.outer))):
             values = take_units(values, axis, lead, rows[int(name)])
         return values
 
-    moved = map_blocks(leaf, axes, visit)
+    moved = map_blocks(leaf, form.axes, visit)
     return moved if sharding is None else lax.with_sharding_constraint(moved, sharding)
 
 

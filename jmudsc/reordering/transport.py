@@ -1,4 +1,4 @@
-"""Moves: bring the units of one model to the merged order, axis by axis.
+"""Transport: bring the units of one model to the merged order, axis by axis.
 
 This is where an assignment becomes array operations. A move is a gather where every
 merged unit has one member in the model, a scatter-and-sum where it has not.
@@ -16,7 +16,24 @@ from jmudsc.reordering.blocks import Block, map_blocks, placed
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import PermutationSpec
 
-Parents = tuple[tuple[str, tuple[str, ...]], ...]
+# Every label of a leaf with the labels it is nested in, outermost first.
+OuterLabels = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class LeafForm:
+    """What the axes of a leaf are, but for what its labels are called.
+
+    Each label has the number of its position in `names_in_leaf` for a name, so that
+    leaves of one form can share one compiled function.
+
+    Attributes:
+        axes: one expression per axis.
+        outer: every label of the leaf with its outer labels.
+    """
+
+    axes: tuple[Axis, ...]
+    outer: OuterLabels
 
 
 @jax.tree_util.register_dataclass
@@ -25,9 +42,9 @@ class Move:
     """How the units of one label of one model reach their merged units.
 
     Attributes:
-        index: `int32[*parent units, units]`: where `scale` is None the member of each
+        index: `int32[*outer units, units]`: where `scale` is None the member of each
             merged unit, otherwise the merged unit of each unit.
-        scale: `float32[*parent units, units]`, one over the weight of the units that
+        scale: `float32[*outer units, units]`, one over the weight of the units that
             went to each merged unit, summed over the models; None for a permutation.
     """
 
@@ -39,7 +56,7 @@ def moves_of(assignment: np.ndarray, weights: Sequence[float]) -> list[Move]:
     """Turn the assignment of a label into one move per model.
 
     Args:
-        assignment: `int32[models, *parent units, units]`.
+        assignment: `int32[models, *outer units, units]`.
         weights: the share of each model, summing to 1.
 
     Returns:
@@ -69,7 +86,7 @@ def move_units(
     Args:
         block: any shape.
         axis: the axis of the units.
-        lead: the axes of the parents' units, already in the merged order.
+        lead: the axes of the outer labels' units, already in the merged order.
         move: the move of this model.
         consumed: whether the axis is summed over.
 
@@ -85,19 +102,14 @@ def move_units(
 
 
 def move_leaf(
-    leaf: jax.Array,
-    moves: Sequence[Move],
-    axes: tuple[Axis, ...],
-    parents: Parents,
-    consumed: tuple[bool, ...],
+    leaf: jax.Array, moves: Sequence[Move], form: LeafForm, consumed: tuple[bool, ...]
 ) -> jax.Array:
     """Bring all axes of a leaf of one model to the merged order.
 
     Args:
         leaf: one axis per expression.
         moves: of this model, one per label of the leaf.
-        axes: its axis expressions, from `anonymous`.
-        parents: likewise.
+        form: the form of the leaf.
         consumed: for each axis whether it is summed over.
 
     Returns:
@@ -105,48 +117,44 @@ def move_leaf(
     """
 
     def visit(values: jax.Array, block: Block) -> jax.Array:
-        for axis, lead, name in placed(block, dict(parents)):
+        for axis, lead, name in placed(block, dict(form.outer)):
             flag = consumed[block.origins[axis]]
             values = move_units(values, axis, lead, moves[int(name)], flag)
         return values
 
-    return map_blocks(leaf, axes, visit)
+    return map_blocks(leaf, form.axes, visit)
 
 
 def names_in_leaf(spec: PermutationSpec, path: str) -> list[str]:
-    """Return the labels on a leaf and their parents, in the order they are met.
+    """Return the labels on a leaf and their outer labels, in the order they are met.
 
-    Parents come before what is nested in them. The order does not depend on what labels
-    are called, so that leaves of the same form can share one compiled function.
+    Outer labels come before what is nested in them. The order does not depend on what
+    labels are called, so that leaves of one form can share one compiled function.
+
+    Args:
+        spec: the permutation spec.
+        path: the leaf.
     """
     here = [name for axis in spec.axes[path] for name in axis.labels()]
     met = [met for name in here for met in (*spec.labels[name].parents, name)]
     return list(dict.fromkeys(met))
 
 
-def anonymous(
-    spec: PermutationSpec, path: str, names: list[str]
-) -> tuple[tuple[Axis, ...], Parents]:
-    """Rename the labels of a leaf to their position in `names`.
-
-    Leaves that differ only in what their labels are called can then share one compiled
-    function.
+def form_of(spec: PermutationSpec, path: str) -> LeafForm:
+    """Return the form of a leaf: what its axes are, but for what labels are called.
 
     Args:
         spec: the permutation spec.
         path: the leaf.
-        names: from `names_in_leaf`.
-
-    Returns:
-        The leaf's axis expressions and the parents of each of its labels, renamed.
     """
-    new = {name: str(number) for number, name in enumerate(names)}
-    axes = tuple(axis.renamed(new) for axis in spec.axes[path])
-    parents = tuple(
-        (new[name], tuple(new[parent] for parent in spec.labels[name].parents))
+    names = names_in_leaf(spec, path)
+    number = {name: str(position) for position, name in enumerate(names)}
+    axes = tuple(axis.renamed(number) for axis in spec.axes[path])
+    outer = tuple(
+        (number[name], tuple(number[o] for o in spec.labels[name].parents))
         for name in names
     )
-    return axes, parents
+    return LeafForm(axes, outer)
 
 
 def take_units(
@@ -157,8 +165,8 @@ def take_units(
     Args:
         block: any shape.
         axis: the axis of the units.
-        lead: the axes of the parents' units.
-        index: shape (*parent units, units).
+        lead: the axes of the outer labels' units.
+        index: shape (*outer units, units).
 
     Returns:
         A block of the same shape.
@@ -178,8 +186,8 @@ def sum_units(
     Args:
         block: any shape.
         axis: the axis of the units.
-        lead: the axes of the parents' units.
-        target: shape (*parent units, units), values in [0, units).
+        lead: the axes of the outer labels' units.
+        target: shape (*outer units, units), values in [0, units).
 
     Returns:
         A block of the same shape.
@@ -196,7 +204,7 @@ def sum_units(
 def _aligned(
     block: jax.Array, axis: int, lead: tuple[int, ...], values: ArrayLike
 ) -> jax.Array:
-    """Give values of shape (*parent units, units) the axis order of a block."""
+    """Give values of shape (*outer units, units) the axis order of a block."""
     order = sorted(range(len(lead) + 1), key=lambda i: (*lead, axis)[i])
     shape = [n if i in (*lead, axis) else 1 for i, n in enumerate(block.shape)]
     return jnp.transpose(jnp.asarray(values), order).reshape(shape)

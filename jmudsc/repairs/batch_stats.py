@@ -1,6 +1,9 @@
-"""Running statistics of a merged network: averaging took the variance they describe."""
+"""Batch statistics: set running statistics anew, since averaging took variance away.
 
-from collections.abc import Iterable, Mapping
+They are reset over a pass of batches, or pooled from those of the parents.
+"""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +14,13 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.batches import check_iterable, no_batches
+from jmudsc.reordering.combine import check_assignment, combine_leaf, shares_of
+from jmudsc.reordering.permute import permute_leaf
+from jmudsc.reordering.transport import moves_of
+from jmudsc.repairs.merger import Merger
 from jmudsc.sharding import over_processes, placed_like, to_host
+from jmudsc.spec.check_variables import check_covers, check_same
+from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import UpdateFn
 
 # Far from any statistic of a batch, so that rounding does not blur the momentum.
@@ -75,6 +84,116 @@ def reset_batch_stats(
     return paths.unflatten(variables, leaves | fresh)
 
 
+def pool_batch_stats(
+    spec: PermutationSpec,
+    models: Sequence[PyTree],
+    assignment: Mapping[str, np.ndarray],
+    merged: PyTree,
+    weights: Sequence[float] | None = None,
+) -> PyTree:
+    """Set running statistics to the mean and variance of the mixture of the parents.
+
+    With mean m_i, variance v_i and share w_i of every unit that shares a merged unit,
+
+        mean = sum_i w_i m_i,  variance = sum_i w_i (v_i + (m_i - mean)^2),
+
+    the law of total variance (Li et al. 2024, arXiv:2407.13771). It describes
+    activations drawn from one parent or the other. Those of the merged network are
+    averages of the two, and vary less unless the parents agree: where there are
+    batches, `reset_batch_stats` and `repair` do better.
+
+    Args:
+        spec: the permutation spec; it says which mean goes with which variance.
+        models: the variables of each model.
+        assignment: label -> `int32[models, *parent units, units]`.
+        merged: what `combine` made of them.
+        weights: the share of each model; None for equal shares.
+
+    Returns:
+        The variables with new running statistics; all other leaves are unchanged. A
+        variance without a mean stays the average.
+
+    Raises:
+        ValueError: if the arguments do not fit together, or the spec pairs no running
+            mean with a variance.
+    """
+    check_same("pool_batch_stats", [*models, merged])
+    leaves = [paths.flatten(model) for model in models]
+    check_covers("pool_batch_stats", spec, leaves[0])
+    shares = shares_of("pool_batch_stats", weights, len(models))
+    check_assignment("pool_batch_stats", spec, assignment, len(models))
+    if not spec.variances:
+        raise ValueError(
+            "pool_batch_stats: spec: expected at least one running mean paired with a "
+            "variance, got none. Derive the spec with infer_spec, or leave networks "
+            "without BatchNorm as they are."
+        )
+    rows = {name: np.asarray(row) for name, row in assignment.items()}
+    moves = {name: moves_of(row, shares) for name, row in rows.items()}
+    pooled = {}
+    for mean, variance in spec.variances.items():
+        means = [_widened(model[mean]) for model in leaves]
+        middle = combine_leaf(spec, mean, means, moves, shares)
+        spreads = []
+        for number, model in enumerate(leaves):
+            own = {name: row[number] for name, row in rows.items()}
+            gap = means[number] - jnp.asarray(permute_leaf(spec, mean, middle, own))
+            spreads.append(_widened(model[variance]) + gap * gap)
+        spread = combine_leaf(spec, variance, spreads, moves, shares)
+        pooled[mean] = middle.astype(jnp.result_type(leaves[0][mean]))
+        pooled[variance] = spread.astype(jnp.result_type(leaves[0][variance]))
+    return paths.unflatten(merged, paths.flatten(merged) | pooled)
+
+
+def reset(
+    merger: Merger,
+    merged: PyTree,
+    batches: Iterable[PyTree],
+    within: Container[str] | None = None,
+) -> tuple[PyTree, dict[str, str]]:
+    """Do what `reset_batch_stats` does, as a repair.
+
+    Args:
+        merger: how the network was merged, with an `update_fn`.
+        merged: its variables.
+        batches: what `update_fn` takes, one by one; read once.
+        within: not looked at: the statistics of all of a network go together.
+
+    Returns:
+        The variables, and nothing of what was done: the statistics are new, no more.
+
+    Raises:
+        ValueError: as `reset_batch_stats`.
+    """
+    assert merger.update_fn is not None
+    return reset_batch_stats(merger.update_fn, merged, batches), {}
+
+
+def pool(
+    merger: Merger,
+    merged: PyTree,
+    batches: Iterable[PyTree] | None,
+    within: Container[str] | None = None,
+) -> tuple[PyTree, dict[str, str]]:
+    """Do what `pool_batch_stats` does, as a repair.
+
+    Args:
+        merger: how the network was merged.
+        merged: its variables.
+        batches: not looked at.
+        within: the paths of the leaves that may change; None for all.
+
+    Returns:
+        The variables, and nothing of what was done: the statistics are new, no more.
+
+    Raises:
+        ValueError: as `pool_batch_stats`.
+    """
+    spec, parents, assignment = merger.spec, merger.parents, merger.assignment
+    pooled = pool_batch_stats(spec, parents, assignment, merged, merger.shares)
+    return pooled, {}
+
+
 def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, float]:
     """Find the leaves that an update moves towards the batch, and their momenta."""
     moved = _moved(update, variables, batch)
@@ -89,9 +208,9 @@ def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, fl
             found[name] = momentum
     if not found:
         raise ValueError(
-            "reset_batch_stats: update_fn moved no running statistic on batch 0, at "
-            "least one is needed; run the model in training mode and return its "
-            "updated variables."
+            "reset_batch_stats: update_fn: expected it to move at least one running "
+            "statistic, got none on batch 0. Run the model in training mode and return "
+            "its updated variables."
         )
     return found
 
@@ -146,8 +265,9 @@ def _after(
     if list(after) != list(leaves):
         strays = sorted(set(after) ^ set(leaves))
         raise ValueError(
-            "reset_batch_stats: update_fn changed the tree, it must return variables "
-            f"of the same structure; the difference is:\n{paths.listed(strays)}"
+            "reset_batch_stats: update_fn: expected variables of the structure it was "
+            f"given, got others. The difference is:\n{paths.listed(strays)}\nReturn "
+            "all variables, not only those that were updated."
         )
     return after
 
@@ -160,6 +280,11 @@ def _wide(leaf: Any) -> np.dtype:
 def _check_finite(name: str, values: ArrayLike, number: int) -> None:
     if not np.isfinite(values).all():
         raise ValueError(
-            f"reset_batch_stats: {name} is not finite after batch {number}, it must "
-            "be; check the range of the input."
+            f"reset_batch_stats: {name}: expected finite values, got others after "
+            f"batch {number}. Check the range of the input."
         )
+
+
+def _widened(leaf: ArrayLike) -> jax.Array:
+    wide = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    return jnp.asarray(leaf, wide)

@@ -1,8 +1,9 @@
-"""Layers: the maps of a program and its running statistics, and the leaves they are.
+"""Find layers: the linear layers of a program and its norms by running statistics.
 
-A map is a contraction of activations with a kernel. The kernel must be a leaf but for a
-rearrangement of its entries (a reshape, a transpose, a slice of a stack, a cast), so
-that a new kernel can be written back into it. No module is looked for by name.
+A linear layer is a contraction of activations with a kernel. The kernel must be a leaf
+but for a rearrangement of its entries (a reshape, a transpose, a slice of a stack, a
+cast), so that a new kernel can be written back into it. No module is looked for by
+name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import jax.extend.core as jex
 import numpy as np
 
 from jmudsc.derivation.program import Program, shape_of
-from jmudsc.derivation.rules.elementwise import contraction
+from jmudsc.derivation.rules.table import contraction
 from jmudsc.derivation.running_statistics import running_statistics, Statistics
 from jmudsc.derivation.taps import value_axes
 from jmudsc.repairs.contractions import Form, form_of, unit_axes
@@ -34,7 +35,7 @@ _BODIES = {"scan", "while", "cond"}
 
 
 @dataclass(frozen=True, eq=False)
-class Map:
+class Linear:
     """A contraction of activations with a kernel, and the bias that is added to it.
 
     Attributes:
@@ -86,14 +87,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layers:
-    """The maps and norms of a program.
+    """The linear layers and norms of a program.
 
     Attributes:
         steps: those whose leaves can be written, in program order.
         skipped: the path of every other kernel and statistic -> why it cannot be.
     """
 
-    steps: tuple[Map | Norm, ...]
+    steps: tuple[Linear | Norm, ...]
     skipped: Mapping[str, str]
 
 
@@ -115,7 +116,7 @@ class _Finder:
 
 
 def find_layers(program: Program, spec: PermutationSpec) -> Layers:
-    """Find the maps of a program and its norms by running statistics.
+    """Find the linear layers of a program and its norms by running statistics.
 
     Args:
         program: the traced model.
@@ -129,10 +130,10 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
     statistics = running_statistics(program, axes.keys())
     subtractions = {id(record.eqn): record for record in statistics if record.mean}
     finder = _Finder(origins_of(program), axes, subtractions)
-    steps: list[Map | Norm] = []
+    steps: list[Linear | Norm] = []
     for eqn in program.eqns:
         if contraction(eqn) is not None:
-            steps += _maps(finder, eqn)
+            steps += _linears(finder, eqn)
         elif id(eqn) in finder.subtractions:
             steps += _norms(finder, eqn)
         elif eqn.primitive.name in _BODIES:
@@ -141,7 +142,7 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
     return Layers(tuple(steps), finder.skipped)
 
 
-def _maps(finder: _Finder, eqn: Any) -> Iterator[Map]:
+def _linears(finder: _Finder, eqn: Any) -> Iterator[Linear]:
     origins, axes = finder.origins, finder.axes
     sides = [i for i, var in enumerate(eqn.invars) if var not in axes]
     if len(sides) != 1 or isinstance(eqn.invars[sides[0]], jex.Literal):
@@ -157,7 +158,7 @@ def _maps(finder: _Finder, eqn: Any) -> Iterator[Map]:
     else:
         out = eqn.outvars[0]
         bias, is_normed = _what_follows(finder, out, form)
-        yield Map(eqn, form, kernel, bias, axes[out], is_normed)
+        yield Linear(eqn, form, kernel, bias, axes[out], is_normed)
 
 
 def _norms(finder: _Finder, eqn: Any) -> Iterator[Norm]:

@@ -1,4 +1,4 @@
-"""Layerwise: run networks side by side and change one of them on the way.
+"""Layer by layer: run networks side by side and change one of them on the way.
 
 What a layer of the merged network should be depends on what the layers before it make
 of the data once they have been changed. So all networks are run over all batches
@@ -23,12 +23,11 @@ from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable, no_batches
 from jmudsc.derivation.program import Program, trace, variables_of
 from jmudsc.repairs.contractions import contract
-from jmudsc.repairs.find_layers import find_layers, Layers, Map, Norm
+from jmudsc.repairs.find_layers import find_layers, Layers, Linear, Norm
 from jmudsc.repairs.leaf_entries import read
-from jmudsc.repairs.targets import arrays, Leaves, Parents, parents_of
+from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.targets import arrays, Leaves, Targets, targets_of
 from jmudsc.spec.check_variables import check_same
-from jmudsc.spec.permutation_spec import PermutationSpec
-from jmudsc.types import ApplyFn
 
 
 @dataclass(frozen=True)
@@ -41,40 +40,32 @@ class Seen:
         parents: what goes into it in each parent.
     """
 
-    layer: Map | Norm
+    layer: Linear | Norm
     merged: jax.Array
     parents: Sequence[jax.Array]
 
 
-Change = Callable[[Sequence[Seen], Leaves, Parents], tuple[Leaves, str]]
+Change = Callable[[Sequence[Seen], Leaves, Targets], tuple[Leaves, str]]
 
 
 def change_layers(
     where: str,
     change: Change,
-    spec: PermutationSpec,
-    apply_fn: ApplyFn,
-    models: Sequence[PyTree],
-    assignment: Mapping[str, np.ndarray],
+    merger: Merger,
     merged: PyTree,
     batches: Iterable[PyTree],
-    weights: Sequence[float] | None,
     within: Container[str] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
     """Give every layer of a merged network new leaves, in program order.
 
     Args:
         where: the caller, named in errors.
-        change: `(seen, leaves, parents) -> (new leaves, what was done)`, called at
+        change: `(seen, leaves, targets) -> (new leaves, what was done)`, called at
             every layer with what goes into it, one `Seen` per batch.
-        spec: the permutation spec.
-        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
-        models: the variables of each model.
-        assignment: label -> `int32[models, *parent units, units]`.
+        merger: how the network was merged.
         merged: the variables to change.
         batches: what `apply_fn` takes, one by one; read once. What is alive in between
             two layers is held for all of them.
-        weights: the share of each model.
         within: the paths of the leaves that may change: layers that have others stay as
             they are. None for all.
 
@@ -84,15 +75,15 @@ def change_layers(
 
     Raises:
         TypeError: if `batches` is no iterable, or a single batch.
-        ValueError: if the models, the spec, the assignment, the weights or the merged
-            variables do not fit together, there are no batches, or the model has other
-            layers for some of them.
+        ValueError: if the parents, the spec, the assignment or the merged variables do
+            not fit together, there are no batches, or the model has other layers for
+            some of them.
     """
     check_iterable(where, batches)
-    check_same(where, [*models, merged])
-    parents = parents_of(where, spec, models, assignment, weights)
+    check_same(where, [*merger.parents, merged])
+    targets = targets_of(where, merger)
     leaves = arrays(merged)
-    runs = _runs(where, spec, apply_fn, merged, [*parents.leaves, leaves], batches)
+    runs = _runs(where, merger, merged, [*targets.leaves, leaves], batches)
     first = runs[0].layers
     notes = {p: n for p, n in first.skipped.items() if within is None or p in within}
     for number, layer in enumerate(first.steps):
@@ -102,24 +93,24 @@ def change_layers(
             seen.append(Seen(run.layers.steps[number], new, olds))
         if within is not None and any(p not in within for p in paths_of(layer)):
             continue
-        changed, done = change(seen, leaves, parents)
+        changed, done = change(seen, leaves, targets)
         leaves.update(changed)  # which the networks on their way read from
         notes |= dict.fromkeys(paths_of(layer), done)
     return paths.unflatten(merged, leaves), notes
 
 
-def paths_of(layer: Map | Norm) -> list[str]:
+def paths_of(layer: Linear | Norm) -> list[str]:
     """Return the paths of the leaves of a layer."""
     if isinstance(layer, Norm):
         return [layer.mean.path, layer.variance.path]
     return [layer.kernel.path, *([layer.bias.path] if layer.bias else [])]
 
 
-def outputs(layer: Map, inputs: ArrayLike, leaves: Leaves) -> Float[Array, "..."]:
-    """Compute what a map makes of some inputs, bias included, in float32.
+def outputs(layer: Linear, inputs: ArrayLike, leaves: Leaves) -> Float[Array, "..."]:
+    """Compute what a linear layer makes of some inputs, bias included, in float32.
 
     Args:
-        layer: the map.
+        layer: the linear layer.
         inputs: what goes into it.
         leaves: those of the network.
 
@@ -145,9 +136,14 @@ def log_skipped(log: logging.Logger, where: str, notes: Mapping[str, str]) -> No
     lines = [f"{path} {why}" for path, why in notes.items() if why.startswith("is ")]
     if lines:
         log.warning(
-            "%s: %d leaves stay as they are:\n%s",
+            "%s: %d %s as %s:\n%s",
             where,
             len(lines),
+            *(
+                ("leaf stays", "it is")
+                if len(lines) == 1
+                else ("leaves stay", "they are")
+            ),
             paths.listed(lines),
         )
 
@@ -167,8 +163,7 @@ class _Run:
 
 def _runs(
     where: str,
-    spec: PermutationSpec,
-    apply_fn: ApplyFn,
+    merger: Merger,
     variables: PyTree,
     networks: Sequence[Leaves],
     batches: Iterable[PyTree],
@@ -178,8 +173,8 @@ def _runs(
     for batch in batches:
         kind = batch_kind(batch)
         if kind not in programs:
-            program = trace(apply_fn, variables, batch)
-            programs[kind] = program, find_layers(program, spec)
+            program = trace(merger.apply_fn, variables, batch)
+            programs[kind] = program, find_layers(program, merger.spec)
         program, layers = programs[kind]
         ways = [_inputs_of_layers(program, layers, n, batch) for n in networks]
         runs.append(_Run(layers, ways))
@@ -188,8 +183,8 @@ def _runs(
     found = {tuple(tuple(paths_of(s)) for s in run.layers.steps) for run in runs}
     if len(found) > 1:
         raise ValueError(
-            f"{where}: apply_fn has other layers for some of the batches, it must have "
-            "the same for all; pass batches of one shape."
+            f"{where}: expected apply_fn to have the same layers for all batches, got "
+            "others for some. Pass batches of one shape."
         )
     return runs
 

@@ -1,10 +1,10 @@
-"""Refit: kernels that best reproduce what the parents do, by least squares."""
+"""Least squares: kernels that best reproduce what the parents do."""
 
 import functools
 import logging
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float, PyTree
 
+from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.contractions import columns, Form, matrix, rows
 from jmudsc.repairs.find_layers import Norm
 from jmudsc.repairs.layer_by_layer import (
@@ -22,28 +23,45 @@ from jmudsc.repairs.layer_by_layer import (
     Seen,
 )
 from jmudsc.repairs.leaf_entries import write
+from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.rescale import reset_norm
-from jmudsc.repairs.targets import Leaves, Parents
+from jmudsc.repairs.targets import Leaves, Targets
 from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
 _log = logging.getLogger(__name__)
 
-REFITS = ("least-squares",)
 RIDGE = 1e-2
 
-Parts = tuple[Float[Array, "groups 1 both"], Float[Array, "groups incoming both"]]
+MeanAndComoment = tuple[
+    Float[Array, "groups 1 both"], Float[Array, "groups incoming both"]
+]
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """How layers are fitted.
+
+    Attributes:
+        ridge: how much staying near the merged kernel counts, above 0; relative to the
+            mean square of what goes into the layer.
+        owners: for each batch the number of the parent whose task it is from; None if
+            that is not known.
+    """
+
+    ridge: float = RIDGE
+    owners: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Regression:
-    """Moments of what goes into a map and of what is missing from what comes out.
+    """Moments of what goes into a layer and of what is missing from what comes out.
 
     Attributes:
         count: number of samples.
         mean: of the incoming entries, and after them of the outgoing residuals.
-        comoment: sum over samples of the products of deviations from the mean, of
+        comoment: sum over samples of the products of distances from the mean, of
             incoming entries with both.
     """
 
@@ -64,11 +82,11 @@ def refit(
     weights: Sequence[float] | None = None,
     owners: Sequence[int] | None = None,
 ) -> PyTree:
-    """Fit every map of a merged network to what its parents do, without a gradient.
+    """Fit every linear layer of a merged network to what its parents do.
 
-    Map by map, in order: with x what goes into it in the merged network as fitted so
-    far, and z what the parents make of the same batch, brought to the merged order, the
-    kernel W and the bias b minimise
+    No gradient is taken. Layer by layer, in order: with x what goes into it in the
+    merged network as fitted so far, and z what the parents make of the same batch,
+    brought to the merged order, the kernel W and the bias b minimise
 
         E |W x + b - z|^2 + ridge * E |x|^2 / len(x) * |W - W_merged|^2.
 
@@ -85,12 +103,12 @@ def refit(
     its parents do stays as it is.
 
     Fitted are dense and fused kernels of any number of axes, and convolutions with any
-    strides, dilations and groups; the last map too. A running statistic is set to what
-    the fitted network does. A kernel used more than once, inside a loop, or computed
-    from leaves stays as it is, with a warning.
+    strides, dilations and groups; the last layer too. A running statistic is set to
+    what the fitted network does. A kernel used more than once, inside a loop, or
+    computed from leaves stays as it is, with a warning.
 
     It costs one pass of the batches through every model and the merged network, the
-    activations between two layers held for all batches, and per map of d incoming
+    activations between two layers held for all batches, and per layer of d incoming
     entries (for a convolution: window x channels) d^2 values, samples x d^2 products
     and a solution of O(d^3).
 
@@ -102,7 +120,7 @@ def refit(
         merged: what `combine` made of them.
         batches: what `apply_fn` takes, one by one; read once.
         ridge: how much staying near the merged kernel counts, above 0; relative to the
-            mean square of what goes into the map.
+            mean square of what goes into the layer.
         weights: the share of each model; None for equal shares.
         owners: for each batch the number of the model whose task it is from, so that
             no batch may mix tasks; None if that is not known.
@@ -115,51 +133,47 @@ def refit(
         ValueError: if the arguments do not fit together, there are no batches, or an
             activation is not finite.
     """
-    variables, notes = refit_layers(
-        spec, apply_fn, models, assignment, merged, batches, ridge, weights, owners
-    )
+    shares = shares_of("refit", weights, len(models))
+    merger = Merger(spec, apply_fn, models, assignment, shares)
+    settings = LeastSquares(ridge, None if owners is None else tuple(owners))
+    variables, notes = refit_layers(merger, merged, batches, settings=settings)
     log_skipped(_log, "refit", notes)
     return variables
 
 
 def refit_layers(
-    spec: PermutationSpec,
-    apply_fn: ApplyFn,
-    models: Sequence[PyTree],
-    assignment: Mapping[str, np.ndarray],
+    merger: Merger,
     merged: PyTree,
     batches: Iterable[PyTree],
-    ridge: float = RIDGE,
-    weights: Sequence[float] | None = None,
-    owners: Sequence[int] | None = None,
     within: Container[str] | None = None,
+    *,
+    settings: LeastSquares | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
-    """Refit as `refit` does, and say what became of the leaves of every layer.
+    """Do what `refit` does, and say what became of the leaves of every layer.
 
     Args:
-        spec: as for `refit`, and so are the others.
-        apply_fn: as for `refit`.
-        models: as for `refit`.
-        assignment: as for `refit`.
-        merged: as for `refit`.
-        batches: as for `refit`.
-        ridge: as for `refit`.
-        weights: as for `refit`.
-        owners: as for `refit`.
+        merger: how the network was merged.
+        merged: its variables.
+        batches: what `apply_fn` takes, one by one; read once.
         within: the paths of the leaves that may change; None for all.
+        settings: how to fit; of one parent all batches are its own, whatever `owners`
+            says. None for the defaults.
 
     Returns:
         The variables, and path of a leaf -> what was done, or why nothing was.
 
     Raises:
+        TypeError: as `refit` does.
         ValueError: as `refit` does.
     """
-    check_ridge("refit", ridge)
-    if owners is not None:
-        check_owners("refit", owners, len(models))
-    change: Change = functools.partial(_change, ridge, owners)
-    parts = spec, apply_fn, models, assignment, merged, batches, weights, within
-    return change_layers("refit", change, *parts)
+    settings = settings or LeastSquares()
+    check_ridge("refit", settings.ridge)
+    if len(merger.parents) == 1:
+        settings = replace(settings, owners=None)
+    if settings.owners is not None:
+        check_owners("refit", settings.owners, len(merger.parents))
+    change: Change = functools.partial(_change, settings)
+    return change_layers("refit", change, merger, merged, batches, within)
 
 
 def check_ridge(where: str, ridge: float) -> None:
@@ -174,7 +188,8 @@ def check_ridge(where: str, ridge: float) -> None:
     """
     if not (math.isfinite(ridge) and ridge > 0):
         raise ValueError(
-            f"{where}: ridge is {ridge}, it must be finite and above 0; try {RIDGE}."
+            f"{where}: ridge: expected a finite number above 0, got {ridge}. Try "
+            f"{RIDGE}."
         )
 
 
@@ -191,41 +206,35 @@ def check_owners(where: str, owners: Sequence[int], models: int) -> None:
     """
     numbers = list(range(models))
     if sorted(set(owners)) != numbers:
-        strange = sorted({str(owner) for owner in owners if owner not in numbers})
-        missing = [str(number) for number in numbers if number not in set(owners)]
-        said = [f"{', '.join(strange)} is no model"] if strange else []
-        said += [f"no batch is of model {', '.join(missing)}"] if missing else []
+        wrong = sorted({str(owner) for owner in owners if owner not in numbers})
+        wrong += [f"no batch of model {n}" for n in numbers if n not in set(owners)]
         raise ValueError(
-            f"{where}: owners: {'; '.join(said)}; needed is for each batch the number "
-            f"of the model whose task it is from, each of 0 to {models - 1} at least "
-            "once."
+            f"{where}: owners: expected for each batch the number of the model whose "
+            f"task it is from, each of 0 to {models - 1} at least once, got "
+            f"{', '.join(wrong)}. Count the batches of each task."
         )
 
 
 def _change(
-    ridge: float,
-    owners: Sequence[int] | None,
-    seen: Sequence[Seen],
-    leaves: Leaves,
-    parents: Parents,
+    settings: LeastSquares, seen: Sequence[Seen], leaves: Leaves, targets: Targets
 ) -> tuple[Leaves, str]:
-    layer = seen[0].layer
+    layer, owners = seen[0].layer, settings.owners
     if isinstance(layer, Norm):
         return reset_norm("refit", layer, [each.merged for each in seen], leaves)
     if owners is not None and len(owners) != len(seen):
         raise ValueError(
-            f"refit: there are {len(owners)} owners for {len(seen)} batches, needed is "
-            "one for each; count the batches of each task."
+            f"refit: owners: expected one for each of the {len(seen)} batches, got "
+            f"{len(owners)}. Count the batches of each task."
         )
-    total = functools.reduce(joined, _regressions(seen, leaves, parents, owners))
+    total = functools.reduce(joined, _regressions(seen, leaves, targets, owners))
     total = _of_all_processes(total)
     if not (jnp.isfinite(total.mean).all() and jnp.isfinite(total.comoment).all()):
         raise ValueError(
-            f"refit: what {layer.kernel.path} makes of the batches is not finite, it "
-            "must be; check the range of the input."
+            f"refit: {layer.kernel.path}: expected finite activations, got some that "
+            "are not. Check the range of the input."
         )
     has_shift = layer.bias is not None or layer.is_normed
-    kernel_change, bias_change = solve(total, ridge, has_shift)
+    kernel_change, bias_change = solve(total, settings.ridge, has_shift)
     index = matrix(layer.form, layer.kernel.index)
     new = {layer.kernel.path: _added(leaves[layer.kernel.path], index, kernel_change)}
     if layer.bias is not None:
@@ -290,7 +299,7 @@ def _of_all_processes(total: Regression) -> Regression:
 def _regressions(
     seen: Sequence[Seen],
     leaves: Leaves,
-    parents: Parents,
+    targets: Targets,
     owners: Sequence[int] | None,
 ) -> Iterable[Regression]:
     """Yield, batch by batch, what goes in and how far from the parents it comes out."""
@@ -298,9 +307,9 @@ def _regressions(
         layer = each.layer
         assert not isinstance(layer, Norm)
         of_parent = lambda number, each=each, layer=layer: outputs(
-            layer, each.parents[number], parents.leaves[number]
+            layer, each.parents[number], targets.leaves[number]
         )
-        target = parents.target(of_parent, layer.makes, owner)
+        target = targets.target(of_parent, layer.makes, owner)
         residual = target - outputs(layer, each.merged, leaves)
         shape = layer.kernel.index.shape
         count = residual.size // math.prod(residual.shape[a] for a in layer.unit_axes)
@@ -308,7 +317,9 @@ def _regressions(
 
 
 @functools.partial(jax.jit, static_argnames=("form", "shape"))
-def _moments(form: Form, shape: tuple[int, ...], x: Array, residual: Array) -> Parts:
+def _moments(
+    form: Form, shape: tuple[int, ...], x: Array, residual: Array
+) -> MeanAndComoment:
     into = rows(form, jnp.asarray(x, jnp.float32), shape)
     both = jnp.concatenate([into, columns(form, residual)], axis=-1)
     mean = both.mean(axis=1, keepdims=True)
@@ -318,7 +329,9 @@ def _moments(form: Form, shape: tuple[int, ...], x: Array, residual: Array) -> P
 
 
 @jax.jit
-def _joined(a: Parts, b: Parts, share: Array, weight: Array) -> Parts:
+def _joined(
+    a: MeanAndComoment, b: MeanAndComoment, share: Array, weight: Array
+) -> MeanAndComoment:
     (mean_a, comoment_a), (mean_b, comoment_b) = a, b
     step = mean_b - mean_a
     outer = jnp.swapaxes(step[..., : comoment_a.shape[1]], 1, 2) * step

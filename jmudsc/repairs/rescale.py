@@ -1,4 +1,4 @@
-"""REPAIR: give the units of a merged network their parents' mean and deviation."""
+"""Rescale: give merged units their parents' mean and standard deviation (REPAIR)."""
 
 import functools
 import logging
@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.contractions import columns, matrix
-from jmudsc.repairs.find_layers import Map, Norm
+from jmudsc.repairs.find_layers import Linear, Norm
 from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, outputs, Seen
 from jmudsc.repairs.leaf_entries import read, write
-from jmudsc.repairs.targets import Leaves, Parents
+from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.targets import Leaves, Targets
 from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec.axes import Axis, Fixed
 from jmudsc.spec.permutation_spec import PermutationSpec
@@ -23,7 +25,7 @@ from jmudsc.types import ApplyFn
 
 _log = logging.getLogger(__name__)
 
-# A deviation this small beside the mean is rounding: the unit never changes.
+# A standard deviation this small beside the mean is rounding: the unit is constant.
 _STILL = 1e-5
 
 
@@ -36,19 +38,20 @@ def repair(
     batches: Iterable[PyTree],
     weights: Sequence[float] | None = None,
 ) -> PyTree:
-    """Give every unit of a merged network the mean and deviation of its parents.
+    """Give every merged unit the mean and standard deviation of its parents.
 
-    REPAIR (Jordan et al. 2023, arXiv:2211.08403): the output of every map,
-    bias included, is rescaled so that over the batches each unit's mean and deviation
-    are the weighted means of its parents' means and deviations. The rescaling is folded
+    REPAIR (Jordan et al. 2023, arXiv:2211.08403): the output of every linear layer,
+    bias included, is rescaled so that over the batches each unit's mean and standard
+    deviation are the weighted means of those of its parents. The rescaling is folded
     into the kernel and the bias. Layers are repaired in order, each on what the layers
     repaired before it make of the data. Nothing is looked for by name: any network will
     do.
 
-    Where a norm by running statistics follows a map, the statistics are set to those of
-    the merged network instead, which does the same. Without a bias only the deviation
-    is repaired. Left alone are maps whose outputs may not be permuted (the last one), a
-    unit that never changes, kernels used more than once or inside a loop.
+    Where a norm by running statistics follows, the statistics are set to those of the
+    merged network instead, which does the same. Without a bias only the standard
+    deviation is repaired. Left alone are linear layers whose outputs may not be
+    permuted (the last one), a unit that never changes, and kernels used more than once
+    or inside a loop.
 
     It costs one pass of the batches through every model and the merged network; the
     activations between two layers are held for all batches.
@@ -70,43 +73,35 @@ def repair(
         ValueError: if the arguments do not fit together, there are no batches, or an
             activation is not finite.
     """
-    variables, notes = repair_layers(
-        spec, apply_fn, models, assignment, merged, batches, weights
-    )
+    shares = shares_of("repair", weights, len(models))
+    merger = Merger(spec, apply_fn, models, assignment, shares)
+    variables, notes = rescale_layers(merger, merged, batches)
     log_skipped(_log, "repair", notes)
     return variables
 
 
-def repair_layers(
-    spec: PermutationSpec,
-    apply_fn: ApplyFn,
-    models: Sequence[PyTree],
-    assignment: Mapping[str, np.ndarray],
+def rescale_layers(
+    merger: Merger,
     merged: PyTree,
     batches: Iterable[PyTree],
-    weights: Sequence[float] | None = None,
     within: Container[str] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
-    """Repair as `repair` does, and say what became of the leaves of every layer.
+    """Do what `repair` does, and say what became of the leaves of every layer.
 
     Args:
-        spec: as for `repair`, and so are the others.
-        apply_fn: as for `repair`.
-        models: as for `repair`.
-        assignment: as for `repair`.
-        merged: as for `repair`.
-        batches: as for `repair`.
-        weights: as for `repair`.
+        merger: how the network was merged.
+        merged: its variables.
+        batches: what `apply_fn` takes, one by one; read once.
         within: the paths of the leaves that may change; None for all.
 
     Returns:
         The variables, and path of a leaf -> what was done, or why nothing was.
 
     Raises:
+        TypeError: as `repair` does.
         ValueError: as `repair` does.
     """
-    parts = spec, apply_fn, models, assignment, merged, batches, weights, within
-    return change_layers("repair", _change, *parts)
+    return change_layers("repair", _change, merger, merged, batches, within)
 
 
 def reset_norm(
@@ -137,7 +132,7 @@ def reset_norm(
 
 
 def _change(
-    seen: Sequence[Seen], leaves: Leaves, parents: Parents
+    seen: Sequence[Seen], leaves: Leaves, targets: Targets
 ) -> tuple[Leaves, str]:
     layer = seen[0].layer
     if isinstance(layer, Norm):
@@ -146,43 +141,46 @@ def _change(
         return {}, "left to the norm that follows"
     if not any(layer.makes[axis].labels() for axis in layer.unit_axes):
         return {}, "left alone: its units may not be permuted"
-    mean, deviation = _of_units([(s.layer, s.merged) for s in seen], leaves)
+    mean, spread = _of_units([(s.layer, s.merged) for s in seen], leaves)
     axes = _axes_of_units(layer)
     own = [
         _of_units([(s.layer, s.parents[number]) for s in seen], leaves_of_parent)
-        for number, leaves_of_parent in enumerate(parents.leaves)
+        for number, leaves_of_parent in enumerate(targets.leaves)
     ]
     wanted = [
         to_host(
-            parents.mean([jnp.asarray(v, jnp.float32) for v in values], axes)
+            targets.mean([jnp.asarray(v, jnp.float32) for v in values], axes)
         ).astype(float)
         for values in zip(*own, strict=True)
     ]
-    lives = deviation > _STILL * np.abs(mean)
-    scale = np.where(lives, wanted[1] / np.where(lives, deviation, 1), 1)
+    lives = spread > _STILL * np.abs(mean)
+    scale = np.where(lives, wanted[1] / np.where(lives, spread, 1), 1)
     shift = np.where(lives, wanted[0] - scale * mean, 0)
     return _folded(layer, leaves, scale, shift)
 
 
 def _folded(
-    layer: Map, leaves: Leaves, scale: np.ndarray, shift: np.ndarray
+    layer: Linear, leaves: Leaves, scale: np.ndarray, shift: np.ndarray
 ) -> tuple[Leaves, str]:
-    """Fold `scale * output + shift` into the kernel and the bias of a map."""
+    """Fold `scale * output + shift` into kernel and bias."""
     path, index = layer.kernel.path, matrix(layer.form, layer.kernel.index)
     factor = columns(layer.form, jnp.asarray(scale, jnp.float32))
     new = {path: write(leaves[path], index, read(leaves[path], index) * factor)}
     if layer.bias is None:
-        return new, "rescaled to the parents' deviation; there is no bias to shift"
+        return (
+            new,
+            "rescaled to the parents' standard deviation; there is no bias to shift",
+        )
     path, index = layer.bias.path, layer.bias.index
     bias = scale * to_host(read(leaves[path], index)).astype(float) + shift
     new[path] = write(leaves[path], index, bias)
-    return new, "rescaled to the parents' mean and deviation"
+    return new, "rescaled to the parents' mean and standard deviation"
 
 
 def _of_units(
     inputs: Iterable[tuple[Any, Array]], leaves: Leaves
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and deviation of every unit of a map, over all batches."""
+    """Return mean and standard deviation of the units of a layer, over batches."""
     values, path = [], ""
     for layer, x in inputs:
         samples = [n for n in range(len(layer.makes)) if n not in layer.unit_axes]
@@ -192,7 +190,7 @@ def _of_units(
     return mean, np.sqrt(variance)
 
 
-def _axes_of_units(layer: Map) -> tuple[Axis, ...]:
+def _axes_of_units(layer: Linear) -> tuple[Axis, ...]:
     """Return what the axes of the output are when there is one sample only."""
     return tuple(
         axis if number in layer.unit_axes else Fixed(1)
@@ -215,8 +213,8 @@ def _pooled(
     mean, variance = _mixed(*zip(*gathered, strict=True))
     if bad := int((~np.isfinite(mean + variance)).sum()):
         raise ValueError(
-            f"{where}: {bad} of {mean.size} units at {path} are not finite, all must "
-            "be; check the range of the input."
+            f"{where}: {path}: expected finite activations, got {bad} of {mean.size} "
+            "units that are not. Check the range of the input."
         )
     return mean, variance
 

@@ -1,4 +1,4 @@
-"""Parents: the networks that were merged, and their values in the merged order."""
+"""Targets: what the parents make of some samples, brought to the merged order."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,25 +12,30 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.reordering.blocks import Block, map_blocks, placed
-from jmudsc.reordering.combine import check_assignment, shares_of
-from jmudsc.reordering.transport import Move, move_units, moves_of, Parents as Nesting
+from jmudsc.reordering.combine import check_assignment
+from jmudsc.reordering.transport import (
+    Move,
+    move_units,
+    moves_of,
+    OuterLabels as Nesting,
+)
+from jmudsc.repairs.merger import Merger
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.check_variables import check_covers
-from jmudsc.spec.permutation_spec import PermutationSpec
 
 Leaves = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Parents:
-    """The networks that were merged, and how their units come to the merged order.
+class Targets:
+    """What a merged network should do: the parents, and where their units went.
 
     Attributes:
-        leaves: the leaves of each.
-        shares: their shares, summing to 1.
-        moves: per label one move each.
-        alone: the same, as if there were no other model.
-        nesting: label -> the labels it is nested in.
+        leaves: the leaves of each parent.
+        shares: the share of each, summing to 1.
+        moves: label -> how its units move, for each parent.
+        alone: label -> how its units would move if there were no other parent.
+        nesting: label -> its outer labels.
     """
 
     leaves: Sequence[Leaves]
@@ -40,7 +45,7 @@ class Parents:
     nesting: Mapping[str, tuple[str, ...]]
 
     def mean(self, values: Sequence[jax.Array], axes: Sequence[Axis]) -> jax.Array:
-        """Average a value of all models in the merged order, by their shares."""
+        """Average a value of all parents in the merged order, by their shares."""
         moved = [
             np.float32(share) * self._moved(value, axes, self.moves, model)
             for model, (share, value) in enumerate(
@@ -58,9 +63,9 @@ class Parents:
         """Return what a merged network should make of some samples.
 
         Args:
-            value_of: what a model makes of them, by its number.
+            value_of: what a parent makes of them, by its number.
             axes: of the values.
-            owner: the model whose task the samples are from; None for none.
+            owner: the parent whose task the samples are from; None if not known.
 
         Returns:
             In the merged order the values of the owner, each unit the mean of those of
@@ -77,7 +82,7 @@ class Parents:
         return jnp.where(present, own, self.target(value_of, axes, None))
 
     def _names(self, axes: Sequence[Axis]) -> list[str]:
-        """Return the labels of some axes, and after them those they are nested in."""
+        """Return the labels of some axes, and after them their outer labels."""
         used = dict.fromkeys(name for axis in axes for name in axis.labels())
         return list(dict.fromkeys([*used, *(p for n in used for p in self.nesting[n])]))
 
@@ -88,7 +93,7 @@ class Parents:
         moves: Mapping[str, Sequence[Move]],
         model: int,
     ) -> jax.Array:
-        """Bring a value of one model to the merged order, units shared averaged."""
+        """Bring a value of one parent to the merged order, shared units averaged."""
         names = self._names(axes)
         new = {name: str(number) for number, name in enumerate(names)}
         nesting = tuple((new[n], tuple(new[p] for p in self.nesting[n])) for n in names)
@@ -96,34 +101,25 @@ class Parents:
         return _moved(array, [moves[n][model] for n in names], axes, nesting)
 
 
-def parents_of(
-    where: str,
-    spec: PermutationSpec,
-    models: Sequence[PyTree],
-    assignment: Mapping[str, np.ndarray],
-    weights: Sequence[float] | None,
-) -> Parents:
+def targets_of(where: str, merger: Merger) -> Targets:
     """Put together what it takes to bring values of the parents to the merged order.
 
     Args:
         where: the caller, named in errors.
-        spec: the permutation spec.
-        models: the variables of each model.
-        assignment: label -> `int32[models, *parent units, units]`.
-        weights: the share of each model; None for equal shares.
+        merger: how the network was merged.
 
     Returns:
-        The parents.
+        The targets.
 
     Raises:
-        ValueError: if the spec, the assignment or the weights do not fit the models.
+        ValueError: if the spec or the assignment does not fit the parents.
     """
-    check_covers(where, spec, paths.flatten(models[0]))
-    shares = shares_of(where, weights, len(models))
-    check_assignment(where, spec, assignment, len(models))
-    rows = {name: np.asarray(assignment[name]) for name in spec.labels}
-    return Parents(
-        leaves=[arrays(model) for model in models],
+    spec, shares = merger.spec, merger.shares
+    check_covers(where, spec, paths.flatten(merger.parents[0]))
+    check_assignment(where, spec, merger.assignment, len(merger.parents))
+    rows = {name: np.asarray(merger.assignment[name]) for name in spec.labels}
+    return Targets(
+        leaves=[arrays(parent) for parent in merger.parents],
         shares=shares,
         moves={name: moves_of(row, shares) for name, row in rows.items()},
         alone={

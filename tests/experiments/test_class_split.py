@@ -133,8 +133,8 @@ def test_results_of_another_experiment_are_not_mixed_in(done, tmp_path):
     other = tmp_path / "tiny.yaml"
     other.write_text(TINY.replace("epochs: 3", "epochs: 4"))
     message = (
-        f"{out}: holds the results of another experiment, a new directory is needed; "
-        "choose one with --out, or remove this one."
+        f"{out}: expected a new directory or results of this experiment, got those of "
+        "another. Choose a directory with --out, or remove this one."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         run_experiment(other, (0,), out)

@@ -11,7 +11,7 @@ from jmudsc.experiments.class_split_config import (
 )
 from jmudsc.experiments.models import MLP, ViT
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WHOLE = """
@@ -66,17 +66,17 @@ def test_all_that_is_wrong_is_said_at_once():
         search: 0
     """
     message = (
-        "experiment: 8 things must be corrected:\n"
-        '  "dataset" is 3, it must be a name\n'
-        '  "task" is no key; did you mean "tasks"?\n'
-        '  "tasks" is [[0, 1], [1, 2]], it must have each class number once\n'
-        '  "network" has no key \'width\'; did you mean "widths"?; has outputs: 1.5, '
-        "needed is int; lacks widths\n"
-        "  \"training\" has epochs: 'many', needed is int\n"
-        "  \"methods\" is ['average', 'mudsc'], it must be a list of some of "
-        f"{', '.join(METHODS)}\n"
-        '  "alphas" is [0.5, 2], it must be a list of numbers in [0, 1]\n'
-        '  "search" is 0, it must be a number of images'
+        "experiment: correct 8 mistakes:\n"
+        "  dataset: expected a name, got 3.\n"
+        '  task: there is no such key; did you mean "tasks"?\n'
+        "  tasks: expected every class once, got [[0, 1], [1, 2]].\n"
+        '  network: width: there is no such key; did you mean "widths"? outputs: '
+        "expected int, got 1.5. widths: this key is missing.\n"
+        '  training: epochs: expected int, got "many".\n'
+        f"  methods: expected a list of some of {', '.join(METHODS)}, got "
+        "['average', 'mudsc'].\n"
+        "  alphas: expected a list of numbers in [0, 1], got [0.5, 2].\n"
+        "  search: expected a number of images, got 0."
     )
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
         parse_experiment(yaml.safe_load(content))
@@ -84,12 +84,13 @@ def test_all_that_is_wrong_is_said_at_once():
 
 def test_missing_keys_and_unknown_networks_are_said():
     message = (
-        "experiment: 4 things must be corrected:\n"
-        '  "tasks" is 1, it must be a number or lists, two or more\n'
-        '  "network" has the name resnet; did you mean "resnet20"?; it must be one of '
-        "mlp, vgg, resnet20, bottleneck-resnet, vit\n"
-        '  "training" is 3, it must be a mapping of keys to values\n'
-        '  "dataset" is missing'
+        "experiment: correct 4 mistakes:\n"
+        "  tasks: expected a number of tasks, or a list of classes for each, two or "
+        "more, got 1.\n"
+        "  network: expected one of mlp, vgg, resnet20, bottleneck-resnet, vit, got "
+        '"resnet"; did you mean "resnet20"?\n'
+        "  training: expected a mapping of keys to values, got 3.\n"
+        "  dataset: this key is missing."
     )
     content = {"tasks": 1, "network": {"name": "resnet"}, "training": 3}
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
@@ -98,7 +99,10 @@ def test_missing_keys_and_unknown_networks_are_said():
 
 def test_a_config_that_is_not_there_is_an_error(tmp_path):
     path = tmp_path / "none.yaml"
-    message = f"{path}: there is no such file, an experiment is needed; see configs/."
+    message = (
+        f"{path}: expected the config of an experiment, got no such file. Check the "
+        "path."
+    )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         read_experiment(path)
 
@@ -106,11 +110,11 @@ def test_a_config_that_is_not_there_is_an_error(tmp_path):
 def test_a_config_that_is_no_mapping_is_an_error(tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n")
-    message = f"{path}: is a list, a mapping of keys is needed."
+    message = f"{path}: expected a mapping of keys to values, got a list."
     with pytest.raises(ValueError, match=re.escape(message)):
         read_experiment(path)
     path.write_text("a: [")
-    with pytest.raises(ValueError, match=re.escape(f"{path}: is not YAML, it must be")):
+    with pytest.raises(ValueError, match=re.escape(f"{path}: expected YAML, got")):
         read_experiment(path)
 
 

@@ -11,10 +11,10 @@ def splits():
     return digits()
 
 
-def toy(labels):
-    labels = np.array(labels, np.int32)
-    images = np.arange(len(labels) * 4, dtype=np.float32).reshape(-1, 2, 2, 1)
-    return Split(images, labels)
+def toy(classes):
+    classes = np.array(classes, np.int32)
+    images = np.arange(len(classes) * 4, dtype=np.float32).reshape(-1, 2, 2, 1)
+    return Split(images, classes)
 
 
 def test_splits_are_disjoint_and_cover_every_digit(splits):
@@ -23,7 +23,7 @@ def test_splits_are_disjoint_and_cover_every_digit(splits):
     train, test = splits
     raw = load_digits().images
     rows = np.concatenate([train.images, test.images]).reshape(len(raw), -1)
-    # standardising is affine, so ranks of whole images are those of the raw ones
+    # standardizing is affine, so ranks of whole images are those of the raw ones
     low, high = rows.min(), rows.max()
     restored = np.round((rows - low) / (high - low) * 16).astype(int)
     assert sorted(map(tuple, restored)) == sorted(
@@ -39,16 +39,16 @@ def test_no_test_image_is_a_training_image(splits):
 
 def test_splits_hold_each_class_in_the_same_share(splits):
     train, test = splits
-    count = [np.bincount(split.labels, minlength=10) for split in splits]
+    count = [np.bincount(split.classes, minlength=10) for split in splits]
     share = count[1] / (count[0] + count[1])
     assert len(train) + len(test) == 1797
     assert (np.abs(share - 0.2) < 0.01).all()
 
 
-def test_training_images_are_standardised(splits):
+def test_training_images_are_standardized(splits):
     train, _ = splits
     assert train.images.dtype == np.float32
-    assert train.labels.dtype == np.int32
+    assert train.classes.dtype == np.int32
     assert train.images.shape == (len(train), 8, 8, 1)
     assert abs(train.images.mean()) < 1e-5
     assert abs(train.images.std() - 1) < 1e-5
@@ -57,13 +57,13 @@ def test_training_images_are_standardised(splits):
 def test_digits_are_the_same_every_time(splits):
     for one, other in zip(splits, digits(), strict=True):
         assert np.array_equal(one.images, other.images)
-        assert np.array_equal(one.labels, other.labels)
+        assert np.array_equal(one.classes, other.classes)
 
 
-def test_only_keeps_images_with_their_labels_in_order():
+def test_only_keeps_images_with_their_classes_in_order():
     split = toy([2, 0, 1, 2, 0])
     kept = only(split, [2, 1])
-    assert kept.labels.tolist() == [2, 1, 2]
+    assert kept.classes.tolist() == [2, 1, 2]
     assert np.array_equal(kept.images, split.images[[0, 2, 3]])
 
 
@@ -83,15 +83,15 @@ def test_batches_join_to_the_images_and_can_be_read_twice():
 
 def test_a_class_without_images_is_an_error():
     message = (
-        "only: no images of the classes [5, 9], each class asked for must have some; "
-        "choose one or more of [0, 1]."
+        "only: expected classes of which there are images, got 5, 9 too. Choose from "
+        "0, 1."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         only(toy([0, 1, 0]), [5, 1, 9])
 
 
 def test_asking_for_no_class_is_an_error():
-    message = "only: no classes asked for, at least one is needed; choose from [0, 1]."
+    message = "only: expected one or more classes, got none. Choose from 0, 1."
     with pytest.raises(ValueError, match=re.escape(message)):
         only(toy([0, 1, 0]), [])
 
@@ -99,8 +99,8 @@ def test_asking_for_no_class_is_an_error():
 @pytest.mark.parametrize(("count", "size"), [(0, 4), (3, 0)])
 def test_no_images_or_no_size_is_an_error(count, size):
     message = (
-        f"batches: {count} images in batches of {size}, at least 1 of each is needed; "
-        "check how the split was chosen."
+        "batches: expected one or more images in batches of one or more, got "
+        f"{count} images in batches of {size}. Check how the split was chosen."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         batches(toy([0] * count), size)

@@ -218,7 +218,8 @@ def test_heads_are_no_inputs_of_a_query(key):
 
 def test_patches_that_do_not_divide_the_image_are_an_error(key):
     message = (
-        "ViT: images are 8x8, patches of 3 must divide both; choose another patch."
+        "ViT: expected a patch that divides both sides of images of 8x8, got 3. Choose "
+        "another patch."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         init(ViT(outputs=5, patch=3, width=12, depth=1, heads=3), key, SHAPE)
@@ -226,8 +227,8 @@ def test_patches_that_do_not_divide_the_image_are_an_error(key):
 
 def test_a_norm_that_is_not_there_is_an_error(key):
     message = (
-        'norm is "batchnorm", needed is one of batch, group, layer or None; change the '
-        "model."
+        "model: expected norm to be one of batch, group, layer or None, got "
+        '"batchnorm". Change the model.'
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         init(VGG(5, ((4,),), "batchnorm"), key, SHAPE)

@@ -14,10 +14,10 @@ def variables():
     return models.init(parity.NETWORK, jax.random.key(0), (8, 8, 1))
 
 
-def test_digits_are_relabelled_by_task():
+def test_digits_are_given_the_classes_of_a_task():
     split = Split(np.zeros((10, 1, 1, 1), np.float32), np.arange(10, dtype=np.int32))
-    odd = parity.relabelled(split, "parity").labels
-    prime = parity.relabelled(split, "primality").labels
+    odd = parity.reclassified(split, "parity").classes
+    prime = parity.reclassified(split, "primality").classes
     assert odd.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
     assert prime.tolist() == [2, 2, 3, 3, 2, 3, 2, 3, 2, 2]
 
@@ -40,10 +40,10 @@ def test_a_loss_is_the_cross_entropy_of_the_cosines_to_two_vectors(task, variabl
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     powers = np.exp(parity.TRAINING.logit_scale * embedding @ vectors.T)
     share = powers / powers.sum(axis=1, keepdims=True)
-    right = np.isin(test.labels, parity.TASKS[task]).astype(int)
+    right = np.isin(test.classes, parity.TASKS[task]).astype(int)
     expected = -np.log(share[np.arange(len(right)), right]).mean()
     assert float(found) == pytest.approx(expected, rel=1e-4)
-    own = parity.relabelled(test, task)
+    own = parity.reclassified(test, task)
     _, accuracy = parity.scores(variables, own, parity.class_vectors(3), task)
     assert float(accuracy) == pytest.approx((share.argmax(axis=1) == right).mean())
 
@@ -70,8 +70,8 @@ def test_parents_learn_their_own_task_from_their_own_start(monkeypatch):
 
 def test_tasks_that_are_not_there_are_refused():
     expected = (
-        'parity: task is "party"; did you mean "parity"?; needed is one of parity, '
-        "primality."
+        "parity: expected one of the tasks parity, primality, got "
+        '"party"; did you mean "parity"?'
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         parity.classes_of("party")

@@ -17,11 +17,11 @@ ANSWERS = Examples(
     [np.array([0, 1, 2, 2, 2], np.int32), np.array([2, 0, 2], np.int32)],
 )
 RNG = np.random.default_rng(0)
-MAPS = Examples(
+PICTURES = Examples(
     ANSWERS.inputs,
     [RNG.normal(size=(n, 2, 2, 1)).astype(np.float32) for n in (5, 3)],
 )
-CASES = {"classification": ANSWERS, "edges": MAPS}
+CASES = {"classification": ANSWERS, "edges": PICTURES}
 
 
 def shifted(variables, inputs):
@@ -57,24 +57,26 @@ def test_the_loss_of_a_constant_is_known_by_hand():
     share = np.array([2, 1, 5]) / 8
     found = constant_loss(TASKS["classification"], ANSWERS, ANSWERS)
     assert found == pytest.approx(-(share * np.log(share)).sum(), rel=1e-6)
-    every = np.concatenate(MAPS.targets)
-    found = constant_loss(TASKS["edges"], MAPS, MAPS)
+    every = np.concatenate(PICTURES.targets)
+    found = constant_loss(TASKS["edges"], PICTURES, PICTURES)
     assert found == pytest.approx(every.var(axis=0).mean(), rel=1e-6)
 
 
 def test_every_example_counts_once_whatever_the_batches():
     """The last batch is filled up, which must not show."""
     task = TASKS["edges"]
-    whole = Examples([np.concatenate(MAPS.inputs)], [np.concatenate(MAPS.targets)])
+    whole = Examples(
+        [np.concatenate(PICTURES.inputs)], [np.concatenate(PICTURES.targets)]
+    )
     output = jnp.ones((2, 2, 1))
-    found = [mean_loss(shifted, output, task, x) for x in (MAPS, whole)]
+    found = [mean_loss(shifted, output, task, x) for x in (PICTURES, whole)]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_a_parent_no_better_than_a_constant_is_an_error():
     message = (
-        "scaled_performance: the parent's loss is 2, it must be below that of the best "
-        "constant, 2; train the parent longer."
+        "scaled_performance: expected a parent with a loss below that of the best "
+        "constant, 2, got 2. Train the parent longer."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         scaled_performance(2.0, 2.0, 1.0)
@@ -82,9 +84,9 @@ def test_a_parent_no_better_than_a_constant_is_an_error():
 
 def test_a_loss_that_is_not_finite_is_an_error():
     message = (
-        "mean_loss: is nan, it must be finite; check the variables, and that every "
-        "answer occurs in the training images."
+        "mean_loss: expected a finite loss, got nan. Check the variables, and that "
+        "every answer occurs in the training images."
     )
     output = jnp.full((2, 2, 1), jnp.nan)
     with pytest.raises(ValueError, match=re.escape(message)):
-        mean_loss(shifted, output, TASKS["edges"], MAPS)
+        mean_loss(shifted, output, TASKS["edges"], PICTURES)

@@ -71,7 +71,7 @@ def test_the_same_key_gives_the_same_bits(name, key):
 def test_targets_are_what_they_are_called(key):
     split = toy()
     found = {name: joined(examples_of(name, split, key)) for name in NAMES}
-    np.testing.assert_array_equal(found["classification"][1], split.labels)
+    np.testing.assert_array_equal(found["classification"][1], split.classes)
     for name in ("autoencoding", "denoising", "colourisation"):
         np.testing.assert_array_equal(found[name][1], split.images)
     np.testing.assert_array_equal(found["autoencoding"][0], split.images)
@@ -93,10 +93,12 @@ def test_turning_back_gives_the_images(key):
 def test_tasks_that_cannot_be_learned_are_said_at_once():
     names = ("edge", "colourisation", "rotation")
     message = (
-        'tasks: edge; did you mean "edges"?; colourisation needs images in colour; '
-        "rotation needs square images: images are 8x6x1, tasks are some of "
-        "classification, autoencoding, denoising, edges, rotation, colourisation; name "
-        "others."
+        "tasks: expected tasks for images of 8x6x1, got some that do not suit them:\n"
+        '  edge: there is no such task; did you mean "edges"?\n'
+        "  colourisation: needs images in color.\n"
+        "  rotation: needs square images.\n"
+        "Choose from classification, autoencoding, denoising, edges, rotation, "
+        "colourisation."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         check_tasks("tasks", names, (8, 6, 1))

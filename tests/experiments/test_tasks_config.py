@@ -10,7 +10,7 @@ from jmudsc.experiments.tasks_config import (
     TaskExperiment,
 )
 from jmudsc.experiments.training import TrainConfig
-from jmudsc.matching.coordinate_descent import METHODS
+from jmudsc.matching.methods import METHODS
 
 FEW = """
 dataset: cifar10
@@ -49,14 +49,14 @@ def test_all_that_is_wrong_is_said_at_once():
         finish: [none]
     """
     message = (
-        "experiment: 5 things must be corrected:\n"
-        '  "tasks" has rotations; did you mean "rotation"?; it must be a list of some '
-        "of classification, autoencoding, denoising, edges, rotation, colourisation\n"
-        '  "network" has the name resnet20; it must be one of resnet-encoder, '
-        "vgg-encoder\n"
-        '  "code" is 0, it must be a number of channels\n'
-        '  "finish" is no key; did you mean "finishes"?\n'
-        '  "dataset" is missing'
+        "experiment: correct 5 mistakes:\n"
+        "  tasks: expected a list of some of classification, autoencoding, denoising, "
+        'edges, rotation, colourisation, got rotations; did you mean "rotation"?\n'
+        "  network: expected one of resnet-encoder, vgg-encoder, got "
+        '"resnet20".\n'
+        "  code: expected a number of channels, got 0.\n"
+        '  finish: there is no such key; did you mean "finishes"?\n'
+        "  dataset: this key is missing."
     )
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
         parse_task_experiment(yaml.safe_load(content))
@@ -64,6 +64,6 @@ def test_all_that_is_wrong_is_said_at_once():
 
 @pytest.mark.parametrize("tasks", [["edges"], ["edges", "edges"]])
 def test_tasks_are_two_or_more_each_once(tasks):
-    message = f'"tasks" is {tasks}, it must have two tasks or more, each once'
+    message = f"tasks: expected two tasks or more, each once, got {tasks}."
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_task_experiment({**yaml.safe_load(FEW), "tasks": tasks})

@@ -92,14 +92,14 @@ def test_one_merge_that_is_missing_is_made_alone_with_the_same_bits(
     again = json.loads(file.read_text())[name]
     assert {**before, "seconds": 0} == {**again, "seconds": 0}
     monkeypatch.setattr(tasks_run, "merge", None)
-    monkeypatch.setattr(tasks_run, "descend", None)
+    monkeypatch.setattr(tasks_run, "train", None)
     run_experiment(config, (0,), out)
 
 
 def test_results_of_another_experiment_are_not_mixed_in(done, tmp_path):
     other = tmp_path / "tiny.yaml"
     other.write_text(TINY.replace("epochs: 4", "epochs: 5"))
-    message = f"{done[0]}: holds the results of another experiment"
+    message = f"{done[0]}: expected a new directory or results of this experiment"
     with pytest.raises(ValueError, match=re.escape(message)):
         run_experiment(other, (0,), done[0])
 

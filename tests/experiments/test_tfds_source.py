@@ -9,7 +9,7 @@ from tensorflow_datasets.core import registered
 
 from jmudsc.experiments import tfds_source
 from jmudsc.experiments.datasets import load_splits
-from jmudsc.experiments.tfds_source import open_source, read_labels, stream
+from jmudsc.experiments.tfds_source import open_source, read_classes, stream
 
 COUNTS = {"train": 30, "test": 12}
 
@@ -66,7 +66,7 @@ def test_a_dataset_is_loaded_whole_and_standardised_by_its_training_images(folde
     train, test = load_splits("tiny_colours", data_dir=folder)
     assert train.images.shape == (30, 4, 4, 3)
     assert train.images.dtype == test.images.dtype == np.float32
-    assert sorted(test.labels.tolist()) == sorted(i % 3 for i in range(12))
+    assert sorted(test.classes.tolist()) == sorted(i % 3 for i in range(12))
     raw = drawn("train").astype(np.float64)
     mean, deviation = raw.mean(axis=(0, 1, 2)), raw.std(axis=(0, 1, 2))
     for split, name in ((train, "train"), (test, "test")):
@@ -79,14 +79,14 @@ def test_images_keep_their_labels(folder):
     train, _ = load_splits("tiny_colours", data_dir=folder)
     numbers = {image.tobytes(): i for i, image in enumerate(drawn("train"))}
     source = open_source("tiny_colours", "train", folder)
-    for example, label in zip(source, train.labels, strict=True):
+    for example, label in zip(source, train.classes, strict=True):
         assert numbers[example["image"].tobytes()] % 3 == label
 
 
 def test_part_of_a_split_can_be_loaded(folder):
     train, _ = load_splits("tiny_colours", "train[:10]", data_dir=folder)
     whole, _ = load_splits("tiny_colours", data_dir=folder)
-    assert np.array_equal(train.labels, whole.labels[:10])
+    assert np.array_equal(train.classes, whole.classes[:10])
 
 
 def test_a_stream_gives_the_same_batches_every_time(folder):
@@ -103,7 +103,7 @@ def test_a_stream_gives_the_same_batches_every_time(folder):
 
 def test_a_stream_keeps_the_classes_asked_for(folder):
     chosen = stream("tiny_colours", "train", folder, size=4, side=4, classes=[0, 2])
-    labels = read_labels(open_source("tiny_colours", "train", folder))
+    labels = read_classes(open_source("tiny_colours", "train", folder))
     assert chosen.indices == np.flatnonzero(labels != 1).tolist()
 
 
@@ -122,8 +122,8 @@ def test_scaling_keeps_what_is_linear_and_the_middle():
 
 def test_images_that_differ_in_size_are_not_loaded_whole(folder):
     message = (
-        "tiny_sizes: its images have the shape (None, None, 3), one size is needed to "
-        "hold them in memory; read it with tfds_source.stream."
+        "tiny_sizes: expected images of one size, to hold them in memory, got images "
+        "of shape (None, None, 3). Read them with tfds_source.stream."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_splits("tiny_sizes", data_dir=folder)
@@ -132,9 +132,9 @@ def test_images_that_differ_in_size_are_not_loaded_whole(folder):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "imagenet2012"])
 def test_a_dataset_that_is_not_there_gives_the_command_that_prepares_it(name, tmp_path):
     message = (
-        f"{tmp_path}: {name} is not prepared there, it must be; run\n  tfds build "
-        f"{name} --data_dir {tmp_path} --file_format array_record\nonce (it needs "
-        "TensorFlow, reading does not), or choose another data_dir."
+        f"{tmp_path}: expected {name} to be prepared there, did not find it. Run\n  "
+        f"tfds build {name} --data_dir {tmp_path} --file_format array_record\nonce "
+        "(this needs TensorFlow, reading does not), or choose another data_dir."
     )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         load_splits(name, data_dir=tmp_path)
@@ -142,8 +142,9 @@ def test_a_dataset_that_is_not_there_gives_the_command_that_prepares_it(name, tm
 
 def test_a_dataset_nobody_knows_is_an_error(tmp_path):
     message = (
-        f'{tmp_path}: there is no dataset "cifar11" and TFDS knows none, one that '
-        'tfds.list_builders() names is needed; did you mean "cifar10_1"?'
+        f"{tmp_path}: expected a dataset that is there or that TFDS knows, got "
+        '"cifar11"; did you mean "cifar10_1"? tfds.list_builders() lists what TFDS '
+        "knows."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_splits("cifar11", data_dir=tmp_path)
@@ -157,9 +158,9 @@ def test_a_dataset_in_another_format_is_an_error(tmp_path, folder):
     info = copy / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     message = (
-        f"{copy}: is stored as tfrecord, array_record is needed to read by position; "
-        f"remove it and run\n  tfds build tiny_colours --data_dir {tmp_path} "
-        "--file_format array_record"
+        f"{copy}: expected a dataset stored as array_record, which can be read by "
+        "position, got tfrecord. Remove it and run\n  tfds build tiny_colours "
+        f"--data_dir {tmp_path} --file_format array_record"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_splits("tiny_colours", data_dir=tmp_path)
@@ -168,8 +169,9 @@ def test_a_dataset_in_another_format_is_an_error(tmp_path, folder):
 @pytest.mark.parametrize(("classes", "size", "count"), [([7], 4, 0), (None, 0, 30)])
 def test_a_stream_of_nothing_is_an_error(classes, size, count, folder):
     message = (
-        f"stream: {count} images in batches of {size}, at least 1 of each is needed; "
-        "choose another split, classes or size."
+        "stream: expected one or more images in batches of one or more, got "
+        f"{count} images in batches of {size}. Choose another split, other classes or "
+        "another size."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         stream("tiny_colours", "train", folder, size=size, classes=classes)
@@ -177,8 +179,8 @@ def test_a_stream_of_nothing_is_an_error(classes, size, count, folder):
 
 def test_digits_come_whole_only():
     message = (
-        'digits: the splits are "train[:10]" and "test", there are "train" and "test" '
-        "only; name them, or take another dataset."
+        'digits: expected the splits "train" and "test", got "train[:10]" and "test". '
+        "Name these, or take another dataset."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_splits("digits", "train[:10]")

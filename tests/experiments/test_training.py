@@ -9,7 +9,15 @@ import pytest
 from jmudsc.experiments import training
 from jmudsc.experiments.datasets import Split
 from jmudsc.experiments.models import apply_fn, init, MLP, ResNet20
-from jmudsc.experiments.training import class_vectors, cosines, train, TrainConfig
+from jmudsc.experiments.training import (
+    class_vectors,
+    cosines,
+    NetworkSetup,
+    telling_apart,
+    train,
+    TrainConfig,
+)
+from jmudsc.experiments.training_state import Keeping
 
 MODEL = MLP((16,), 8)
 CONFIG = TrainConfig(epochs=10, batch_size=20, learning_rate=0.05)
@@ -19,26 +27,24 @@ SHAPE = (4, 4, 1)
 def toy(classes, per_class=30):
     """Noisy copies of one random image per class."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(10, *SHAPE))
-    labels = np.repeat(np.array(classes, np.int32), per_class)
-    noise = rng.normal(size=(len(labels), *SHAPE))
-    return Split((centres[labels] + 0.3 * noise).astype(np.float32), labels)
+    centers = rng.normal(size=(10, *SHAPE))
+    own = np.repeat(np.array(classes, np.int32), per_class)
+    noise = rng.normal(size=(len(own), *SHAPE))
+    return Split((centers[own] + 0.3 * noise).astype(np.float32), own)
 
 
 def trained(key, classes=(3, 7), config=CONFIG, model=MODEL, **kwargs):
     vectors = class_vectors(jax.random.key(5), 10, 8)
     variables = init(model, jax.random.key(6), SHAPE)
-    split = toy(classes)
-    return train(
-        model, variables, split, vectors, classes, key=key, config=config, **kwargs
-    )
+    goal = telling_apart(classes, toy(classes), vectors, config.logit_scale)
+    return train(NetworkSetup(model, config), variables, goal, key=key, **kwargs)
 
 
 def accuracy(variables, classes):
     split = toy(classes)
     vectors = class_vectors(jax.random.key(5), 10, 8)[np.array(classes)]
     found = cosines(apply_fn(MODEL)(variables, split.images), vectors).argmax(axis=1)
-    return float((np.array(classes)[found] == split.labels).mean())
+    return float((np.array(classes)[found] == split.classes).mean())
 
 
 def test_class_vectors_have_length_one_and_come_from_the_key(key):
@@ -100,7 +106,8 @@ def test_weight_decay_shrinks_what_the_loss_ignores(key):
     split = Split(images, np.repeat(np.array([0, 1], np.int32), 20))
     vectors = class_vectors(key, 2, 8)
     config = replace(CONFIG, weight_decay=0.1)
-    after = train(MODEL, variables, split, vectors, (0, 1), key=key, config=config)
+    goal = telling_apart((0, 1), split, vectors, config.logit_scale)
+    after = train(NetworkSetup(MODEL, config), variables, goal, key=key)
     dead = [v["params"]["Dense_0"]["kernel"][1:] for v in (variables, after)]
     ratio = dead[1] / dead[0]
     assert float(ratio.max() - ratio.min()) < 1e-4
@@ -119,29 +126,35 @@ def test_progress_is_told_of_every_epoch(key):
 
 def test_images_of_another_task_are_an_error(key):
     message = (
-        "train: the split has images of the classes [7], the task has [1, 3] only; cut "
+        "telling_apart: expected images of the classes [1, 3], got some of [7]. Cut "
         "the split with datasets.only."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         train_on(toy((3, 7)), (3, 1), key)
 
 
-@pytest.mark.parametrize(("classes", "absent"), [((3, 10), [10]), ((-1, 3), [-1])])
-def test_a_class_without_a_vector_is_an_error(classes, absent, key):
+@pytest.mark.parametrize("classes", [(3, 10), (-1, 3)])
+def test_a_class_without_a_vector_is_an_error(classes, key):
     message = (
-        f"train: of 2 classes {absent} have no vector, there must be one for each; "
-        "choose one or more from 0..9."
+        "telling_apart: expected one or more classes from 0 to 9, which have vectors, "
+        f"got {list(classes)}. Choose others or draw more vectors."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         train_on(toy((3,)), classes, key)
+
+
+def test_no_classes_are_an_error(key):
+    message = "telling_apart: expected one or more classes from 0 to 9, which have"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_on(toy(()), (), key)
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"warmup": 1.0}])
 def test_a_config_out_of_range_is_an_error(change, key):
     config = replace(CONFIG, **change)
     message = (
-        f"train: {config.epochs} epochs with warmup {config.warmup}, at least 1 and a "
-        "share in [0, 1) are needed; change the config."
+        "train: expected one or more epochs and a warmup in [0, 1), got "
+        f"{config.epochs} and {config.warmup}. Change the config."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         train_on(toy((3, 7)), (3, 7), key, config)
@@ -150,8 +163,8 @@ def test_a_config_out_of_range_is_an_error(change, key):
 @pytest.mark.parametrize("size", [0, 61])
 def test_images_that_fill_no_batch_are_an_error(size, key):
     message = (
-        f"train: 60 images do not fill one batch of {size}; choose a batch_size from 1 "
-        "to the number of images."
+        "train: expected a batch_size from 1 to 60, the number of images, got "
+        f"{size}. Change the config."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         train_on(toy((3, 7)), (3, 7), key, replace(CONFIG, batch_size=size))
@@ -160,7 +173,8 @@ def test_images_that_fill_no_batch_are_an_error(size, key):
 def train_on(split, classes, key, config=CONFIG):
     vectors = class_vectors(key, 10, 8)
     variables = init(MODEL, key, SHAPE)
-    return train(MODEL, variables, split, vectors, classes, key=key, config=config)
+    goal = telling_apart(classes, split, vectors, config.logit_scale)
+    return train(NetworkSetup(MODEL, config), variables, goal, key=key)
 
 
 def stopping_after(epochs):
@@ -178,7 +192,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(
 ):
     config = replace(CONFIG, augment=augment)
     whole = trained(key, config=config)
-    kept = {"config": config, "folder": tmp_path / "state", "every": every}
+    kept = {"config": config, "keeping": Keeping(tmp_path / "state", every)}
     with pytest.raises(InterruptedError):
         trained(key, progress=stopping_after(after), **kept)
     last = after - after % every
@@ -190,22 +204,22 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(
 
 
 def test_a_finished_training_is_not_done_again(key, tmp_path):
-    once = trained(key, folder=tmp_path)
-    again = trained(key, folder=tmp_path, progress=stopping_after(0))
+    once = trained(key, keeping=Keeping(tmp_path))
+    again = trained(key, keeping=Keeping(tmp_path), progress=stopping_after(0))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, once, again)))
 
 
 def test_another_training_does_not_go_on_from_the_state_of_this_one(key, tmp_path):
-    trained(key, folder=tmp_path)
+    trained(key, keeping=Keeping(tmp_path))
     message = (
-        f"{tmp_path}: holds the state of another training, needed one of the same "
-        "model, config, key and data; remove it or choose another folder."
+        f"{tmp_path}: expected the state of a training with the same model, config, "
+        "key and data, got that of another. Remove it or choose another folder."
     )
     for other in ({"config": replace(CONFIG, momentum=0.8)}, {"classes": (1, 2)}):
         with pytest.raises(ValueError, match=re.escape(message)):
-            trained(key, folder=tmp_path, **other)
+            trained(key, keeping=Keeping(tmp_path), **other)
     with pytest.raises(ValueError, match=re.escape(message)):
-        trained(jax.random.key(4), folder=tmp_path)
+        trained(jax.random.key(4), keeping=Keeping(tmp_path))
 
 
 def test_augmentation_is_part_of_training(key):
@@ -218,8 +232,8 @@ def test_augmentation_is_part_of_training(key):
 
 def test_an_augmentation_that_is_not_there_is_an_error(key):
     message = (
-        'train: augment is "crops", needed is one of none, crop, flip, crop-flip; '
-        'change the config; did you mean "crop"?'
+        "train: expected augment to be one of none, crop, flip, crop-flip, got "
+        '"crops"; did you mean "crop"? Change the config.'
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         trained(key, config=replace(CONFIG, augment="crops"))

@@ -21,12 +21,13 @@ from jmudsc import (
     Units,
     zip_units,
 )
-from jmudsc.matching.coordinate_descent import mean_similarity, merged_units
+from jmudsc.matching.methods import TABLE
+from jmudsc.matching.objective import mean_similarity, merged_units
 from jmudsc.matching.similarity import activation_similarity, weight_similarity
 from jmudsc.spec.permutation_spec import labels_of
 
 SEARCHES = ("weight-align", "weight-zip", "mudsc-align", "mudsc-zip")
-ACTIVE = tuple(m for m in METHODS if m.startswith(("activation", "mudsc")))
+ACTIVE = tuple(name for name, row in TABLE.items() if row.activations)
 
 
 def deep(v, x):
@@ -96,7 +97,7 @@ def blend_of(spec, models, moments, assignment, label, alpha, within=True):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [(m, {}) for m in METHODS if m.endswith("align")]
+    [(name, {}) for name, row in TABLE.items() if row.pairing == "align"]
     # By weights alone zip starts from wrong pairs, and may stay with them.
     + [(m, {"a": 1.0}) for m in ("activation-zip", "mudsc-zip")],
 )
@@ -114,7 +115,7 @@ def test_permutations_planted_in_three_models_are_found(method, options, key):
     assert found.converged
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m.endswith("zip")])
+@pytest.mark.parametrize("method", [name for name, row in TABLE.items() if row.zips])
 def test_heads_and_their_channels_are_paired_before_they_are_zipped(method, key):
     net, spec = tiny.ATTENTION, tiny.spec_of("attention")
     parent = tiny.variables(net, 3)
@@ -332,7 +333,7 @@ def test_three_models_are_matched_in_one_go(method, key):
         units = spec.labels[label].size
         assert rows.shape == (3, units)
         assert set(rows.ravel()) == set(range(units))
-        if method.endswith("align"):
+        if not TABLE[method].zips:
             np.testing.assert_array_equal(np.sort(rows), [np.arange(units)] * 3)
             np.testing.assert_array_equal(rows[0], np.arange(units))
 
@@ -426,14 +427,15 @@ def test_progress_is_reported_after_every_sweep(key):
     [
         ("mudsc-zp", '; did you mean "mudsc-zip"?'),
         ("weight-aligned", '; did you mean "weight-align"?'),
-        ("soup", ""),
+        ("soup", "."),
     ],
 )
 def test_an_unknown_method_is_refused(method, hint, key):
     spec, models, moments = strangers()
     text = (
-        f'match: method is "{method}"{hint}; needed is one of average, weight-align, '
-        "activation-align, weight-zip, activation-zip, mudsc-align, mudsc-zip."
+        f'match: expected the name of a method, got "{method}"{hint} Choose one of '
+        "average, weight-align, activation-align, weight-zip, activation-zip, "
+        "mudsc-align, mudsc-zip."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         match(spec, models, moments, method=method, key=key)
@@ -443,8 +445,8 @@ def test_an_unknown_method_is_refused(method, hint, key):
 def test_a_balance_outside_0_to_1_is_refused(alpha, key):
     spec, models, moments = strangers()
     text = (
-        f"match: alpha is {alpha}, it must be in [0, 1]; it is the share of the weight "
-        "similarity."
+        "match: expected alpha, the share of the weight similarity, in [0, 1], got "
+        f"{alpha}. Pass 0.5 to count weights and activations alike."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         match(spec, models, moments, alpha=alpha, key=key)
@@ -465,8 +467,8 @@ def test_moments_of_other_models_are_refused(key):
 def test_methods_that_read_activations_need_moments(method, key):
     spec, models, _ = strangers()
     text = (
-        f"match: {method} needs activation moments and got None; pass those that "
-        "collect returns."
+        f"match: {method} needs activation moments, got None. Pass what collect "
+        "returns."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         match(spec, models, method=method, key=key)

@@ -1,6 +1,5 @@
 """A merge that was killed goes on where it was, to the same bits."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -15,12 +14,13 @@ import jmudsc
 from jmudsc.checkpoints.load import fingerprint
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.digests import digest_of
+from jmudsc.matching.coordinate_step import solve
 from jmudsc.matching.journal import Journal
 from jmudsc.recipes import resolve
 from jmudsc.recipes.merge import _journal, merge_recipe
-from jmudsc.recipes.schema import read_recipe
+from jmudsc.recipes.reader import read_recipe
 
-MATCH = importlib.import_module("jmudsc.matching.coordinate_descent")
+STEPS = "jmudsc.matching.coordinate_step.solve"
 
 MODEL = """
 import jax.numpy as jnp
@@ -72,25 +72,25 @@ class Stop(Exception):
 def test_a_merge_goes_on_where_it_was_stopped(method, memory, project, monkeypatch):
     name = f"{method}-{memory}"
     whole, _ = merge_recipe(recipe(project, method, f"{name}-whole"), memory=memory)
-    step, taken = MATCH._Search.matched, []
+    taken = []
 
     def stopping(after):
-        def matched(self, family, assignment):
+        def solving(search, family, assignment):
             if len(taken) == after:
                 raise Stop
             taken.append(family)
-            return step(self, family, assignment)
+            return solve(search, family, assignment)
 
-        return matched
+        return solving
 
     path = recipe(project, method, name)
     stops = (3, 7, 8)
     for after in stops:
-        monkeypatch.setattr(MATCH._Search, "matched", stopping(after))
+        monkeypatch.setattr(STEPS, stopping(after))
         with pytest.raises(Stop):
             merge_recipe(path, memory=memory)
         assert len(list(journal_of(project, name).iterdir())) == after
-    monkeypatch.setattr(MATCH._Search, "matched", stopping(10**6))
+    monkeypatch.setattr(STEPS, stopping(10**6))
     resumed, _ = merge_recipe(path, memory=memory)
     assert not journal_of(project, name).exists()
     one, two = jmudsc.load_provenance(whole), jmudsc.load_provenance(resumed)
@@ -222,15 +222,19 @@ def test_where_parts_end_is_told():
 def test_a_spec_has_the_same_digest_in_every_process():
     code = (
         "import jax, jax.numpy as jnp, jmudsc\n"
-        "from jmudsc.match import _digest\n"
+        "from jmudsc.matching.coordinate_descent import spec_digest\n"
         "f = lambda v, x: jnp.maximum(x @ v['a'], 0) @ v['b']\n"
         "v = {'a': jnp.ones((3, 4)), 'b': jnp.ones((4, 2))}\n"
-        "print(_digest(jmudsc.infer_spec(f, v, jnp.ones((2, 3)))))\n"
+        "print(spec_digest(jmudsc.infer_spec(f, v, jnp.ones((2, 3)))))\n"
     )
     found = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PATH": "", "JAX_PLATFORMS": "cpu"},
+            env={
+                "PYTHONHASHSEED": seed,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "JAX_PLATFORMS": "cpu",
+            },
             capture_output=True,
             text=True,
             check=True,

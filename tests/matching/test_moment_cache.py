@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from jmudsc import collect, infer_spec, match, matcher, random_permutations
-from jmudsc.matching.moment_cache import Memory
+from jmudsc.matching.moment_cache import MomentCache
 from jmudsc.matching.moments import Moments
 from jmudsc.matching.weight_vectors import others_on, unit_slices
 
@@ -76,8 +76,7 @@ def test_methods_without_sweeps_are_prepared_too(method, key):
 def spied(monkeypatch, method, budget, alphas):
     """Return per label matched by weights the rows it met, and the products taken."""
     module, similarity = (
-        sys.modules[f"jmudsc.matching.{n}"]
-        for n in ("coordinate_descent", "similarity")
+        sys.modules[f"jmudsc.matching.{n}"] for n in ("coordinate_step", "similarity")
     )
     asked, products = [], []
     compare = module.weight_similarity
@@ -92,7 +91,7 @@ def spied(monkeypatch, method, budget, alphas):
         return multiply(*args)
 
     monkeypatch.setattr(module, "weight_similarity", weight_similarity)
-    for name in ("moments_of_centred", "crossed_of"):
+    for name in ("moments_of_centered", "cross_moments"):
         multiply = functools.partial(counted, getattr(similarity, name))
         monkeypatch.setattr(similarity, name, multiply)
     at = matcher(*strangers(), method=method, key=jax.random.key(0), budget=budget)
@@ -162,24 +161,24 @@ def test_nothing_is_traced_again_for_other_sweeps_and_balances():
     assert max(lengths) > 3
 
 
-def test_memory_keeps_the_first_and_the_latest_within_its_budget():
+def test_the_cache_keeps_the_first_and_the_latest_within_its_budget():
     made = []
 
-    def asked(memory, place, state):
+    def asked(cache, of, state):
         def compute():
-            made.append((place, state))
+            made.append((of, state))
             return Moments(1, jnp.full(2, float(state)), jnp.zeros((2, 2)))
 
-        return float(memory.recall(place, state, compute).mean[0])
+        return float(cache.recall(of, state, compute).mean[0])
 
-    memory = Memory(budget=50)  # each takes 24 bytes
+    cache = MomentCache(budget=50)  # each takes 24 bytes
     for state in (1, 2, 2, 1, 3, 1, 3, 2):
-        assert asked(memory, "a", state) == state
-        assert memory.size == (24 if made == [("a", 1)] else 48)
+        assert asked(cache, "a", state) == state
+        assert cache.size == (24 if made == [("a", 1)] else 48)
     assert made == [("a", 1), ("a", 2), ("a", 3), ("a", 2)]
-    assert [asked(memory, "b", 0), asked(memory, "b", 0)] == [0, 0]  # it is full
+    assert [asked(cache, "b", 0), asked(cache, "b", 0)] == [0, 0]  # it is full
     assert made[4:] == [("b", 0), ("b", 0)]
-    small = Memory(budget=30)
+    small = MomentCache(budget=30)
     for state in (1, 2, 2, 1):
         asked(small, "c", state)
         assert small.size == 24

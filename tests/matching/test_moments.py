@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from jmudsc import collect, infer_spec
-from jmudsc.matching.moments import centred, merge_moments, moments_of_centred
+from jmudsc.matching.moments import centered, merge_moments, moments_of_centered
 from jmudsc.matching.similarity import activation_similarity
 
 # The co-moment is good to this share of the product of the deviations; the mean to this
@@ -20,8 +20,8 @@ STATE_OF_LARGE_MEANS = 1e-4
 def one_shot(samples):
     """Compute count, mean and co-moment in float64."""
     x = np.asarray(samples, np.float64)
-    centred = x - x.mean(axis=0)
-    return len(x), x.mean(axis=0), centred.T @ centred
+    centered = x - x.mean(axis=0)
+    return len(x), x.mean(axis=0), centered.T @ centered
 
 
 def assert_moments(moments, samples, tolerance=STATE):
@@ -36,8 +36,8 @@ def assert_moments(moments, samples, tolerance=STATE):
 
 
 def moments_of(units):
-    return moments_of_centred(
-        [{name: centred(x) for name, x in model.items()} for model in units]
+    return moments_of_centered(
+        [{name: centered(x) for name, x in model.items()} for model in units]
     )
 
 

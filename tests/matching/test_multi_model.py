@@ -10,6 +10,8 @@ from assignments import stay
 from groups import draw as draw_groups, spec_of
 
 from jmudsc import align, collect, match, permute, random_permutations
+from jmudsc.matching.match_options import MatchOptions
+from jmudsc.matching.methods import TABLE
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.matching.nested_labels import match_family
 
@@ -111,8 +113,8 @@ def test_one_model_stays_and_no_units_are_no_work(reference):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("zipped", [False, True])
-def test_groups_are_paired_by_the_best_that_is_nested_in_them(seed, zipped):
+@pytest.mark.parametrize("method", ["weight-align", "weight-zip"])
+def test_groups_are_paired_by_the_best_that_is_nested_in_them(seed, method):
     spec = spec_of(head=(3,), unit=(4, "head"))
     similarity = draw_groups(seed, spec, 3)
     grid = similarity["unit"].reshape(3, 3, 4, 3, 3, 4)
@@ -125,17 +127,12 @@ def test_groups_are_paired_by_the_best_that_is_nested_in_them(seed, zipped):
                 for perm in itertools.permutations(range(4))
             )
     for reference in REFERENCES:
-        found = match_family(
-            spec,
-            ["head", "unit"],
-            similarity,
-            stay(spec, 3),
-            zipped=zipped,
-            reference=reference,
-        )
+        options = MatchOptions(TABLE[method], reference=reference)
+        family, start = ["head", "unit"], stay(spec, 3)
+        found = match_family(spec, family, similarity, start, options)
         expected = align(outer.reshape(9, 9), 3, reference)
         np.testing.assert_array_equal(found["head"], expected)
-        if not zipped:
+        if not options.method.zips:
             for merged in range(3):
                 own = [int(np.argsort(row)[merged]) for row in expected]
                 rows = [(m, g) for m, g in enumerate(own)]

@@ -1,5 +1,6 @@
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,11 @@ from groups import draw, spec_of
 from recorded import partition, read, rows
 
 from jmudsc import align, Label, PermutationSpec, zip_units
+from jmudsc.matching.match_options import MatchOptions
+from jmudsc.matching.methods import TABLE
 from jmudsc.matching.nested_labels import families, match_family
+
+ALIGN, ZIP = (MatchOptions(TABLE[f"weight-{kind}"]) for kind in ("align", "zip"))
 
 
 def between(spec, similarity, name, model, ours, theirs):
@@ -60,7 +65,7 @@ def test_groups_are_matched_as_well_as_by_trying_everything(labels, without, see
     spec, models = spec_of(**labels), 3
     similarity = draw(seed, spec, models, without)
     family = list(labels)
-    found = match_family(spec, family, similarity, stay(spec, models), zipped=False)
+    found = match_family(spec, family, similarity, stay(spec, models), ALIGN)
     for model in range(1, models):
         _, expected = best(spec, similarity, "head", model)
         for (name, merged), row in expected.items():
@@ -75,8 +80,10 @@ def test_groups_are_paired_and_then_zipped_one_by_one(models):
     similarity = draw(0, spec, models)
     start = stay(spec, models)
     family = ["head", "unit"]
-    found = match_family(spec, family, similarity, start, zipped=True, a=0.3, b=0.5)
-    paired = match_family(spec, family, similarity, start, zipped=False)
+    found = match_family(
+        spec, family, similarity, start, MatchOptions(ZIP.method, a=0.3, b=0.5)
+    )
+    paired = match_family(spec, family, similarity, start, ALIGN)
     np.testing.assert_array_equal(found["head"], paired["head"])
     shape = (models, 3, 4)
     grid = similarity["unit"].reshape(shape + shape)
@@ -88,13 +95,14 @@ def test_groups_are_paired_and_then_zipped_one_by_one(models):
         np.testing.assert_array_equal(found["unit"][:, merged], expected)
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-def test_a_label_alone_is_aligned_or_zipped(zipped):
+@pytest.mark.parametrize("options", [ALIGN, ZIP])
+def test_a_label_alone_is_aligned_or_zipped(options):
     spec = spec_of(unit=(6,))
     similarity = draw(0, spec, 2)
     start = stay(spec, 2)
-    found = match_family(spec, ["unit"], similarity, start, zipped=zipped)
-    expected = (zip_units if zipped else align)(similarity["unit"], 2)
+    found = match_family(spec, ["unit"], similarity, start, options)
+    solve = zip_units if options.method.zips else align
+    expected = solve(similarity["unit"], 2)
     np.testing.assert_array_equal(found["unit"], expected)
 
 
@@ -104,7 +112,7 @@ def test_a_label_nested_in_two_is_matched_where_their_units_have_gone():
     start = stay(spec, 2)
     start["row"][1] = [1, 0]
     start["column"][1] = [2, 0, 1]
-    found = match_family(spec, ["unit"], similarity, start, zipped=False)
+    found = match_family(spec, ["unit"], similarity, start, ALIGN)
     for i, j in itertools.product(range(2), range(3)):
         theirs = (int(np.argsort([1, 0])[i]), int(np.argsort([2, 0, 1])[j]))
         cut = between(spec, similarity["unit"], "unit", 1, (i, j), theirs)
@@ -119,7 +127,7 @@ def test_units_with_others_nested_in_them_and_in_a_second_label_are_not_zipped()
     spec = PermutationSpec({}, layer | dict(spec.labels))
     similarity, found = draw(0, spec, 2), stay(spec, 2)
     for name in ("expert", "unit"):
-        found |= match_family(spec, [name], similarity, found, zipped=True)
+        found |= match_family(spec, [name], similarity, found, ZIP)
     expected = align(similarity["expert"], 2)
     np.testing.assert_array_equal(found["expert"], expected)
     grid = similarity["unit"].reshape((2, 4, 2, 3) * 2)
@@ -133,8 +141,8 @@ def test_units_with_others_nested_in_them_and_in_a_second_label_are_not_zipped()
         np.testing.assert_array_equal(found["unit"][:, expert, layer], row)
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-def test_a_fixed_label_stays_and_what_is_nested_in_it_is_matched(zipped):
+@pytest.mark.parametrize("options", [ALIGN, ZIP])
+def test_a_fixed_label_stays_and_what_is_nested_in_it_is_matched(options):
     """Layers of a stack are not interchangeable, the units inside them are."""
     labels = {"layer": Label(3, (), (), fixed="is scanned")}
     spec = PermutationSpec({}, labels | {"unit": Label(4, ("layer",), ())})
@@ -142,10 +150,11 @@ def test_a_fixed_label_stays_and_what_is_nested_in_it_is_matched(zipped):
     drawn = generator.normal(size=(3, 8, 8)).astype(np.float32)
     blocks = (drawn + drawn.mT) / 2
     family, similarity = ["layer", "unit"], {"unit": blocks}
-    found = match_family(spec, family, similarity, stay(spec, 2), zipped=zipped)
+    found = match_family(spec, family, similarity, stay(spec, 2), options)
     np.testing.assert_array_equal(found["layer"], [np.arange(3)] * 2)
+    solve = zip_units if options.method.zips else align
     for layer in range(3):
-        expected = (zip_units if zipped else align)(blocks[layer], 2)
+        expected = solve(blocks[layer], 2)
         np.testing.assert_array_equal(found["unit"][:, layer], expected)
 
 
@@ -171,14 +180,10 @@ def test_groups_agree_with_recorded_matchings(path, name):
     groups = int(re.search(r"groups=(\d+)", name)[1])
     spec = spec_of(group=(groups,), unit=(units // groups, "group"))
     a = re.search(r"a=([\d.]+)", name)
-    found = match_family(
-        spec,
-        ["group", "unit"],
-        {"unit": similarity},
-        stay(spec, models),
-        zipped="zip" in name,
-        a=float(a[1]) if a else 0.5,
-    )
+    options = ZIP if "zip" in name else ALIGN
+    options = replace(options, a=float(a[1]) if a else 0.5)
+    start = stay(spec, models)
+    found = match_family(spec, ["group", "unit"], {"unit": similarity}, start, options)
     group = np.repeat(found["group"], units // groups, axis=1)
     inner = [
         np.concatenate([rows_[merged] for merged in order])

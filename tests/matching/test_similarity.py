@@ -14,7 +14,7 @@ from jmudsc import (
     random_permutations,
     Units,
 )
-from jmudsc.matching.correlation import correlation
+from jmudsc.matching.cross_moments import correlation
 from jmudsc.matching.similarity import weight_similarity
 from jmudsc.reordering.permute import identity
 from jmudsc.spec.permutation_spec import labels_of, Site

@@ -7,8 +7,13 @@ import pytest
 import tiny
 
 from jmudsc import infer_spec, merge, permute, random_permutations
-from jmudsc.merging.agreement import agreement_with, joint_agreement, own_agreement
-from jmudsc.merging.alpha_search import ALPHAS, search_alpha
+from jmudsc.merging.alpha_search import (
+    agreement_with,
+    ALPHAS,
+    joint_agreement,
+    own_agreement,
+    search_alpha,
+)
 from jmudsc.recipes.report import report
 
 NET = tiny.MLP
@@ -138,30 +143,34 @@ def test_permuted_copies_agree_wholly_with_each_other(key):
     [
         (
             {"alpha": "best"},
-            'alpha is "best", it must be a number in [0, 1], "search" or "auto".',
+            'alpha: expected a number in [0, 1], "search" or "auto", got "best". '
+            "It is the share of the weight similarity.",
         ),
         (
             {"alpha": "auto", "method": "weight-zip"},
-            'alpha is "auto", but weight-zip has no balance to choose; use mudsc-align '
-            "or mudsc-zip, or leave alpha out.",
+            "alpha: expected a method with a balance to choose, got weight-zip. "
+            "Use mudsc-align or mudsc-zip, or leave alpha out.",
         ),
         (
             {"alpha": "search"},
-            'alpha="search" needs score, a function of variables that is larger for '
-            'better ones; alpha="auto" needs none.',
+            'alpha: expected a score with "search", got none. Pass score, a '
+            "function of variables that is larger for better ones, or "
+            'alpha="auto", which needs none.',
         ),
         (
             {"alpha": 0.5, "score": len},
-            "score is given and alpha is 0.5, it would not be used; pass "
-            'alpha="search".',
+            'score: expected alpha="search", which alone uses it, got alpha=0.5. '
+            'Pass alpha="search", or leave score out.',
         ),
         (
             {"alpha": "auto", "alphas": []},
-            "alphas are [], needed is at least one number in [0, 1].",
+            "alphas: expected one or more numbers in [0, 1], got []. Leave them "
+            "out for 0, 0.1, ..., 1.",
         ),
         (
             {"alpha": "auto", "alphas": [0.5, 2.0]},
-            "alphas are [0.5, 2.0], needed is at least one number in [0, 1].",
+            "alphas: expected one or more numbers in [0, 1], got [0.5, 2.0]. Leave "
+            "them out for 0, 0.1, ..., 1.",
         ),
     ],
 )
@@ -172,8 +181,8 @@ def test_a_search_that_cannot_be_is_refused(options, text):
 
 def test_a_score_that_is_not_finite_is_refused():
     text = (
-        "score: is nan at alpha 0.5, it must be finite; return a number that is larger "
-        "for better variables."
+        "score: expected a finite number, got nan at alpha 0.5. Return a number "
+        "that is larger for better variables."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         search_alpha(lambda alpha: alpha, lambda _: float("nan"), [0.5])

@@ -15,7 +15,7 @@ import jmudsc
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.lazy import is_lazy, LazyArray, parts_of, read_all
 from jmudsc.matching import moments
-from jmudsc.matching.coordinate_descent import METHODS, uses_activations
+from jmudsc.matching.methods import METHODS, TABLE
 
 WIDTH, DEPTH = 16, 6
 
@@ -126,7 +126,7 @@ def test_little_of_the_models_is_in_memory_at_once(method, batches, tmp_path):
     models, files = saved(tmp_path, "")
     leaf = models[0]["layers"]["0"]["kernel"].nbytes
     model = sum(x.nbytes for x in jax.tree.leaves(models[0]))
-    limit = (model if uses_activations(method) else 4 * leaf) + leaf
+    limit = (model if TABLE[method].activations else 4 * leaf) + leaf
     watch = Watch(limit)
     lazy = [watch.over(jmudsc.load(file, lazy=True)) for file in files]
     options = {"method": method, "key": jax.random.key(3), "check": False}

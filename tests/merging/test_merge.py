@@ -25,9 +25,10 @@ from jmudsc import (
     repair,
     reset_batch_stats,
 )
+from jmudsc.matching.methods import TABLE
 
 NET = tiny.MLP
-ACTIVE = [m for m in METHODS if m.startswith(("activation", "mudsc"))]
+ACTIVE = [name for name, row in TABLE.items() if row.activations]
 PASSIVE = [m for m in METHODS if m not in ACTIVE]
 
 
@@ -66,7 +67,7 @@ def test_every_method_merges(method, key):
     for name, rows in result.assignment.items():
         assert rows.dtype == np.int32
         assert rows.shape == (2, result.spec.labels[name].size)
-    assert bool(result.history) == method.startswith(("weight", "mudsc"))
+    assert bool(result.history) == TABLE[method].weights
     assert result.recipe["method"] == method
     assert result.recipe["alpha"] == 0.3
     assert result.recipe["weights"] == [0.75, 0.25]
@@ -226,7 +227,7 @@ def test_running_statistics_are_reset_where_the_update_is_given(key, caplog):
     assert record.levelno == logging.WARNING
     assert record.name == "jmudsc.merging.merge"
     assert record.getMessage() == (
-        "merge: 2 running statistics were averaged, not reset; pass update_fn and "
+        "merge: 2 running statistics were averaged, not reset. Pass update_fn and "
         "batches, or call reset_batch_stats."
     )
 
@@ -273,9 +274,9 @@ def test_batches_that_can_be_read_once_are_refused(kind, method, key):
     models, batches = problem()
     once = (x for x in batches) if kind == "generator" else iter(batches)
     text = (
-        f"merge: batches is a {type(once).__name__}, which can be read only once, and "
-        "several passes are needed; pass a list, or an object whose __iter__ starts "
-        "anew."
+        "merge: batches: expected an iterable that can be read several times, got a "
+        f"{type(once).__name__}, which can be read only once. Pass a list, or an "
+        "object whose __iter__ starts anew."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, once, method=method, key=key)
@@ -327,8 +328,8 @@ def test_no_batches_at_all_are_refused(method, key):
 def test_methods_that_read_activations_need_batches(method, key):
     models, _ = problem()
     text = (
-        f"merge: {method} needs batches and got None; pass calibration batches, or use "
-        "weight-align or weight-zip."
+        f"merge: batches: expected some for {method}, got None. Pass calibration "
+        "batches, or use weight-align or weight-zip."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(
@@ -340,9 +341,9 @@ def test_methods_that_read_activations_need_batches(method, key):
 def test_without_batches_there_must_be_a_spec(method, key):
     models, _ = problem()
     text = (
-        "merge: without batches the permutation spec cannot be derived; pass "
-        "spec=infer_spec(apply_fn, variables, batch), where batch may be "
-        "jax.ShapeDtypeStructs."
+        "merge: spec: expected one, since without batches it cannot be derived, "
+        "got None. Pass spec=infer_spec(apply_fn, variables, batch), where batch "
+        "may be jax.ShapeDtypeStructs."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, None, method=method, key=key)
@@ -356,14 +357,14 @@ def test_a_wrong_method_or_balance_is_refused_before_any_work(key):
         "mudsc-align, mudsc-zip"
     )
     text = (
-        'merge: method is "mudsc-zap"; did you mean "mudsc-zip"?; needed is one of '
-        f"{listed}."
+        f'merge: method: expected one of {listed}, got "mudsc-zap"; did you mean '
+        '"mudsc-zip"?'
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, method="mudsc-zap", key=key)
     text = (
-        "merge: alpha is 2.0, it must be in [0, 1]; it is the share of the weight "
-        "similarity."
+        'merge: alpha: expected a number in [0, 1], "search" or "auto", got 2.0. It is '
+        "the share of the weight similarity."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, alpha=2.0, key=key)
@@ -411,12 +412,12 @@ def test_models_that_are_not_finite_are_refused(key):
 def test_weights_that_are_no_shares_are_refused(key):
     models, batches = problem()
     text = (
-        "merge: weights are [1.0, -1.0], needed are 2 finite numbers >= 0, one per "
-        "model."
+        "merge: weights: expected one number of at least 0 for each model, not all "
+        "of them 0, got [1.0, -1.0]. Leave them out for equal shares."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, key=key, weights=(1.0, -1.0))
-    text = "merge: all weights are 0, at least one must be positive."
+    text = text.replace("[1.0, -1.0]", "[0.0, 0.0]")
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, key=key, weights=(0.0, 0.0))
 
@@ -445,7 +446,7 @@ def test_refit_and_repair_follow_the_average(method, key):
     assert result.recipe["repair"] == "rescale"
     fit = "refit by least squares"
     assert result.changes["b/bias"] == (
-        f"{fit}; rescaled to the parents' mean and deviation"
+        f"{fit}; rescaled to the parents' mean and standard deviation"
     )
     assert result.changes["c/kernel"] == (
         f"{fit}; left alone: its units may not be permuted"
@@ -495,17 +496,25 @@ def test_statistics_that_refit_or_repair_set_are_not_warned_of(option, key, capl
 
 
 REFUSED = {
-    "merge: owners are given and refit is not, they would not be used; pass "
+    "merge: owners: expected a refit, which alone uses them, got none. Pass "
     'refit="least-squares", or leave owners out.': {"owners": [0, 1]},
-    'merge: refit is "least-square"; did you mean "least-squares"?; needed is None or '
-    "one of least-squares.": {"refit": "least-square"},
-    'merge: repair is "rescaled"; did you mean "rescale"?; needed is None or one of '
-    "rescale, pooled.": {"repair": "rescaled"},
-    "merge: ridge is 0.0, it must be finite and above 0; try 0.01.": {"ridge": 0.0},
-    'merge: repair="pooled" and refit both set running statistics, only one of them '
-    "can; leave one out.": {"repair": "pooled", "refit": "least-squares"},
-    'merge: repair="pooled" and update_fn both set running statistics, only one of '
-    "them can; leave one out.": {"repair": "pooled", "update_fn": update_cnn},
+    'merge: refit: expected one of least-squares, got "least-square"; did you mean '
+    '"least-squares"?': {"refit": "least-square"},
+    'merge: repair: expected one of rescale, pooled, got "rescaled"; did you mean '
+    '"rescale"?': {"repair": "rescaled"},
+    "merge: ridge: expected a finite number above 0, got 0.0. Try 0.01.": {
+        "ridge": 0.0
+    },
+    'merge: repair: expected "pooled" alone, since it sets running statistics '
+    "itself, got refit too. Leave out all but one.": {
+        "repair": "pooled",
+        "refit": "least-squares",
+    },
+    'merge: repair: expected "pooled" alone, since it sets running statistics '
+    "itself, got update_fn too. Leave out all but one.": {
+        "repair": "pooled",
+        "update_fn": update_cnn,
+    },
 }
 
 
@@ -525,8 +534,8 @@ def test_refit_and_repair_need_batches(option, value, key):
     models, _ = problem()
     spec = tiny.spec_of("mlp")
     text = (
-        f'merge: {option}="{value}" needs batches and got None; pass calibration '
-        "batches."
+        f'merge: batches: expected some for {option}="{value}", got None. Pass '
+        "calibration batches."
     )
     options = {option: value, "method": "average", "spec": spec, "key": key}
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -537,8 +546,8 @@ def test_refit_and_repair_need_batches(option, value, key):
 def test_a_spec_that_was_not_read_is_refused(spec, key, monkeypatch):
     leaves = {"in": np.ones((3, 4), np.float32)}
     message = (
-        f"merge: spec is a {type(spec).__name__}, a PermutationSpec is needed; pass it "
-        "through read_spec(spec, apply_fn, variables, batch)."
+        f"merge: spec: expected a PermutationSpec, got a {type(spec).__name__}. Pass "
+        "it through read_spec(spec, apply_fn, variables, batch)."
     )
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):

@@ -153,12 +153,12 @@ WRONG = {
     "weights": (
         (0.0, 0.0),
         "expected one number of at least 0 for each model, not all of them "
-        "0, got [0.0, 0.0]. Leave it out for equal shares.",
+        "0, got [0.0, 0.0]. Leave them out for equal shares.",
     ),
     "check": ("no", 'expected True or False, got "no".'),
     "alphas": (
         (0.5, 2.0),
-        "expected one or more numbers in [0, 1], got [0.5, 2.0]. Leave it out "
+        "expected one or more numbers in [0, 1], got [0.5, 2.0]. Leave them out "
         "for 0, 0.1, ..., 1.",
     ),
     "frozen": (
@@ -250,13 +250,13 @@ CLASHES = [
     ),
     (
         MergeOptions(repair="pooled", refit="least-squares"),
-        'repair: expected one option that sets running statistics, got "pooled" and '
-        "refit. Leave out all but one.",
+        'repair: expected "pooled" alone, since it sets running statistics itself, got '
+        "refit too. Leave out all but one.",
     ),
     (
         MergeOptions(repair="pooled", update_fn=lambda variables, batch: variables),
-        'repair: expected one option that sets running statistics, got "pooled" and '
-        "update_fn. Leave out all but one.",
+        'repair: expected "pooled" alone, since it sets running statistics itself, got '
+        "update_fn too. Leave out all but one.",
     ),
 ]
 

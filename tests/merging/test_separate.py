@@ -11,16 +11,15 @@ from jmudsc import (
     collect,
     infer_spec,
     merge,
-    METHODS,
     permute,
     random_permutations,
     reset_batch_stats,
 )
 from jmudsc.matching.coordinate_descent import match
-from jmudsc.merging.separate import restrict
-from jmudsc.merging.trunk import trunk_fn
+from jmudsc.matching.methods import TABLE
+from jmudsc.merging.separate import restrict, trunk_fn
 
-ZIPS = [m for m in METHODS if m.endswith("zip")]
+ZIPS = [name for name, row in TABLE.items() if row.zips]
 
 
 def residual(v, x):
@@ -337,11 +336,11 @@ def test_what_makes_units_apart_cannot_follow_a_zip(method):
     models = [tiny.variables(STREAM, seed) for seed in range(2)]
     (stream,) = (n for n, x in spec_of("stream").labels.items() if x.size == 6)
     text = (
-        "merge: 1 labels of merged leaves have units that are made on separate leaves "
-        "too, which cannot follow a zip:\n"
+        "merge: expected labels whose units merged leaves alone make, as separate "
+        "leaves cannot follow a zip, got 1 whose units separate leaves make too:\n"
         f"  {stream}: 2/down:1, norm/bias:0, norm/scale:0\n"
-        "Use a method that aligns, freeze these labels, or separate from a place where "
-        "no residual stream goes on."
+        "Use a method that aligns, freeze these labels, or separate from where no "
+        "residual stream goes on."
     )
     separate = ["2/*", "norm/*", "out/*"]
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -354,9 +353,9 @@ def test_activations_that_separate_leaves_come_before_cannot_be_read():
     models = [tiny.variables(tiny.MLP, seed) for seed in range(2)]
     (late,) = (n for n, x in spec_of("mlp").labels.items() if x.size == 6)
     text = (
-        "merge: 1 labels of merged leaves have no activations but such as depend on "
-        f"separate leaves:\n  {late}\nUse a weight method, or merge what comes before "
-        "them too."
+        "merge: expected every label of merged leaves to have activations before the "
+        f"separate leaves, got 1 without:\n  {late}\nUse a method that compares "
+        "weights alone, or merge what comes before these labels too."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merged("mlp", models, method="activation-align", separate=["b/kernel", "c/*"])
@@ -376,8 +375,8 @@ def test_patterns_that_match_nothing_are_listed():
 
 def test_something_must_be_left_to_merge():
     text = (
-        "merge: all 6 leaves are separate, at least one must be left to merge; name "
-        "fewer in separate."
+        "merge: separate: expected it to leave at least one leaf to merge, got "
+        "patterns that match all 6. Name fewer leaves."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merged("mlp", copies("mlp"), separate="*")
@@ -402,8 +401,8 @@ def test_heads_that_tie_the_trunk_otherwise_are_refused(key):
         return jnp.cumsum(x, axis=1) @ v["decoder/0"]
 
     text = (
-        "merge: model 1 ties the units of the trunk otherwise than model 0, they must "
-        "be tied alike:\n"
+        "merge: expected model 1 to tie the units of the trunk as model 0 does, got a "
+        "difference:\n"
         "  trunk/1 is (P_0, 6), in model 0 (P_0, P_1)\n"
         "Make the leaves by whose use the models differ separate too."
     )
@@ -420,14 +419,14 @@ def test_heads_that_tie_the_trunk_otherwise_are_refused(key):
 def test_a_function_for_every_model_is_for_heads(key):
     models, functions = other_heads()
     text = (
-        "merge: apply_fn is a list, one function is needed where all leaves are "
-        "merged; pass separate= with the leaves of the heads."
+        "merge: apply_fn: expected one function, as all leaves are merged, got "
+        "several. Pass separate= with the leaves of the heads."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(functions, models, batches_of(tiny.MLP), key=key)
     text = (
-        "merge: apply_fn has 1 functions for 2 models, needed is one for each, or one "
-        "for all; pass as many as models."
+        "merge: apply_fn: expected one function for all 2 models or one for each, "
+        "got 1. Pass as many as models."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(

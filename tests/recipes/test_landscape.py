@@ -14,6 +14,7 @@ import jmudsc
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.landscape import figures
 from jmudsc.landscape.plane import plane_through
+from jmudsc.matching.methods import TABLE
 
 MODEL = """
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_a_plane_has_the_losses_of_the_parents_and_the_merged_network(
             ends = line[task][0], line[task][-1]
             parents = [expected_losses(model)[task] for model in models().values()]
             assert list(ends) == parents
-    if method.endswith("zip"):  # aligned, it is nearer to its parents than it was
+    if TABLE[method].zips:  # aligned, it is nearer to its parents than it was
         given = plane_through({**models(), "merged": merged}).places["merged"]
         assert np.linalg.norm(networks["merged"]["place"]) < np.linalg.norm(given)
     halves = {"mudsc-align": "aligned", "average": "as given"}
@@ -185,8 +186,8 @@ def test_separate_networks_need_a_function_for_each(project, monkeypatch):
     run(monkeypatch, "merge", path)
     path.write_text(path.read_text().replace("apply_fn\n", "three\n"))
     assert fails(monkeypatch, "landscape", path) == (
-        'jmudsc: landscape: expected 2 functions in "apply_fn", one for each model, '
-        "got 3. Name one function for all models, or one for each."
+        "jmudsc: landscape: apply_fn: expected one function for all 2 models or one "
+        "for each, got 3. Pass as many as models."
     )
 
 
@@ -220,8 +221,8 @@ def test_a_recipe_has_to_say_how_to_measure(project, monkeypatch):
     path.write_text(re.sub(r"losses:\n.*\n.*\n", "", RECIPE))
     for command in ("landscape", "evaluate"):
         assert fails(monkeypatch, command, path) == (
-            f'jmudsc: {path}: "losses" is missing, {command} needs to know how to '
-            "measure; add losses: {TASK: module:name}, functions (variables) -> float."
+            f"jmudsc: {path}: expected losses, by which {command} measures, got none. "
+            "Add losses: {TASK: module:name}, functions (variables) -> float."
         )
 
 
@@ -229,8 +230,8 @@ def test_a_landscape_is_of_what_was_merged(project, monkeypatch):
     path = project / "recipe.yaml"
     for command in ("landscape", "evaluate"):
         assert fails(monkeypatch, command, path) == (
-            f"jmudsc: {project / 'merged'}: there is no merged network, one is needed; "
-            f"run jmudsc merge {path} first."
+            f"jmudsc: {project / 'merged'}: expected a merged network, got no such "
+            f"file. Run jmudsc merge {path} first."
         )
     run(monkeypatch, "merge", path)
     path.write_text(RECIPE + "method: average\n")
@@ -271,8 +272,8 @@ def test_only_a_landscape_is_replaced_and_only_on_demand(project, monkeypatch):
 def test_without_matplotlib_nothing_is_measured(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert fails(monkeypatch, "landscape", project / "recipe.yaml") == (
-        "jmudsc: figures: matplotlib is not installed, it is needed to draw; run pip "
-        "install 'jmudsc[figures]'."
+        "jmudsc: figures: expected matplotlib to draw with, got none. Run pip install "
+        "'jmudsc[figures]'."
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 import jmudsc
 from jmudsc import cli
 from jmudsc.checkpoints.save import save_variables
+from jmudsc.matching.methods import TABLE
 from jmudsc.recipes.machine_speed import measure_rates, Rates
 from jmudsc.recipes.merge import spec_of
 from jmudsc.recipes.plan import plan_recipe
@@ -29,6 +30,9 @@ def batches(count):
 
 def stream():
     return iter(batches(2))
+
+both = [apply_fn, apply_fn]
+three = [apply_fn] * 3
 
 def broken():
     raise RuntimeError("no such disk")
@@ -66,7 +70,7 @@ def held(found, stage):
     return {**one.host, **one.device}
 
 
-@pytest.mark.parametrize("method", ["mudsc-zip", "weight-align", "average"])
+@pytest.mark.parametrize("method", jmudsc.METHODS)
 def test_the_bytes_are_those_of_the_arrays(project, method):
     found = planned(project, {"method": method})
     assert found.problems == ()
@@ -75,7 +79,8 @@ def test_the_bytes_are_those_of_the_arrays(project, method):
     assert [model.nbytes for model in found.models] == sizes
     assert held(found, "loading") == {"one model": max(sizes), "models": sum(sizes)}
     assert held(found, "combining")["merged"] == sizes[0]
-    if method == "mudsc-zip":
+    row = TABLE[method]
+    if row.activations:
         sys.path.append(str(project))
         import plan_model
 
@@ -84,8 +89,8 @@ def test_the_bytes_are_those_of_the_arrays(project, method):
         actual = sum(m.mean.nbytes + m.comoment.nbytes for m in moments.values())
         assert held(found, "collecting activations")["moments"] == actual
     stages = [stage.name for stage in found.stages]
-    assert ("matching" in stages) == (method != "average")
-    assert ("collecting activations" in stages) == (method == "mudsc-zip")
+    assert ("matching" in stages) == row.matches
+    assert ("collecting activations" in stages) == row.activations
 
 
 def test_the_spec_is_that_of_the_merge(project):
@@ -131,6 +136,24 @@ def test_heads_that_are_separate_are_not_merged(project):
     assert both == sum(model.nbytes for model in found.models)
 
 
+def test_every_model_may_have_a_function_of_its_own_head(project):
+    asked = {"separate": ["out"], "method": "mudsc-align"}
+    found = planned(project, {**asked, "apply_fn": "plan_model:both"})
+    assert found.problems == ()
+    assert found.spec == planned(project, asked).spec
+    found = planned(project, {**asked, "apply_fn": "plan_model:three"})
+    assert found.problems == (
+        "recipe: apply_fn: expected one function for all 2 models or one for each, got "
+        "3. Pass as many as models.",
+    )
+
+
+def test_labels_are_told_even_if_a_pattern_of_frozen_ones_is_wrong(project):
+    found = planned(project, {"frozen": ["on"]})
+    assert len(found.problems) == 1
+    assert found.spec == planned(project).spec
+
+
 def test_everything_that_is_wrong_with_a_recipe_is_said(project):
     save_variables(project / "merged", {"w": jnp.ones(1)})
     found = planned(
@@ -150,20 +173,22 @@ def test_everything_that_is_wrong_with_a_recipe_is_said(project):
     )
     recipe = project / "recipe.yaml"
     assert list(found.problems) == [
-        f'{recipe}: "seed" is -1, it must be a whole number in [0, 2**32)',
-        f"{recipe}: \"reference\" is 'last'; it must be one of first, mean, universe",
-        f'{recipe}: "colour" is no key',
+        f"{recipe}: seed: expected a whole number in [0, 2**32), got -1. Leave it out "
+        "for 0.",
+        f'{recipe}: reference: expected one of first, mean, universe, got "last".',
+        f"{recipe}: colour: there is no such key.",
         f"{project}/merged: exists, needed a new path; choose another or pass "
         "overwrite=True (--overwrite).",
-        'recipe: 1 references must be corrected:\n  "apply_fn" names '
-        '"plan_model:aply_fn", but plan_model has no "aply_fn"; did you mean '
-        '"apply_fn"?',
-        "recipe: \"batches\" raises RuntimeError('no such disk'), it must not; "
-        "correct what it names.",
-        'recipe: alpha="search" needs score, a function of variables that is larger '
-        'for better ones; alpha="auto" needs none.',
-        'recipe: repair="pooled" and refit both set running statistics, only one of '
-        "them can; leave one out.",
+        'recipe: correct 1 import path:\n  apply_fn: expected "aply_fn" in plan_model, '
+        'as "plan_model:aply_fn" says, got a module without it; did you mean '
+        '"apply_fn"? Correct the name.',
+        "recipe: batches: expected an import path that can be followed, got "
+        "RuntimeError('no such disk'). Correct what it names.",
+        'recipe: alpha: expected a score with "search", got none. Pass score, a '
+        'function of variables that is larger for better ones, or alpha="auto", which '
+        "needs none.",
+        'recipe: repair: expected "pooled" alone, since it sets running statistics '
+        "itself, got refit too. Leave out all but one.",
         f"{project}/frist: does not exist, needed a checkpoint; check the path.",
     ]
     assert found.models[0] is None
@@ -196,8 +221,8 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
         "models: in is float32[5, 8] in model 0, float32[5, 9] in model 1",
         "models: out is bfloat16[8, 3] in model 0, float32[8, 3] in model 1",
         "models: model 2 lacks out",
-        f"{project}/spec.txt: there is no such file, a spec is needed; write one with "
-        "jmudsc spec RECIPE.",
+        f"{project}/spec.txt: expected a spec, got no such file. Write one with jmudsc "
+        "spec RECIPE.",
     ]
     found = planned(project, {"frozen": ["on"], "output": "x.npz"})
     (problem,) = found.problems
@@ -211,23 +236,23 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
     [
         (
             {"apply_fn": "plan_model:other_fn"},
-            "recipe: \"apply_fn\" raises KeyError('hidden'), it must run on the "
-            "variables and a batch; correct the function, or what it is given.",
+            "recipe: apply_fn: expected a function that runs on the variables and a "
+            "batch, got KeyError('hidden'). Correct the function, or what it is given.",
         ),
         (
             {"update_fn": "plan_model:other_fn"},
-            "recipe: \"update_fn\" raises KeyError('hidden'), it must run on the "
-            "variables and a batch; correct the function, or what it is given.",
+            "recipe: update_fn: expected a function that runs on the variables and a "
+            "batch, got KeyError('hidden'). Correct the function, or what it is given.",
         ),
         (
             {"batches": {"factory": "plan_model:stream"}},
-            "merge: batches is a list_iterator, which can be read only once, and "
-            "several passes are needed; pass a list, or an object whose __iter__ "
-            "starts anew.",
+            "recipe: batches: expected an iterable that can be read several times, got "
+            "a list_iterator, which can be read only once. Pass a list, or an object "
+            "whose __iter__ starts anew.",
         ),
         (
             {"batches": {"factory": "plan_model:batches", "count": 0}},
-            "merge: there are no batches, at least one is needed; the iterable is "
+            "recipe: there are no batches, at least one is needed; the iterable is "
             "empty.",
         ),
         (
@@ -237,9 +262,11 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
         ),
         (
             {"separate": ["in"]},
-            "recipe: 1 labels of merged leaves have no activations but such as depend "
-            "on separate leaves:\n  P_0\nUse a weight method, or merge what comes "
-            "before them too.",
+            "recipe: expected every label of merged leaves to have activations "
+            "before the separate leaves, got 1 without:\n"
+            "  P_0\n"
+            "Use a method that compares weights alone, or merge what comes before "
+            "these labels too.",
         ),
     ],
     ids=["model", "update", "iterator", "empty", "pattern", "unread"],
@@ -258,7 +285,7 @@ def test_the_command_prints_tables(project, monkeypatch, capsys):
     run(monkeypatch, "plan", project / "recipe.yaml")
     printed = capsys.readouterr().out
     assert printed.startswith("# Plan: mudsc-zip of 2 models over 3 batches\n")
-    assert "| second.npz |    npz |      2 |      64 | 208 B |" in printed
+    assert "| second.npz |    npz |      2 |         64 | 208 B |" in printed
     assert "1 label on 2 of 2 leaves" in printed
     assert re.search(r"^- meets an input of the network: in:0$", printed, re.M)
     for stage in ("loading", "checking the spec", "matching", "combining", "writing"):

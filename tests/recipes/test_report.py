@@ -5,7 +5,7 @@ import pytest
 
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import record_of
-from jmudsc.recipes.report import mean_and_deviation, report, table
+from jmudsc.recipes.report import mean_and_std, report, table
 from jmudsc.spec.axes import Fixed, Units
 from jmudsc.spec.permutation_spec import labels_of, PermutationSpec
 
@@ -24,8 +24,8 @@ def test_a_table_is_aligned_markdown():
     ("values", "expected"),
     [([0.5], "0.500"), ([0.5, 0.7], "0.600 ± 0.141"), ([1.0, 1.0], "1.000 ± 0.000")],
 )
-def test_a_deviation_is_shown_where_there_are_several_values(values, expected):
-    assert mean_and_deviation(values) == expected
+def test_a_standard_deviation_is_shown_where_there_are_several_values(values, expected):
+    assert mean_and_std(values) == expected
 
 
 def result(assignment):
@@ -41,6 +41,17 @@ def test_a_report_tells_what_became_of_the_units():
     assert "sweeps: 2, the best was sweep 2 with mean similarity 0.7500" in text
     row = [line for line in text.splitlines() if line.startswith("| P_0")]
     assert row[0].split() == "| P_0 | 4 | - | 75% | 100% | 0% |".split()
+
+
+@pytest.mark.parametrize(
+    ("method", "shown"), [("weight-zip", False), ("mudsc-align", True)]
+)
+def test_an_alpha_is_told_where_it_was_used(method, shown):
+    merged = result([[0, 1, 2, 3], [0, 1, 3, 2]])
+    recipe = {**merged.recipe, "method": method}
+    text = report(dataclasses.replace(merged, recipe=recipe))
+    assert ("- alpha: 0.5\n" in text) == shown
+    assert f"- method: {method}\n" in text
 
 
 def test_a_report_tells_units_of_one_model_merged_with_each_other():

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from jmudsc.reordering.transport import (
-    anonymous,
+    form_of,
     move_units,
     moves_of,
     names_in_leaf,
@@ -106,13 +106,13 @@ def test_leaves_with_the_same_axes_are_the_same_but_for_names():
     spec = tiny.spec_of("attention")
     head, channel = (axis.label for axis in spec.axes["q/kernel"][1:])
     assert names_in_leaf(spec, "q/kernel") == [head, channel]
-    named = [anonymous(spec, path, names_in_leaf(spec, path)) for path in spec.axes]
-    by_path = dict(zip(spec.axes, named, strict=True))
+    forms = [form_of(spec, path) for path in spec.axes]
+    by_path = dict(zip(spec.axes, forms, strict=True))
     assert by_path["q/kernel"] == by_path["k/kernel"]
     assert by_path["q/kernel"] != by_path["v/kernel"]  # other sizes
-    axes, parents = by_path["q/kernel"]
-    assert [str(axis) for axis in axes] == ["6", "0", "1"]
-    assert parents == (("0", ()), ("1", ("0",)))
+    form = by_path["q/kernel"]
+    assert [str(axis) for axis in form.axes] == ["6", "0", "1"]
+    assert form.outer == (("0", ()), ("1", ("0",)))
 
 
 def test_the_names_of_a_leaf_are_in_the_order_in_which_they_are_met():
@@ -127,4 +127,4 @@ def test_the_names_of_a_leaf_are_in_the_order_in_which_they_are_met():
     assert nested.labels[channel].parents == (head,)
     turned = {"leaf": tuple(reversed(nested.axes["q/kernel"]))}
     spec = dataclasses.replace(nested, axes=turned)
-    assert names_in_leaf(spec, "leaf") == [head, channel]  # parents first
+    assert names_in_leaf(spec, "leaf") == [head, channel]  # outer first

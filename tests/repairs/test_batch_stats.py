@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import flax.linen as nn
@@ -5,9 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from assignments import draw as draw_models, shuffled, stay, zipped
 from flax import nnx
 
-from jmudsc import paths, reset_batch_stats
+from jmudsc import (
+    combine,
+    paths,
+    permute,
+    pool_batch_stats,
+    random_permutations,
+    reset_batch_stats,
+)
 
 MOMENTA = (0.0, 0.5, 0.9, 0.99, 0.999, 0.123456789)
 SIZES = (8, 3, 5)  # of batches
@@ -216,9 +226,9 @@ def test_no_batches_are_refused():
 
 def test_an_update_that_moves_nothing_is_refused():
     text = (
-        "reset_batch_stats: update_fn moved no running statistic on batch 0, at least "
-        "one is needed; run the model in training mode and return its updated "
-        "variables."
+        "reset_batch_stats: update_fn: expected it to move at least one running "
+        "statistic, got none on batch 0. Run the model in training mode and return "
+        "its updated variables."
     )
     for update_fn in (
         lambda variables, x: variables,
@@ -235,10 +245,11 @@ def test_an_update_that_changes_the_tree_is_refused():
         return more
 
     text = (
-        "reset_batch_stats: update_fn changed the tree, it must return variables of "
-        "the same structure; the difference is:\n"
+        "reset_batch_stats: update_fn: expected variables of the structure it was "
+        "given, got others. The difference is:\n"
         "  loss\n"
-        "  scale"
+        "  scale\n"
+        "Return all variables, not only those that were updated."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         reset_batch_stats(update_fn, plain(), [np.ones((2, 3), np.float32)])
@@ -250,8 +261,92 @@ def test_statistics_that_are_not_finite_are_refused(number, bad):
     batches = [np.ones((2, 3), np.float32) for _ in range(2)]
     batches[number][1, 2] = bad
     text = (
-        f"reset_batch_stats: mean is not finite after batch {number}, it must be; "
-        "check the range of the input."
+        f"reset_batch_stats: mean: expected finite values, got others after batch "
+        f"{number}. Check the range of the input."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         reset_batch_stats(update_plain, plain(), batches)
+
+
+MEAN, VARIANCE = "norm/mean", "norm/var"
+
+
+def mixture(models, rows, shares):
+    """Pool unit by unit: the mean and variance of draws from all that share one."""
+    size = rows.shape[1]
+    mean, variance = np.zeros(size), np.zeros(size)
+    for merged in range(size):
+        members = [
+            (shares[i], float(model[MEAN][j]), float(model[VARIANCE][j]))
+            for i, model in enumerate(models)
+            for j in np.flatnonzero(rows[i] == merged)
+        ]
+        w, m, v = np.array(members).T
+        w = w / w.sum()
+        mean[merged] = (w * m).sum()
+        variance[merged] = (w * (v + m**2)).sum() - mean[merged] ** 2
+    return {MEAN: mean, VARIANCE: variance}
+
+
+@pytest.mark.parametrize("assign", [stay, shuffled, zipped])
+@pytest.mark.parametrize("weights", [None, (1.0, 2.0, 5.0)])
+def test_statistics_become_those_of_the_mixture(assign, weights):
+    spec, models = tiny.spec_of("cnn"), draw_models("cnn", 3)
+    rows = assign(spec, 3)
+    merged = combine(spec, models, rows, weights)
+    found = pool_batch_stats(spec, models, rows, merged, weights)
+    shares = np.array(weights or (1, 1, 1)) / np.sum(weights or (1, 1, 1))
+    name = tiny.label_at(spec, MEAN, 0)
+    expected = mixture(models, rows[name], shares)
+    for path, leaf in merged.items():
+        if path in expected:
+            np.testing.assert_allclose(found[path], expected[path], rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(found[path], leaf)
+
+
+def test_a_network_and_itself_permuted_keep_their_statistics(key):
+    spec, parent = tiny.spec_of("cnn"), draw_models("cnn", 1)[0]
+    perms = random_permutations(spec, key)
+    rows = {n: np.stack([stay(spec, 1)[n][0], perms[n]]) for n in spec.labels}
+    models = [parent, permute(spec, parent, perms)]
+    merged = combine(spec, models, rows)
+    found = pool_batch_stats(spec, models, rows, merged)
+    for path in (MEAN, VARIANCE):
+        np.testing.assert_array_equal(found[path], parent[path])
+
+
+def test_a_mean_far_above_the_standard_deviation_does_not_cancel():
+    spec, models = tiny.spec_of("cnn"), draw_models("cnn", 2)
+    for number, model in enumerate(models):
+        model[MEAN] = np.full(6, 1e4 + number, np.float32)
+        model[VARIANCE] = np.full(6, 1e-2, np.float32)
+    rows = stay(spec, 2)
+    found = pool_batch_stats(spec, models, rows, combine(spec, models, rows))
+    np.testing.assert_allclose(found[VARIANCE], 0.26, rtol=1e-5)
+
+
+def test_bfloat16_stays_and_is_rounded_at_the_end():
+    spec, models = tiny.spec_of("cnn"), draw_models("cnn", 2)
+    half = [{p: jnp.asarray(x, jnp.bfloat16) for p, x in m.items()} for m in models]
+    rows = stay(spec, 2)
+    found = pool_batch_stats(spec, half, rows, combine(spec, half, rows))
+    expected = mixture(half, rows[tiny.label_at(spec, MEAN, 0)], (0.5, 0.5))
+    for path, value in expected.items():
+        assert found[path].dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(found[path], float), value, rtol=2**-8)
+
+
+def test_a_spec_that_pairs_nothing_is_refused():
+    text = (
+        "pool_batch_stats: spec: expected at least one running mean paired with a "
+        "variance, got none. Derive the spec with infer_spec, or leave networks "
+        "without BatchNorm as they are."
+    )
+    spec, models = (
+        dataclasses.replace(tiny.spec_of("cnn"), variances={}),
+        draw_models("cnn", 2),
+    )
+    rows = stay(spec, 2)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        pool_batch_stats(spec, models, rows, combine(spec, models, rows))

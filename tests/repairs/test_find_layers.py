@@ -7,7 +7,7 @@ import zoo
 
 from jmudsc import infer_spec
 from jmudsc.derivation.program import trace
-from jmudsc.repairs.find_layers import find_layers, Map, Norm
+from jmudsc.repairs.find_layers import find_layers, Linear, Norm
 from jmudsc.repairs.leaf_entries import read, write
 
 
@@ -46,7 +46,7 @@ def test_convolutions_are_found_with_their_biases(form):
 @pytest.mark.parametrize("form", nets.FORMS)
 def test_every_convolution_of_a_residual_network_goes_into_its_norm(form):
     layers = layers_of(nets.build("resnet20", form))
-    *convolutions, head = [s for s in layers.steps if isinstance(s, Map)]
+    *convolutions, head = [s for s in layers.steps if isinstance(s, Linear)]
     assert len(convolutions) == 21
     assert all(layer.is_normed for layer in convolutions)
     assert not head.is_normed

@@ -13,6 +13,7 @@ from mlp import images, preactivations
 
 from jmudsc import combine, infer_spec, permute, random_permutations, refit
 from jmudsc.repairs.least_squares import refit_layers, Regression, solve
+from jmudsc.repairs.merger import Merger
 
 MLP = tiny.MLP
 
@@ -160,17 +161,19 @@ def test_with_owners_a_network_and_itself_permuted_stay_too(name, key):
     [
         (
             [0, 0],
-            "refit: owners: no batch is of model 1; needed is for each batch the "
-            "number of the model whose task it is from, each of 0 to 1 at least once.",
+            "refit: owners: expected for each batch the number of the model whose "
+            "task it is from, each of 0 to 1 at least once, got no batch of model "
+            "1. Count the batches of each task.",
         ),
         (
             [0, 1, 2, -1],
-            "refit: owners: -1, 2 is no model; needed is for each batch the number of "
-            "the model whose task it is from, each of 0 to 1 at least once.",
+            "refit: owners: expected for each batch the number of the model whose "
+            "task it is from, each of 0 to 1 at least once, got -1, 2. Count the "
+            "batches of each task.",
         ),
         (
             [0, 1, 1],
-            "refit: there are 3 owners for 2 batches, needed is one for each; count "
+            "refit: owners: expected one for each of the 2 batches, got 3. Count "
             "the batches of each task.",
         ),
     ],
@@ -237,7 +240,9 @@ def test_running_statistics_are_those_of_the_fitted_network():
     spec, models, x = tiny.spec_of("cnn"), draw("cnn", 2), tiny.batch(tiny.CNN, 0)
     rows = stay(spec, 2)
     merged = combine(spec, models, rows)
-    found, notes = refit_layers(spec, tiny.CNN.apply_fn, models, rows, merged, [x])
+    found, notes = refit_layers(
+        Merger(spec, tiny.CNN.apply_fn, models, rows, (0.5, 0.5)), merged, [x]
+    )
     y = np.asarray(tiny.conv(x, found["a/kernel"]), float)
     np.testing.assert_allclose(
         found["norm/mean"], y.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5
@@ -286,7 +291,7 @@ def test_inputs_that_are_all_zero_change_nothing():
 @pytest.mark.parametrize("ridge", [0.0, -1.0, np.inf, np.nan])
 def test_a_ridge_that_is_not_above_zero_is_refused(ridge):
     spec, models = tiny.spec_of("mlp"), draw("mlp", 2)
-    text = f"refit: ridge is {ridge}, it must be finite and above 0; try 0.01."
+    text = f"refit: ridge: expected a finite number above 0, got {ridge}. Try 0.01."
     with pytest.raises(ValueError, match=re.escape(text)):
         refit(spec, MLP.apply_fn, models, {}, models[0], [images()], ridge=ridge)
 
@@ -296,8 +301,8 @@ def test_activations_that_are_not_finite_are_refused():
     rows = stay(spec, 2)
     x[3, 2] = np.inf
     text = (
-        "refit: what a/kernel makes of the batches is not finite, it must be; check "
-        "the range of the input."
+        "refit: a/kernel: expected finite activations, got some that are not. "
+        "Check the range of the input."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         refit(spec, MLP.apply_fn, models, rows, combine(spec, models, rows), [x])

@@ -8,7 +8,7 @@ import oracles
 
 from jmudsc.derivation.interpreter import _constant
 from jmudsc.derivation.program import evaluate
-from jmudsc.derivation.rules.indexing import apply_rule
+from jmudsc.derivation.rules.table import apply_rule
 from jmudsc.derivation.terms.axis_terms import Terms
 
 

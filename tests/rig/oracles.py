@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jmudsc.derivation.interpreter import _merge_stray_members, Found, Value, Walk
+from jmudsc.derivation.interpreter import _merge_stray_members, Occurrence, Value, Walk
 from jmudsc.derivation.terms.axis_terms import Terms
 from jmudsc.spec.axes import Concat, Family, Fixed, Product, Units
 
@@ -65,7 +65,7 @@ def expressed(terms: Terms, axes: Sequence[int]) -> list[Any]:
 
 def settle(terms: Terms, arrays: Sequence[Sequence[int]]) -> None:
     """Finish the ties between the axes of arrays, as the end of a walk does."""
-    found = [Found(Value(list(axes)), None, ()) for axes in arrays]
+    found = [Occurrence(Value(list(axes)), None, ()) for axes in arrays]
     _merge_stray_members(Walk(terms, {}, found))
 
 

@@ -17,6 +17,8 @@ from jmudsc import (
     permute,
     random_permutations,
 )
+from jmudsc.matching.match_options import MatchOptions
+from jmudsc.matching.methods import TABLE
 from jmudsc.matching.nested_labels import match_family
 from jmudsc.recipes.report import report
 from jmudsc.reordering.permute import identity
@@ -169,7 +171,8 @@ def test_units_whose_nested_units_are_frozen_are_paired_as_these_lie(key):
     draw = np.random.default_rng(0).normal
     similarity = {"P_1": draw(size=(24, 24)), "P_2": draw(size=(30, 30))}
     start = {n: np.stack([row] * 2) for n, row in identity(spec).items()}
-    found = match_family(spec, ["P_0", "P_1", "P_2"], similarity, start, zipped=True)
+    zipping = MatchOptions(TABLE["weight-zip"])
+    found = match_family(spec, ["P_0", "P_1", "P_2"], similarity, start, zipping)
     scores = sum(
         similarity[name]
         .reshape(2, 3, units, 2, 3, units)[0, :, :, 1]

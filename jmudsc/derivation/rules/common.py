@@ -1,27 +1,26 @@
-"""Ties: what the rules of primitives are made of.
+"""Common: the verbs that rules are made of.
 
 A rule ties axes that must be permuted together, drops or regroups them, or fixes what
 is treated by position.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
-from jmudsc.derivation.terms.axis_terms import Terms
+from jmudsc.derivation.rules.primitive import AxisTerms, Cost
+from jmudsc.derivation.terms.axis_terms import Term, Terms
 
 BY_POSITION = "is treated by position in {}"
 
-Axes = list[int]  # one term per axis of a value
 
-
-def unknown(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def unknown(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Fix everything a primitive touches."""
     reason = f"is touched by {eqn.primitive.name}, which has no rule"
     pin_all(terms, (axis for axes in ins for axis in axes), reason)
-    return [[terms.fixed(n, reason) for n in out.aval.shape] for out in eqn.outvars]
+    return [[terms.fixed(n, reason) for n in shape_of(out)] for out in eqn.outvars]
 
 
-def tie(terms: Terms, size: int, axes: Sequence[int], of_one: bool = False) -> int:
+def tie(terms: Terms, size: int, axes: Sequence[Term], of_one: bool = False) -> Term:
     """Unify the axes of full size and return what they are; a new leaf if none is.
 
     Args:
@@ -42,12 +41,12 @@ def tie(terms: Terms, size: int, axes: Sequence[int], of_one: bool = False) -> i
     return tied
 
 
-def drop(axes: Axes, numbers: Sequence[SupportsIndex]) -> Axes:
+def drop(axes: AxisTerms, numbers: Sequence[SupportsIndex]) -> AxisTerms:
     """Leave out the axes of some numbers."""
     return [axis for i, axis in enumerate(axes) if i not in numbers]
 
 
-def regroup(terms: Terms, group: Axes, sizes: list[int]) -> Axes:
+def regroup(terms: Terms, group: AxisTerms, sizes: list[int]) -> AxisTerms:
     """Lay the product of some axes out anew, as one of axes of the given sizes."""
     if len(group) == len(sizes) == 1:
         return group
@@ -56,14 +55,42 @@ def regroup(terms: Terms, group: Axes, sizes: list[int]) -> Axes:
     return new
 
 
-def pin_all(terms: Terms, axes: Iterable[int], reason: str) -> None:
+def pin_all(terms: Terms, axes: Iterable[Term], reason: str) -> None:
     """Fix all of some axes."""
     for axis in axes:
         terms.pin(axis, reason)
 
 
-def by_position(terms: Terms, axis: int, size: int, eqn: Any) -> int:
+def by_position(terms: Terms, axis: Term, size: int, eqn: Any) -> Term:
     """Fix an axis that is treated by position, and return a fixed one to follow it."""
     reason = BY_POSITION.format(eqn.primitive.name)
     terms.pin(axis, reason)
     return terms.fixed(size, reason)
+
+
+def shape_of(var: Any) -> tuple[int, ...]:
+    """Return the shape of a variable of a jaxpr."""
+    return tuple(var.aval.shape)
+
+
+def same_axes(eqn: Any, number: int) -> Mapping[int, int]:
+    """Say that every axis of an operand is the axis of that number of the output."""
+    return {axis: axis for axis in range(len(shape_of(eqn.invars[number])))}
+
+
+def all_but(shape: tuple[int, ...], along: int) -> Mapping[int, int]:
+    """Say that all axes but one stay as they are."""
+    return {axis: axis for axis in range(len(shape)) if axis != along}
+
+
+def those_left(
+    shape: tuple[int, ...], gone: Sequence[SupportsIndex]
+) -> Mapping[int, int]:
+    """Say where axes are after some have gone."""
+    kept = [axis for axis in range(len(shape)) if axis not in gone]
+    return {axis: new for new, axis in enumerate(kept)}
+
+
+def negligible(eqn: Any) -> Cost:
+    """Say that an equation costs nothing beside the contractions around it."""
+    return Cost()

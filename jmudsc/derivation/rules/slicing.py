@@ -1,28 +1,40 @@
-"""Rules of the primitives that cut arrays into parts and put parts together.
+"""Slicing: primitives that cut arrays into parts and put parts together.
 
 Where the parts are single positions of an axis (a kernel of three stacked ones), the
 other axes may be something else at every position: they become families.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jmudsc.derivation.rules.common import (
-    Axes,
     BY_POSITION,
     by_position,
     drop,
+    negligible,
     pin_all,
     regroup,
+    shape_of,
     tie,
 )
-from jmudsc.derivation.terms.axis_terms import Terms, TOLD_APART
+from jmudsc.derivation.rules.positions import forget_all, hand_on, if_single
+from jmudsc.derivation.rules.primitive import (
+    AxisTerms,
+    Entries,
+    Known,
+    Lookup,
+    Outcome,
+    Primitive,
+    Rule,
+)
+from jmudsc.derivation.terms.axis_terms import Term, Terms, TOLD_APART
+from jmudsc.derivation.terms.values import Columns, Picked, Tag, Value
 
 # Up to this many positions of an axis are told apart one by one.
 _MOST_MEMBERS = 256
 
 
-def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def concatenate(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Concatenate along one axis, tie the others.
 
     Along an axis that is fixed anyway (a stack) the others may differ by position.
@@ -30,14 +42,14 @@ def concatenate(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     return _joined(terms, int(eqn.params["dimension"]), ins)
 
 
-def stack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def stack(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Put values of one shape along a new axis."""
     along = int(eqn.params["axis"])
     ins = [[*axes[:along], terms.leaf(1), *axes[along:]] for axes in ins]
     return _joined(terms, along, ins)
 
 
-def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def split(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Cut one axis into parts, carry the others."""
     along, start = int(eqn.params["axis"]), 0
     outs = []
@@ -47,14 +59,14 @@ def split(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     return outs
 
 
-def unstack(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def unstack(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Take every position of one axis on its own."""
     along = int(eqn.params["axis"])
     parts = [_part(terms, ins[0], along, i, 1) for i in range(len(eqn.outvars))]
     return [drop(part, (along,)) for part in parts]
 
 
-def slice_(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def slice_(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Cut a contiguous part out of every axis, or every n-th position of all."""
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * len(starts)
@@ -73,7 +85,7 @@ def slice_(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     return [out]
 
 
-def dynamic_slice(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def dynamic_slice(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Carry axes taken whole; the others are fixed."""
     sizes = zip(ins[0], eqn.params["slice_sizes"], strict=True)
     return [
@@ -81,7 +93,9 @@ def dynamic_slice(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     ]
 
 
-def dynamic_update_slice(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def dynamic_update_slice(
+    terms: Terms, eqn: Any, ins: list[AxisTerms]
+) -> list[AxisTerms]:
     """Tie axes written whole; the others are fixed."""
     for axis, new in zip(ins[0], ins[1], strict=True):
         if terms.size(axis) == terms.size(new):
@@ -91,7 +105,7 @@ def dynamic_update_slice(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
     return [ins[0]]
 
 
-def pad(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def pad(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Concatenate constants before and after; interior or negative padding fixes."""
     out = []
     for axis, (low, high, interior) in zip(
@@ -104,18 +118,20 @@ def pad(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
             out.append(terms.concat([ends[0], axis, ends[1]]))
         else:
             out.append(
-                by_position(terms, axis, eqn.outvars[0].aval.shape[len(out)], eqn)
+                by_position(terms, axis, shape_of(eqn.outvars[0])[len(out)], eqn)
             )
     return [out]
 
 
-def tile(terms: Terms, eqn: Any, ins: list[Axes]) -> list[Axes]:
+def tile(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Repeats run slowest, and are all alike."""
     pairs = zip(ins[0], eqn.params["reps"], strict=True)
     return [[terms.product((terms.leaf(n), axis)) for axis, n in pairs]]
 
 
-def _part(terms: Terms, axes: Axes, along: int, start: int, size: int) -> Axes:
+def _part(
+    terms: Terms, axes: AxisTerms, along: int, start: int, size: int
+) -> AxisTerms:
     """Take positions start..start+size of one axis.
 
     Where the axis is fixed anyway, or taken one position at a time, the other axes may
@@ -147,7 +163,9 @@ def _part(terms: Terms, axes: Axes, along: int, start: int, size: int) -> Axes:
     return out
 
 
-def _every(terms: Terms, axes: Axes, along: int, start: int, stride: int) -> Axes:
+def _every(
+    terms: Terms, axes: AxisTerms, along: int, start: int, stride: int
+) -> AxisTerms:
     """Take one column of an axis laid out in rows of `stride` positions."""
     size = terms.size(axes[along]) // stride
     grid = regroup(terms, [axes[along]], [size, stride])
@@ -155,7 +173,7 @@ def _every(terms: Terms, axes: Axes, along: int, start: int, stride: int) -> Axe
     return drop(_part(terms, axes, along + 1, start, 1), (along + 1,))
 
 
-def _joined(terms: Terms, along: int, ins: list[Axes]) -> list[Axes]:
+def _joined(terms: Terms, along: int, ins: list[AxisTerms]) -> list[AxisTerms]:
     runs = [axes[along] for axes in ins]
     total = sum(map(terms.size, runs))
     if all(_is_told_apart(terms, run) for run in runs) and total <= _MOST_MEMBERS:
@@ -173,8 +191,8 @@ def _joined(terms: Terms, along: int, ins: list[Axes]) -> list[Axes]:
 
 
 def _along(
-    terms: Terms, whole: int, number: int, ins: list[Axes], runs: list[int]
-) -> int:
+    terms: Terms, whole: Term, number: int, ins: list[AxisTerms], runs: AxisTerms
+) -> Term:
     """What an axis is at every position of the axis joined along."""
     places = [
         terms.member(axes[number], run, position)
@@ -186,12 +204,119 @@ def _along(
     return terms.family(whole, places)
 
 
-def _is_told_apart(terms: Terms, axis: int) -> bool:
+def _is_told_apart(terms: Terms, axis: Term) -> bool:
     """Whether the positions of an axis are picked one by one, as those of a stack."""
     return terms.size(axis) == 1 or terms.reason(axis) == TOLD_APART
 
 
-def _cut(terms: Terms, axis: int, sizes: Sequence[int]) -> Axes:
+def _cut(terms: Terms, axis: Term, sizes: Sequence[int]) -> AxisTerms:
     parts = [terms.leaf(size, origin=[axis]) for size in sizes]
     terms.unify(axis, terms.concat(parts))
     return parts
+
+
+@if_single
+def _put_side_by_side(
+    rule: Rule,
+    terms: Terms,
+    eqn: Any,
+    ins: list[AxisTerms],
+    tags: Sequence[Known],
+) -> Outcome:
+    """Columns of positions put side by side along the last axis stay what they are."""
+    if not _joins_columns(eqn):
+        return forget_all(rule, terms, eqn, ins, tags)
+    single = tuple(tag for tag in tags if isinstance(tag, Tag) or tag is None)
+    return rule(terms, eqn, ins), [Columns(single)]
+
+
+def _joins_columns(eqn: Any) -> bool:
+    """Whether an equation puts values of one column each side by side."""
+    last = len(shape_of(eqn.outvars[0])) - 1
+    return eqn.params["dimension"] == last and all(
+        shape_of(var)[last] == 1 for var in eqn.invars
+    )
+
+
+def _taken_whole(eqn: Any, number: int) -> Mapping[int, int]:
+    if number > 0:
+        return {}
+    sizes = eqn.params["slice_sizes"]
+    pairs = enumerate(zip(shape_of(eqn.invars[0]), sizes, strict=True))
+    return {axis: axis for axis, (whole, size) in pairs if whole == size}
+
+
+def _starts(eqn: Any) -> tuple[Lookup, ...]:
+    """Every start says which position is taken, where it is one of several."""
+    sizes = zip(eqn.params["slice_sizes"], shape_of(eqn.invars[0]), strict=True)
+    return tuple(
+        Lookup(source=0, axis=axis, index=1 + axis)
+        for axis, (size, whole) in enumerate(sizes)
+        if size == 1 < whole
+    )
+
+
+def _met_in_output(
+    terms: Terms, eqn: Any, ins: Sequence[Value], outs: Sequence[Value], picked: Picked
+) -> list[Value]:
+    return [_cut_along(terms, value, (*ins, *outs)) for value in outs]
+
+
+def _met_in_operand(
+    terms: Terms, eqn: Any, ins: Sequence[Value], outs: Sequence[Value], picked: Picked
+) -> list[Value]:
+    return [_cut_along(terms, value, (*ins, *outs)) for value in ins[:1]]
+
+
+def _cut_along(terms: Terms, value: Value, others: Sequence[Value]) -> Value:
+    """A value along axes that are cut, or put together of parts.
+
+    What a unit went with on such an axis may be another unit there on the other side.
+    """
+    apart = frozenset(
+        number
+        for number, axis in enumerate(value.axes)
+        for other in others
+        if other.axes and terms.size(other.axes[number]) != terms.size(axis)
+    )
+    return Value(value.axes, picks=value.picks, apart=apart)
+
+
+PRIMITIVES = (
+    Primitive(
+        "concatenate",
+        rule=concatenate,
+        positions=_put_side_by_side,
+        meets=_met_in_output,
+        joins_columns=_joins_columns,
+        cost=negligible,
+    ),
+    Primitive("pad", rule=pad, meets=_met_in_output, cost=negligible),
+    Primitive(
+        "slice",
+        rule=slice_,
+        positions=hand_on,
+        meets=_met_in_operand,
+        entries=Entries.TAKEN,
+        cost=negligible,
+    ),
+    Primitive(
+        "split",
+        rule=split,
+        positions=hand_on,
+        meets=_met_in_operand,
+        cost=negligible,
+    ),
+    Primitive("stack", rule=stack, cost=negligible),
+    Primitive("tile", rule=tile, meets=_met_in_output, cost=negligible),
+    Primitive("unstack", rule=unstack, cost=negligible),
+    Primitive(
+        "dynamic_slice",
+        rule=dynamic_slice,
+        axis_map=_taken_whole,
+        lookups=_starts,
+        entries=Entries.TAKEN,
+        cost=negligible,
+    ),
+    Primitive("dynamic_update_slice", rule=dynamic_update_slice, cost=negligible),
+)

@@ -11,7 +11,10 @@ never a guess.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
+from typing import NewType
+
+Term = NewType("Term", int)  # the name of a term in its arena
 
 FREE, PRODUCT, CONCAT, FAMILY = "free", "product", "concat", "family"
 
@@ -25,16 +28,18 @@ class Terms:
     def __init__(self) -> None:
         self._size: list[int] = []
         self._form: list[str] = []
-        self._children: list[tuple[int, ...]] = []
-        self._alias: list[int] = []
+        self._children: list[tuple[Term, ...]] = []
+        self._alias: list[Term] = []
         self._reason: list[str | None] = []
-        self._split: dict[int, int] = {}  # family -> the axis it runs over
-        self._origin: dict[int, tuple[int, ...]] = {}
-        self._postponed: list[tuple[int, int]] = []
-        self._clashed: set[int] = set()
-        self._of_one: set[int] = set()
+        self._split: dict[Term, Term] = {}  # family -> the axis it runs over
+        self._origin: dict[Term, tuple[Term, ...]] = {}
+        self._postponed: list[tuple[Term, Term]] = []
+        self._clashed: set[Term] = set()
+        self._of_one: set[Term] = set()
 
-    def leaf(self, size: int, origin: Iterable[int] = (), of_one: bool = False) -> int:
+    def leaf(
+        self, size: int, origin: Iterable[Term] = (), of_one: bool = False
+    ) -> Term:
         """Make a free leaf.
 
         Args:
@@ -52,17 +57,17 @@ class Terms:
             self._of_one.add(term)
         return term
 
-    def fixed(self, size: int, reason: str) -> int:
+    def fixed(self, size: int, reason: str) -> Term:
         """Make a leaf that is fixed."""
         term = self.leaf(size)
         self.pin(term, reason)
         return term
 
-    def product(self, factors: Sequence[int]) -> int:
+    def product(self, factors: Sequence[Term]) -> Term:
         """Make the row-major product of terms."""
         return self._compound(PRODUCT, factors, math.prod(map(self.size, factors)))
 
-    def concat(self, parts: Sequence[int]) -> int:
+    def concat(self, parts: Sequence[Term]) -> Term:
         """Make the concatenation of terms; single positions one by one are fixed."""
         term = self._compound(CONCAT, parts, sum(map(self.size, parts)))
         if self.form(term) == CONCAT and all(self.size(part) == 1 for part in parts):
@@ -70,7 +75,7 @@ class Terms:
             self.pin(term, TOLD_APART)
         return term
 
-    def family(self, split: int, members: Sequence[int]) -> int:
+    def family(self, split: Term, members: Sequence[Term]) -> Term:
         """Make a term that is `members[j]` at position j of the axis `split`."""
         if len({self.root(member) for member in members}) == 1:
             return members[0]
@@ -78,7 +83,7 @@ class Terms:
         self._split[term] = split
         return term
 
-    def member(self, term: int, split: int, position: int) -> int:
+    def member(self, term: Term, split: Term, position: int) -> Term:
         """Return what a term is at one position of the axis `split`.
 
         A free leaf becomes a family over that axis.
@@ -94,51 +99,51 @@ class Terms:
         self._alias[seen] = self._seen_from(root, split, position)
         return seen
 
-    def size(self, term: int) -> int:
+    def size(self, term: Term) -> int:
         """Number of positions of a term."""
         return self._size[term]
 
-    def _find(self, term: int) -> int:
+    def _find(self, term: Term) -> Term:
         while self._alias[term] != term:
             self._alias[term] = self._alias[self._alias[term]]
             term = self._alias[term]
         return term
 
-    def form(self, term: int) -> str:
+    def form(self, term: Term) -> str:
         """Return FREE, PRODUCT, CONCAT or FAMILY; a leaf is FREE, fixed or not."""
         return self._form[self.root(term)]
 
-    def reason(self, term: int) -> str | None:
+    def reason(self, term: Term) -> str | None:
         """Why a leaf is fixed; None where it is free or no leaf."""
         return self._reason[self.root(term)]
 
-    def factors(self, term: int) -> list[int]:
+    def factors(self, term: Term) -> list[Term]:
         """Return the factors of a term, none of them a product or of size 1."""
         term = self.root(term)
         if self._form[term] != PRODUCT:
             return [term] if self._size[term] > 1 else []
         return [f for child in self._children[term] for f in self.factors(child)]
 
-    def parts(self, term: int) -> list[int]:
+    def parts(self, term: Term) -> list[Term]:
         """Return the parts of a term, none of them a concatenation."""
         term = self.root(term)
         if self._form[term] != CONCAT:
             return [term]
         return [p for child in self._children[term] for p in self.parts(child)]
 
-    def members(self, family: int) -> tuple[int, ...]:
+    def members(self, family: Term) -> tuple[Term, ...]:
         """Return the members of a family, one per position of its split."""
         return self._children[self.root(family)]
 
-    def split(self, family: int) -> int:
+    def split(self, family: Term) -> Term:
         """Return the axis that a family runs over."""
         return self.root(self._split[self.root(family)])
 
-    def children(self, term: int) -> tuple[int, ...]:
+    def children(self, term: Term) -> tuple[Term, ...]:
         """Return the factors, parts or members of a term."""
         return self._children[self.root(term)]
 
-    def view(self, term: int, split: int, position: int) -> int:
+    def view(self, term: Term, split: Term, position: int) -> Term:
         """Return what a term is at one position of an axis, changing nothing."""
         root = self.root(term)
         children = self._children[root]
@@ -153,20 +158,20 @@ class Terms:
             self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
         )
 
-    def families(self, term: int) -> list[int]:
+    def families(self, term: Term) -> list[Term]:
         """Return every family at or below a term, outer ones first."""
         term = self.root(term)
         below = [f for child in self._children[term] for f in self.families(child)]
         return [term, *below] if self._form[term] == FAMILY else below
 
-    def leaves(self, term: int) -> list[int]:
+    def leaves(self, term: Term) -> list[Term]:
         """Return every leaf below a term, repeats included, none of size 1."""
         term = self.root(term)
         if self._form[term] == FREE:
             return [term] if self._size[term] > 1 else []
         return [leaf for child in self._children[term] for leaf in self.leaves(child)]
 
-    def blocks(self, term: int) -> list[tuple[int, ...]]:
+    def blocks(self, term: Term) -> list[tuple[Term, ...]]:
         """Return the leaves and families of a term, a part of concatenations at a time.
 
         Those of one position are left out.
@@ -183,53 +188,22 @@ class Terms:
         """Number of terms there are."""
         return len(self._size)
 
-    def is_made_of(self, term: int, terms: Set[int], since: int) -> bool:
-        """Whether a term is one of some terms, or takes over positions of one.
+    def origin(self, term: Term) -> tuple[Term, ...]:
+        """Return the terms that a term was made from; all of them are older."""
+        before = self._origin.get(term, self._children[term])
+        return tuple(origin for origin in before if origin < term)
 
-        Args:
-            term: the term.
-            terms: what it may be made of.
-            since: how many terms there were before it was made.
+    def is_of_one(self, term: Term) -> bool:
+        """Whether only the first of its origins that leads to a source counts."""
+        return term in self._of_one
 
-        Returns:
-            Whether it was made of them.
-        """
-        ahead, done = [term], set()
-        while ahead:
-            made = ahead.pop()
-            if made in terms:
-                return True
-            if made >= since and made not in done:
-                done.add(made)
-                ahead += self._origin_of(made)
-        return False
-
-    def sources(self, term: int, known: Set[int]) -> set[int]:
-        """Return those of the known terms that a term was made from."""
-        reached, ahead = set(), [term]
-        while ahead:
-            made = ahead.pop()
-            if made not in reached:
-                reached.add(made)
-                ahead += () if made in known else self._origin_of(made)
-        found: dict[int, set[int]] = {}
-        for made in sorted(reached):  # a term is younger than what it was made from
-            if made in known:
-                found[made] = {made}
-            else:
-                before = [found[origin] for origin in self._origin_of(made)]
-                if made in self._of_one:
-                    before = [next(filter(None, before), set())]
-                found[made] = set().union(*before)
-        return found[term]
-
-    def pin(self, term: int, reason: str) -> None:
+    def pin(self, term: Term, reason: str) -> None:
         """Fix every leaf below a term; a leaf already fixed keeps its reason."""
         for leaf in self.leaves(term):
             if self._reason[leaf] is None:
                 self._reason[leaf] = reason
 
-    def is_in_place(self, term: int) -> bool:
+    def is_in_place(self, term: Term) -> bool:
         """Whether a fixed leaf has the same positions wherever it is.
 
         Structures that do not nest are fixed, but not made equal: a position of one may
@@ -237,7 +211,7 @@ class Terms:
         """
         return self.root(term) not in map(self.root, self._clashed)
 
-    def unify(self, a: int, b: int) -> None:
+    def unify(self, a: Term, b: Term) -> None:
         """Make two terms of one size equal."""
         a, b = self.root(a), self.root(b)
         if a == b or self._size[a] == 1:
@@ -272,7 +246,7 @@ class Terms:
                 self.merge_members(b)
             self.unify(a, b)
 
-    def merge_members(self, family: int) -> None:
+    def merge_members(self, family: Term) -> None:
         """Make all members of a family equal, and the family one of them."""
         if self.form(family) != FAMILY:
             return
@@ -284,12 +258,8 @@ class Terms:
             self.pin(root, _NO_NESTING)
             self._alias[root] = first
 
-    def _origin_of(self, term: int) -> tuple[int, ...]:
-        before = self._origin.get(term, self._children[term])
-        return tuple(origin for origin in before if origin < term)
-
-    def _new(self, size: int, form: str, children: tuple[int, ...]) -> int:
-        term = len(self._size)
+    def _new(self, size: int, form: str, children: tuple[Term, ...]) -> Term:
+        term = Term(len(self._size))
         self._size.append(size)
         self._form.append(form)
         self._children.append(children)
@@ -297,7 +267,7 @@ class Terms:
         self._reason.append(None)
         return term
 
-    def _seen_from(self, term: int, split: int, position: int) -> int:
+    def _seen_from(self, term: Term, split: Term, position: int) -> Term:
         root = self.root(term)
         if self._form[root] == FREE:
             return self.member(root, split, position)
@@ -311,7 +281,7 @@ class Terms:
             self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
         )
 
-    def root(self, term: int) -> int:
+    def root(self, term: Term) -> Term:
         """Return the representative; a family of equal members is the member."""
         root = self._find(term)
         while self._form[root] == FAMILY:
@@ -322,14 +292,14 @@ class Terms:
             root = self._find(first)
         return root
 
-    def _compound(self, form: str, children: Sequence[int], size: int) -> int:
+    def _compound(self, form: str, children: Sequence[Term], size: int) -> Term:
         trivial = 1 if form == PRODUCT else 0
         kept = tuple(child for child in children if self._size[child] != trivial)
         if len(kept) == 1:
             return kept[0]
         return self._new(size, form if kept else FREE, kept)
 
-    def _bind(self, leaf: int, term: int) -> None:
+    def _bind(self, leaf: Term, term: Term) -> None:
         for family in self.families(term):
             if leaf in self.leaves(family):  # what is one of its members is all of them
                 self.merge_members(family)
@@ -341,12 +311,12 @@ class Terms:
             self.pin(term, reason)
         self._alias[leaf] = term
 
-    def _unify_members(self, family: int, other: int) -> None:
+    def _unify_members(self, family: Term, other: Term) -> None:
         split, members = self._split[family], self._children[family]
         for position, member in enumerate(members):
             self.unify(member, self.member(other, split, position))
 
-    def _unify_products(self, a: list[int], b: list[int]) -> None:
+    def _unify_products(self, a: list[Term], b: list[Term]) -> None:
         a, b = a[::-1], b[::-1]  # the next factor is the last of the list
         while a and b:
             x, y = a.pop(), b.pop()
@@ -361,13 +331,13 @@ class Terms:
             else:
                 b.append(self._peel(y, x))
 
-    def _peel(self, term: int, head: int) -> int:
+    def _peel(self, term: Term, head: Term) -> Term:
         """Split `term` into `head` and a rest, and return the rest."""
         rest = self.leaf(self.size(term) // self.size(head))
         self.unify(term, self.product((head, rest)))
         return rest
 
-    def _unify_concats(self, a: list[int], b: list[int]) -> None:
+    def _unify_concats(self, a: list[Term], b: list[Term]) -> None:
         a, b = a[::-1], b[::-1]
         while a and b:
             x, y = a.pop(), b.pop()
@@ -378,13 +348,13 @@ class Terms:
             else:
                 b.append(self._cut(y, x))
 
-    def _cut(self, term: int, head: int) -> int:
+    def _cut(self, term: Term, head: Term) -> Term:
         """Cut `head` off the front of `term`, and return the rest."""
         rest = self.leaf(self.size(term) - self.size(head))
         self.unify(term, self.concat((head, rest)))
         return rest
 
-    def _unify_mixed(self, parts: list[int], factors: list[int]) -> None:
+    def _unify_mixed(self, parts: list[Term], factors: list[Term]) -> None:
         """A concatenation equals a product if its parts do not cut the later factors.
 
         Equal parts, one for each position of the first factor, are a family over it;
@@ -407,7 +377,7 @@ class Terms:
             self.unify(part, self.product((head, last)))
         self.unify(self.concat(heads), self.product(outer))
 
-    def _clash(self, *terms: int) -> None:
+    def _clash(self, *terms: Term) -> None:
         for term in terms:
             self.pin(term, _NO_NESTING)
             self._clashed.update(self.leaves(term))

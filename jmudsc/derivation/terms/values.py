@@ -1,7 +1,12 @@
 """Values: what a walk knows of one value of a program, besides its shape."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NewType
+
+from jmudsc.derivation.terms.axis_terms import Term
+
+Number = NewType("Number", int)  # of a value; equal values have equal numbers
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Tag:
-    """The entries of a value are positions along an axis (see `positions`).
+    """The entries of a value are positions along an axis (see `rules.positions`).
 
     Attributes:
         term: the axis that they are positions of.
@@ -32,7 +37,7 @@ class Tag:
         never: the entries are False whatever the order of the units.
     """
 
-    term: int
+    term: Term
     shifted: bool = False
     never: bool = False
 
@@ -50,7 +55,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Pick:
-    """An axis is in the order of the unit that an index picks elsewhere (see `picks`).
+    """An axis is in the order of the unit that an index picks elsewhere.
 
     Attributes:
         term: the axis picked from.
@@ -60,13 +65,32 @@ class Pick:
         place: where the index value can be read; None inside a branch.
     """
 
-    term: int
-    index: int
+    term: Term
+    index: Number
     axes: tuple[int | None, ...]
     place: Place | None = field(compare=False)
 
+    def moved(self, where: Mapping[int, int]) -> "Pick | None":
+        """Renumber the axes; None if one that the index varies along is gone."""
+        axes = [None if axis is None else where.get(axis, -1) for axis in self.axes]
+        return None if -1 in axes else replace(self, axes=tuple(axes))
 
-Picks = tuple[frozenset[Pick], ...]  # one set per axis; empty if there are none
+
+PickSet = frozenset[Pick]
+Picks = tuple[PickSet, ...]  # one set per axis; empty if there are none
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What an equation picks by index values, one position of an axis at a time.
+
+    Attributes:
+        source: the operand that it picks from.
+        picks: in the order of which units the axes that are left come out.
+    """
+
+    source: int = 0
+    picks: PickSet = frozenset()
 
 
 @dataclass(frozen=True)
@@ -82,13 +106,13 @@ class Value:
         is_picked: whether it depends on the batch only by which entries of leaves it
             has: kernels of chosen experts, embeddings of tokens.
         apart: the axes on which no unit goes with another of the same axis, if it is
-            no value of the program (see `meetings`).
+            no value of the program (see `interactions`).
     """
 
-    axes: list[int]
+    axes: list[Term]
     is_data: bool = False
     tag: Tag | Columns | None = None
-    number: int = -1
+    number: Number = Number(-1)
     picks: Picks = ()
     is_picked: bool = False
     apart: frozenset[int] = frozenset()
@@ -101,3 +125,31 @@ class Value:
     def picks_on(self, axis: int) -> frozenset[Pick]:
         """The picks of one axis."""
         return self.picks[axis] if self.picks else frozenset()
+
+
+def carried(
+    ins: Sequence[Value],
+    maps: Sequence[Mapping[int, int]],
+    rank: int,
+    picked: Picked | None = None,
+) -> Picks:
+    """Return the picks of a value that is put together from others.
+
+    Args:
+        ins: the others.
+        maps: for each of them, which of its axes is which axis of the value.
+        rank: number of axes of the value.
+        picked: what is picked from one of them.
+
+    Returns:
+        The picks; empty if there are none.
+    """
+    picked = picked or Picked()
+    out: list[PickSet] = [frozenset()] * rank
+    for number, (value, where) in enumerate(zip(ins, maps, strict=True)):
+        new = picked.picks if number == picked.source else frozenset()
+        there = ((axis, place) for axis, place in where.items() if place < rank)
+        for axis, place in there:
+            moved = (pick.moved(where) for pick in value.picks_on(axis))
+            out[place] |= {pick for pick in moved if pick is not None} | new
+    return tuple(out) if any(out) else ()

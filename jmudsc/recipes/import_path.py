@@ -1,0 +1,113 @@
+"""Import path: a Python object that a recipe names, `module:name`."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jmudsc.merging.option_values import quoted
+from jmudsc.paths import did_you_mean
+
+
+@dataclass(frozen=True)
+class ImportPath:
+    """The import path of a Python object.
+
+    Attributes:
+        name: `module:name`, the name possibly dotted.
+        args: None for the object itself, keyword arguments for what it returns.
+    """
+
+    name: str
+    args: Mapping[str, Any] | None = None
+
+
+def read_import_path(value: Any) -> ImportPath:
+    """Read an import path from a plain value.
+
+    Args:
+        value: `module:name`, or a mapping with that as its `factory` and the keyword
+            arguments to call it with.
+
+    Returns:
+        The import path.
+
+    Raises:
+        ValueError: if it is neither; a sentence to go after the key of the recipe.
+    """
+    name, args = value, None
+    if isinstance(value, dict):
+        args = {key: arg for key, arg in value.items() if key != "factory"}
+        name = value.get("factory")
+    if not isinstance(name, str) or not all(name.partition(":")):
+        raise ValueError(
+            'expected "module:name" or {factory: "module:name", ...}, got '
+            f"{quoted(value)}. Write the module, a colon and the name in it."
+        )
+    return ImportPath(name, args)
+
+
+def plain_import_path(path: ImportPath) -> Any:
+    """Write an import path as a plain value that `read_import_path` reads back."""
+    return path.name if path.args is None else {"factory": path.name, **path.args}
+
+
+def resolve(path: ImportPath, folder: Path) -> Any:
+    """Import what an import path names, and call it if it has arguments.
+
+    Modules are looked for in `folder` too, beside a recipe's own code.
+
+    Args:
+        path: from a recipe.
+        folder: the folder of the recipe.
+
+    Returns:
+        The object, or what it returns.
+
+    Raises:
+        ValueError: if the module or the name in it is not there, or the arguments do
+            not fit; a sentence to go after the key of the recipe.
+    """
+    module_name, _, name = path.name.partition(":")
+    named = _module(module_name, folder)
+    for part in name.split("."):
+        if not hasattr(named, part):
+            hint = did_you_mean(part, dir(named)) or "."
+            raise ValueError(
+                f'expected "{part}" in {module_name}, as "{path.name}" says, got a '
+                f"module without it{hint} Correct the name."
+            )
+        named = getattr(named, part)
+    return named if path.args is None else _called(path, named)
+
+
+def _module(name: str, folder: Path) -> Any:
+    """Import a module that is installed or in a folder."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, name.split(".")[0]):
+            raise
+        raise ValueError(
+            f'expected a module "{name}", got none, neither installed nor in {folder}. '
+            "Install it or correct the name."
+        ) from error
+
+
+def _called(path: ImportPath, named: Any) -> Any:
+    """Return what an object returns when called with the arguments of its path."""
+    args = path.args or {}
+    try:
+        inspect.signature(named).bind(**args)
+    except TypeError as error:
+        given = ", ".join(args) or "no arguments"
+        raise ValueError(
+            f'expected arguments that "{path.name}" takes, got {given}: {error}. '
+            "Correct the keys beside factory."
+        ) from error
+    return named(**args)
