@@ -13,7 +13,7 @@ DECAYS = {"linear": lambda x: 1 - x, "minus-sqrt": lambda x: 1 - math.sqrt(x)}
 
 
 def linear(piece: Piece) -> np.ndarray:
-    """Return the weighted sum, divided by the sum of the weights if they are normalised.
+    """Return the weighted sum, over the sum of the weights where they are normalized.
 
     Wortsman et al. 2022 (model soups, arXiv:2203.05482), section 2.
     """

@@ -1,9 +1,10 @@
 """Closed forms: the matrix that answers best to the inputs that each model saw.
 
 All minimise a sum over models of squared differences from what the model does, on
-inputs with the second moments G_i: the solution is (sum G_i)^-1 sum G_i D_i. The moments
-are measured, or stood in for by those of the deltas, whose columns lie where the inputs
-did. Matrices are (in, out), so the equations are solved from the left, in float64.
+inputs with the second moments G_i: the solution is (sum G_i)^-1 sum G_i D_i. The
+moments are measured, or stood in for by those of the deltas, whose columns lie where
+the inputs did. Matrices are (in, out), so the equations are solved from the left, in
+float64.
 """
 
 import math
@@ -146,7 +147,7 @@ def _of_size(deltas: Sequence[np.ndarray]) -> list[np.ndarray]:
 def _filtered(
     piece: Piece, deltas: Sequence[np.ndarray], weights: Sequence[float]
 ) -> np.ndarray:
-    """Solve only along eigenvectors that matter, and keep the start along the others."""
+    """Solve along eigenvectors that matter, and keep the start along the others."""
     start = {
         "sum": np.sum(deltas, axis=0),
         "mean": np.sum(deltas, axis=0) / len(piece.deltas),

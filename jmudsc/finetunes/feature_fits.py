@@ -85,8 +85,9 @@ def featcal(around: Around) -> tuple[np.ndarray, np.ndarray | None]:
     assert around.base is not None
     grams = [m.own / m.count for m in around.moments]
     scales = [1 / (float(np.linalg.norm(gram)) or 1.0) for gram in grams]
-    left = sum(scale * gram for scale, gram in zip(scales, grams, strict=True))
-    left = left + (ridge + 1e-8) * np.eye(len(left))
+    left = (ridge + 1e-8) * np.eye(len(grams[0]))
+    for scale, gram in zip(scales, grams, strict=True):
+        left = left + scale * gram
     anchor = beyond * around.start[0] + (1 - beyond) * around.base[0]
     triples = list(zip(scales, around.moments, around.models, strict=True))
     right = sum(s * (m.cross / m.count) @ kernel for s, m, kernel in triples)

@@ -17,7 +17,7 @@ from jmudsc.types import ApplyFn
 
 
 def fisher(piece: Piece) -> np.ndarray:
-    """Weight each entry by its Fisher information (Matena & Raffel 2022, arXiv:2111.09832).
+    """Weight each entry by its Fisher information (Matena & Raffel, arXiv:2111.09832).
 
     That of a model is divided by its norm over the whole tree, and at least `floor`.
     """

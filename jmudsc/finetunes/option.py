@@ -54,7 +54,7 @@ class Whole:
     def holds(self, value: Any) -> bool:
         """Whether a value is one of these."""
         is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return is_whole and value >= self.low
+        return is_whole and int(value) >= self.low
 
 
 @dataclass(frozen=True)

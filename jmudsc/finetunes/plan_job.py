@@ -105,7 +105,7 @@ def check_trees(where: str, models: Sequence[PyTree], base: PyTree | None) -> No
     trees += [(f"models[{n}]", paths.flatten(m)) for n, m in enumerate(models)]
     if not trees:
         raise ValueError(
-            f"{where}: expected at least one model, got none. Pass the models as a list."
+            f"{where}: expected at least one model, got none. Pass a list of models."
         )
     (first, leaves), *others = trees
     problems = [
@@ -163,8 +163,8 @@ def is_float(leaf: Any) -> bool:
 
 def _methods(where: str, request: Request) -> dict[str, Method]:
     """Return the row of every method that is asked for."""
-    is_one = not isinstance(request.method, Mapping)
-    names = [request.method] if is_one else list(request.method.values())
+    asked = request.method
+    names = list(asked.values()) if isinstance(asked, Mapping) else [asked]
     if problems := [line for name in names for line in method_problems(name)]:
         raise ValueError(_refused(where, problems))
     return {name: method_of(name) for name in names}

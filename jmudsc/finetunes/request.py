@@ -47,8 +47,9 @@ class Common:
     @property
     def excluded(self) -> list[str]:
         """The patterns of what is excluded."""
-        one = isinstance(self.exclude, str)
-        return [self.exclude] if one else list(self.exclude)
+        if isinstance(self.exclude, str):
+            return [self.exclude]
+        return list(self.exclude)
 
 
 @dataclass(frozen=True, eq=False)

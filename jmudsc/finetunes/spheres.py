@@ -1,7 +1,7 @@
 """Spheres: interpolation between directions, and how far it may lead from the base."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def nuslerp(piece: Piece) -> np.ndarray:
     first, second = piece.weights
     total = first + second
     share = 0.5 if abs(total) < 1e-6 else second / total
-    return _by_column(piece.deltas, lambda pair: _between(*pair, share))
+    return _by_column(piece.deltas, lambda pair: _between(pair[0], pair[1], share))
 
 
 def karcher(piece: Piece) -> np.ndarray:
@@ -69,10 +69,12 @@ def _stock(deltas: Sequence[np.ndarray], clamp: bool) -> np.ndarray:
     below = 1 + (models - 1) * cosine
     share = models * cosine / below if abs(below) > 1e-9 else 0.0
     share = min(max(share, 0.0), 1.0) if clamp else share
-    return share * np.mean(np.stack(deltas), axis=0, dtype=np.float64)
+    return np.multiply(share, np.mean(np.stack(deltas), axis=0, dtype=np.float64))
 
 
-def _by_column(deltas: Sequence[np.ndarray], rule) -> np.ndarray:
+def _by_column(
+    deltas: Sequence[np.ndarray], rule: Callable[[Sequence[np.ndarray]], np.ndarray]
+) -> np.ndarray:
     """Apply a rule to whole deltas, or to each column of matrices."""
     if deltas[0].ndim == 1:
         return rule(deltas)

@@ -77,8 +77,7 @@ def task_batches(
     check_iterable(where, batches)
     if isinstance(batches, Iterator):
         batches = list(batches)
-    is_chained = isinstance(batches, Chained) and len(batches.tasks) == models
-    if owners is None and is_chained:
+    if owners is None and isinstance(batches, Chained) and len(batches.tasks) == models:
         owners = batches.owners()
     if owners is None:
         return TaskBatches(batches)

@@ -89,6 +89,6 @@ def test_outputs_must_be_logits():
             batches=XS,
         )
     assert str(error.value) == (
-        "merge_finetunes: expected outputs of shape (examples, classes) for fisher, got "
-        "(). Pass an apply_fn that returns logits."
+        "merge_finetunes: expected outputs of shape (examples, classes) for fisher, "
+        "got (). Pass an apply_fn that returns logits."
     )

@@ -165,8 +165,7 @@ def test_a_tree_that_is_passed_twice_is_refused(models, base, names):
 
 def test_no_models_are_refused():
     assert refused([]) == (
-        "merge_finetunes: expected at least one model, got none. Pass the models as a "
-        "list."
+        "merge_finetunes: expected at least one model, got none. Pass a list of models."
     )
 
 
@@ -196,9 +195,9 @@ def test_owners_must_fit_the_batches():
         MODELS, BASE, "lot", apply_fn=tiny.MLP.apply_fn, batches=xs, owners=[0, 0]
     )
     assert said == (
-        "merge_finetunes: expected owners to give for each of 3 batches the number of a "
-        "model, each of 0 to 1 at least once, got [0, 0]. Pass the number of the model "
-        "of whose task the batch is."
+        "merge_finetunes: expected owners to give for each of 3 batches the number of "
+        "a model, each of 0 to 1 at least once, got [0, 0]. Pass the number of the "
+        "model of whose task the batch is."
     )
     assert refused(MODELS, BASE, owners=[0, 1]) == (
         "merge_finetunes: expected batches to go with owners, got None. Pass batches."

@@ -163,7 +163,7 @@ def test_model_stock_may_go_by_output_unit():
         )
 
 
-def test_fine_tunes_are_so_near_that_slerp_is_the_mean_between_them_but_not_between_deltas():
+def test_between_fine_tunes_slerp_is_the_mean_but_not_between_their_deltas():
     (base,) = drawn(1)
     models = [tree(base["kernel"] + 0.01 * m["kernel"]) for m in drawn(2, 3)]
     mean = np.mean([m["kernel"] for m in models], axis=0)
