@@ -173,7 +173,7 @@ def _runs(
         for batch in request.tasks.of(model, settings["samples"]):
             kind = batch_kind(batch)
             if kind not in programs:
-                program = trace(request.apply_fn, request.donor, batch)
+                program = trace(request.first_fn, request.donor, batch)
                 programs[kind] = program, layers_of(program)
             program, layers = programs[kind]
             ways = [inputs_at(program, layers, x, batch) for x in (leaves, own)]

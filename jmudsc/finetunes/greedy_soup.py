@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import PyTree
 
 from jmudsc.finetunes.job import Job
 from jmudsc.finetunes.methods import method_of
 
+# What a job ends as.
+Done = TypeVar("Done")
+
 
 def greedy_soup(
     job: Job,
-    variables_of: Callable[[Job], PyTree],
-    score: Callable[[PyTree], float],
+    done: Callable[[Job], Done],
+    score: Callable[[Done], float],
     order: str,
-) -> tuple[PyTree, dict]:
+) -> tuple[Done, dict[str, Any]]:
     """Average the models that make the average better.
 
     Start with the best; go through the others from the best to the worst; keep each
@@ -24,12 +27,12 @@ def greedy_soup(
 
     Args:
         job: the merge.
-        variables_of: does a job.
-        score: larger for better variables.
+        done: does a job.
+        score: larger for better ones.
         order: `score`, or `given` to go through the models as they were given.
 
     Returns:
-        The variables, and what to tell of it: the scores of the single models, which
+        What was done, and what to tell of it: the scores of the single models, which
         were kept, and the score of their average.
 
     Raises:
@@ -37,13 +40,13 @@ def greedy_soup(
     """
     models = len(job.models)
 
-    def mean_of(chosen: list[int]) -> PyTree:
+    def mean_of(chosen: list[int]) -> Done:
         weights = tuple(float(n in chosen) for n in range(models))
         mean = job.with_method(method_of("linear"))
-        return variables_of(mean.with_settings(weight=weights, normalize=True))
+        return done(mean.with_settings(weight=weights, normalize=True))
 
-    def scored(variables: PyTree) -> float:
-        return finite_score(score(variables))
+    def scored(mean: Done) -> float:
+        return finite_score(score(mean))
 
     scores = [scored(mean_of([n])) for n in range(models)]
     ranked = list(range(models))

@@ -67,6 +67,8 @@ class Job:
             matrices: `average`, `sum` or `zero` of their deltas.
         calibrate: the least share of a model that a calibration counts; None for no
             calibration.
+        made: filled with what methods made of leaves before it is scaled, path ->
+            pieces, for merges at several scales; None for not keeping it.
     """
 
     base: Mapping[str, Any] | None
@@ -76,6 +78,7 @@ class Job:
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     vectors: str = "average"
     calibrate: Mapping[str, float] | None = None
+    made: dict[str, list[np.ndarray]] | None = None
 
     def donor(self, path: str) -> Any:
         """Return the leaf of the base, or of the first model without one."""

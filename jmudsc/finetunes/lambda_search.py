@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxtyping import PyTree
-
-from jmudsc.finetunes.greedy_soup import finite_score
+from jmudsc.finetunes.greedy_soup import Done, finite_score
 from jmudsc.finetunes.option import Number
 
 
@@ -33,19 +31,19 @@ def lambda_problems(
 
 
 def search_lambda(
-    variables_at: Callable[[float], PyTree],
-    score: Callable[[PyTree], float],
+    done_at: Callable[[float], Done],
+    score: Callable[[Done], float],
     lambdas: Sequence[float | int],
-) -> tuple[PyTree, dict]:
+) -> tuple[Done, dict[str, Any]]:
     """Try scales and keep the best.
 
     Args:
-        variables_at: merges at a scale.
-        score: larger for better variables.
+        done_at: merges at a scale.
+        score: larger for better ones.
         lambdas: the scales.
 
     Returns:
-        The variables with the largest score, of several those of the least scale; and
+        The one with the largest score, of several that of the least scale; and
         what to tell of it: the scale and the scores.
 
     Raises:
@@ -53,10 +51,10 @@ def search_lambda(
     """
     best, scores = None, {}
     for scale in sorted(set(map(float, lambdas))):
-        variables = variables_at(scale)
-        reached = finite_score(score(variables))
+        done = done_at(scale)
+        reached = finite_score(score(done))
         scores[f"{scale:g}"] = reached
         if best is None or reached > best[0]:
-            best = reached, scale, variables
+            best = reached, scale, done
     assert best is not None
     return best[2], {"lambda_": best[1], "scores": scores}

@@ -4,13 +4,20 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
+from jmudsc import paths
 from jmudsc.finetunes.job import Job, Leaves, options_at, pieces, read
 from jmudsc.finetunes.option import Number, Option
 from jmudsc.finetunes.piece import Piece, Rule
 from jmudsc.finetunes.settings import Spot, value_at
 from jmudsc.finetunes.spectral import calibrated
+from jmudsc.lazy import is_lazy, LazyArray
+from jmudsc.progress import Progress, silent
+from jmudsc.sharding import placed_like
 
 LAMBDA = Option("lambda_", 1.0, Number(), "what is added to the base is times this")
 
@@ -40,6 +47,31 @@ def merge_leaf(job: Job, path: str) -> np.ndarray:
     return joined(job, leaves, made(job, leaves))
 
 
+def merge_tree(job: Job, donor: PyTree, progress: Progress = silent) -> PyTree:
+    """Merge all leaves: now, or where a tree is on disk when each is read.
+
+    Args:
+        job: the merge.
+        donor: the tree whose structure and placement the result has.
+        progress: called with how many leaves are merged.
+    """
+    leaves = paths.flatten(donor)
+    if any(map(is_lazy, [donor, *job.models])):
+        fetch = lambda names: {name: merge_leaf(job, name) for name in names}
+        lazy = {
+            path: LazyArray(path, tuple(leaf.shape), np.dtype(leaf.dtype), fetch)
+            for path, leaf in leaves.items()
+        }
+        return paths.unflatten(donor, lazy)
+    merged = {}
+    for number, (path, leaf) in enumerate(leaves.items()):
+        progress("merging", number, len(leaves))
+        value = merge_leaf(job, path)
+        is_jax = isinstance(leaf, jax.Array)
+        merged[path] = placed_like(jnp.asarray(value), leaf) if is_jax else value
+    return paths.unflatten(donor, merged)
+
+
 def copied(job: Job, path: str) -> np.ndarray:
     """Return a leaf as it is in the base, or the first model without one."""
     return np.asarray(job.donor(path))
@@ -47,8 +79,13 @@ def copied(job: Job, path: str) -> np.ndarray:
 
 def made(job: Job, leaves: Leaves) -> list[np.ndarray]:
     """Return what the method makes of each piece of a leaf, not yet scaled."""
-    rule = _rule(job, leaves)
-    return [rule(piece) for piece in pieces(job, leaves)]
+    path, rule = leaves.plan.path, _rule(job, leaves)
+    if job.made is not None and path in job.made:
+        return job.made[path]
+    parts = [rule(piece) for piece in pieces(job, leaves)]
+    if job.made is not None and not np.iscomplexobj(leaves.donor):
+        job.made[path] = parts
+    return parts
 
 
 def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:

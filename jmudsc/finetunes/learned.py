@@ -42,7 +42,6 @@ def _inputs(
     own: list[LeafPlan], request: Request
 ) -> tuple[dict[str, LeafPlan], Evidence]:
     """Learn the second moments of what goes into the kernels among some leaves."""
-    assert request.apply_fn is not None
     assert request.tasks is not None
     samples = own[0].settings["samples"]
     first = next(request.tasks.of(0, samples))
@@ -76,7 +75,6 @@ def _no_matrix(plan: LeafPlan) -> str:
 
 def _gradients(where: str, own: list[LeafPlan], job: Job, request: Request) -> Evidence:
     """Learn the squares of gradients, each model's divided by their norm."""
-    assert request.apply_fn is not None
     assert request.tasks is not None
     samples = own[0].settings["samples"]
     merged = [plan.path for plan in own if plan.copied is None]

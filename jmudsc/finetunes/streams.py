@@ -52,9 +52,9 @@ def layers_of(program: Program) -> list[Layer]:
     found = []
     for path, uses in kernels.uses.items():
         index = indexed(uses) if len(uses) == 1 else None
-        if index is not None and path not in kernels.tables:
-            if id(uses[0].eqn) in order:
-                found.append(_with_bias(program, uses[0], index, kernels.views))
+        is_plain = path not in kernels.tables and id(uses[0].eqn) in order
+        if index is not None and is_plain:
+            found.append(_with_bias(program, uses[0], index, kernels.views))
     return sorted(found, key=lambda layer: order[id(layer.kernel.eqn)])
 
 
