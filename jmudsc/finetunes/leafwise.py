@@ -106,16 +106,17 @@ def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:
     step = join(zeros, np.stack(scaled))
     if job.calibrate and layout.is_matrix and not plan.is_statistic:
         step = _calibrated(leaves, step, job.calibrate[plan.method.name])
-    total = (leaves.base + step).astype(leaves.base.dtype)
+    total = (leaves.base + step).astype(leaves.base.dtype, copy=False)
     np.copyto(total, leaves.base, where=step == 0)  # bitwise, -0 included
-    return total.astype(leaves.donor.dtype)
+    return total.astype(leaves.donor.dtype, copy=False)
 
 
 def _check_finite(leaves: Leaves) -> None:
     """Check what has been read, which on disk nothing has checked before."""
     named = {f"models[{n}]": model for n, model in enumerate(leaves.models)}
     for name, leaf in {"base": leaves.base, **named}.items():
-        if not np.isfinite(leaf).all():
+        total = np.sum(leaf, dtype=np.promote_types(leaf.dtype, np.float64))
+        if not np.isfinite(total) and not np.isfinite(leaf).all():
             raise ValueError(
                 f"merge_finetunes: expected finite numbers, got NaN or infinity in "
                 f"{leaves.plan.path} of {name}. Take an earlier checkpoint of that run."
