@@ -1,7 +1,8 @@
 """Leaf paths: the `"/"`-joined names by which every other module speaks of leaves."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -77,6 +78,37 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
         True
     """
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def starred(pattern: str, names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return for every name that matches a pattern what its `*` stand for.
+
+    Args:
+        pattern: a pattern of whole names, in which every `*` stands for any text, the
+            first for as much as it can.
+        names: key -> name.
+
+    Returns:
+        Key -> the texts.
+
+    Example:
+        >>> starred("ema/*", {"a": "ema/kernel", "b": "params/kernel"})
+        {'a': ('kernel',)}
+    """
+    regex = re.compile("(.*)".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+    found = {key: regex.fullmatch(name) for key, name in names.items()}
+    return {key: match.groups() for key, match in found.items() if match}
+
+
+def filled(pattern: str, texts: Sequence[str]) -> str:
+    """Put texts in the place of the `*` of a pattern, one for each.
+
+    Example:
+        >>> filled("params/*", ["kernel"])
+        'params/kernel'
+    """
+    first, *rest = pattern.split("*")
+    return first + "".join(x for pair in zip(texts, rest, strict=True) for x in pair)
 
 
 def check_patterns(

@@ -84,6 +84,22 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
     )
 
 
+def unread(program: Program, outputs: Sequence[Any] | None = None) -> frozenset[str]:
+    """Find the leaves that some outputs do not depend on.
+
+    Args:
+        program: from `trace`.
+        outputs: some of `program.outvars`; None for all.
+
+    Returns:
+        The paths of the leaves. What a loop computes and nobody reads counts as not
+        computed.
+    """
+    wanted = program.outvars if outputs is None else outputs
+    needed = _needed(program.eqns, wanted)
+    return frozenset(path for path, var in program.leaves.items() if var not in needed)
+
+
 def run(program: Program, args: Sequence[Any], wanted: Iterable[Place]) -> list[Any]:
     """Evaluate a program and return chosen values of it; use under `jit`.
 
@@ -246,6 +262,39 @@ def _live(eqns: Sequence[jex.JaxprEqn], outvars: Sequence[Any]) -> tuple:
             kept.append(eqn)
             needed |= {v for v in eqn.invars if not isinstance(v, jex.Literal)}
     return tuple(reversed(kept))
+
+
+def _needed(eqns: Sequence[jex.JaxprEqn], wanted: Iterable[Any]) -> set[Any]:
+    """Return the values that some values are computed from, and these."""
+    needed = set(variables_of(wanted))
+    for eqn in reversed(eqns):
+        is_needed = [var in needed for var in eqn.outvars]
+        if not any(is_needed):
+            continue
+        operands = eqn.invars
+        if eqn.primitive.name == "scan":
+            operands = _needed_by_scan(eqn, is_needed)
+        needed.update(variables_of(operands))
+    return needed
+
+
+def _needed_by_scan(eqn: jex.JaxprEqn, is_needed: Sequence[bool]) -> list[Any]:
+    """Return the operands that some outputs of a loop are computed from."""
+    body = open_jaxpr(eqn.params["jaxpr"])
+    start, carried = scan_operands(eqn)
+    flags = list(is_needed)
+    while True:
+        wanted = [v for v, flag in zip(body.outvars, flags, strict=True) if flag]
+        inside = _needed(body.eqns, wanted)
+        carry = [var in inside for var in body.invars[start : start + carried]]
+        grown = [a or b for a, b in zip(flags, carry, strict=False)] + flags[carried:]
+        if grown == flags:
+            break
+        flags = grown
+    outer = zip(eqn.invars, body.invars, strict=True)
+    first = eqn.invars[start : start + carried]
+    kept = [v for v, flag in zip(first, flags, strict=False) if flag]
+    return kept + [var for var, inner in outer if inner in inside]
 
 
 def _abstract(name: str, tree: PyTree) -> PyTree:

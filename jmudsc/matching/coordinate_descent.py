@@ -273,7 +273,8 @@ def spec_digest(spec: PermutationSpec) -> str:
     Args:
         spec: the permutation spec.
     """
-    parts = dict(spec.axes), dict(spec.labels), spec.consumed, spec.statistics
+    silent = frozenset(path for path in spec.axes if not spec.is_evidence(path))
+    parts = dict(spec.axes), dict(spec.labels), spec.consumed, silent
     ordered = [sorted(x) if isinstance(x, frozenset) else x for x in parts]
     return digest_of([repr(ordered).encode()])
 

@@ -16,7 +16,7 @@ from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import ALPHAS, Best, search_alpha
 from jmudsc.merging.candidate import Candidate, candidate, score_of
 from jmudsc.merging.inputs import check_inputs, Inputs, loaded
-from jmudsc.merging.option_values import as_tuple
+from jmudsc.merging.option_values import as_pairs, as_tuple
 from jmudsc.merging.options import MergeOptions, Outcome, recorded
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.result import MergeResult
@@ -26,6 +26,7 @@ from jmudsc.progress import counted, Progress, silent
 from jmudsc.repairs.least_squares import RIDGE
 from jmudsc.repairs.table import asked
 from jmudsc.sharding import placed_like
+from jmudsc.spec.alike import Alike
 from jmudsc.spec.check_variables import check_finite
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn, UpdateFn
@@ -44,6 +45,7 @@ def merge(
     spec: PermutationSpec | None = None,
     frozen: str | Iterable[str] = (),
     separate: str | Iterable[str] = (),
+    alike: Alike = (),
     weights: Sequence[float] | None = None,
     reference: str = "first",
     update_fn: UpdateFn | Sequence[UpdateFn] | None = None,
@@ -88,6 +90,11 @@ def merge(
         separate: patterns of leaves that are not averaged: every model keeps its own,
             carried into the merged coordinates, in `MergeResult.networks`. Heads of
             several tasks, or all leaves beyond a depth.
+        alike: patterns of leaves that `apply_fn` does not read and that belong to what
+            moves, with those of the leaves that they move like: `{"ema/*":
+            "params/*"}`, where the same text takes the place of the same `*`. They are
+            permuted and averaged as those are, and are no evidence of what a unit does.
+            Leaves that are not read and not named stay in place, with a warning.
         weights: the share of each model in the average; None for equal shares.
         reference: what more than two models are aligned to: `first`, `mean` or
             `universe`, as for `match`.
@@ -146,6 +153,7 @@ def merge(
         alphas=as_tuple(alphas),
         frozen=as_tuple(frozen),
         separate=as_tuple(separate),
+        alike=as_pairs(alike),
         reference=reference,
         refit=refit,
         ridge=ridge,

@@ -5,7 +5,7 @@ what to do: a sentence to go after the name of the option.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jmudsc.paths import did_you_mean
@@ -23,6 +23,16 @@ def as_tuple(value: Any) -> Any:
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, Iterable) else value
+
+
+def as_pairs(value: Any) -> Any:
+    """Return a mapping as a tuple of its items, others as they are.
+
+    Example:
+        >>> as_pairs({"ema/*": "params/*"})
+        (('ema/*', 'params/*'),)
+    """
+    return tuple(value.items()) if isinstance(value, Mapping) else value
 
 
 def one_of(known: Sequence[str]) -> Reader:
@@ -115,6 +125,32 @@ def patterns(value: Any) -> tuple[str, ...]:
             "Put each pattern in quotes."
         )
     return tuple(value)
+
+
+def pairs_of_patterns(value: Any) -> tuple[tuple[str, str], ...]:
+    """Read patterns of leaves, each with the pattern of what they move like."""
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    if not isinstance(pairs, list | tuple) or not all(map(_is_pair, pairs)):
+        raise ValueError(
+            "expected a mapping of patterns of leaves to those of the leaves that they "
+            f'move like, got {listing(value)}. Write them as {{"ema/*": "params/*"}}.'
+        )
+    wrong = [
+        f'"{ours}" has {ours.count("*")} and "{theirs}" {theirs.count("*")}'
+        for ours, theirs in pairs
+        if ours.count("*") != theirs.count("*")
+    ]
+    if wrong:
+        raise ValueError(
+            f"expected as many * on both sides, got others: {', '.join(wrong)}. Each * "
+            "stands for the same text on both."
+        )
+    return tuple((ours, theirs) for ours, theirs in pairs)
+
+
+def _is_pair(value: Any) -> bool:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    return is_pair and all(text and isinstance(text, str) for text in value)
 
 
 def yes_or_no(value: Any) -> bool:

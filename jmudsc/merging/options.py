@@ -18,6 +18,7 @@ from jmudsc.merging.option_values import (
     above_zero,
     model_weights,
     one_of,
+    pairs_of_patterns,
     patterns,
     quoted,
     Reader,
@@ -158,6 +159,13 @@ class MergeOptions:
         metadata=Option(
             "leaves that every model keeps for itself",
             patterns,
+        ).metadata,
+    )
+    alike: tuple[tuple[str, str], ...] = field(
+        default=(),
+        metadata=Option(
+            "leaves that apply_fn does not read, and what they move like",
+            pairs_of_patterns,
         ).metadata,
     )
     reference: str = field(
@@ -321,6 +329,8 @@ def _is_default(options: MergeOptions, name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -15,6 +15,7 @@ from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.separate import take_apart, trunk_fn, TrunkAndHeads, trunks_of
 from jmudsc.merging.watch import Watch
 from jmudsc.reordering.combine import shares_of
+from jmudsc.spec.alike import move_alike
 from jmudsc.spec.check_variables import check_same
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
@@ -88,8 +89,8 @@ def prepare(
 
     Raises:
         TypeError: if a leaf is no array.
-        ValueError: if the models differ, a pattern matches nothing, functions or
-            weights are not one for each model, or the specs do not fit the models or
+        ValueError: if the models differ, a pattern matches nothing, a leaf cannot move
+            like another, functions or weights are not one for each model, or the specs do not fit the models or
             each other.
     """
     models, patterns = inputs.models, options.separate
@@ -104,6 +105,7 @@ def prepare(
     if not specs:
         with (watch or Watch()).stage("deriving the spec", "deriving"):
             specs = [infer_spec(apply_fn, model, batch) for apply_fn, model in networks]
+    specs = [move_alike(where, spec, options.alike) for spec in specs]
     if options.frozen:
         specs[0] = freeze(specs[0], options.frozen)
     apart = take_apart(where, specs, models, trunks)
