@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import PyTree
 
 from jmudsc.derivation.axis_expressions import express_all
+from jmudsc.derivation.evaluation_mode import warn_of_mode
 from jmudsc.derivation.interpreter import Walk, walk
 from jmudsc.derivation.nesting import outer_labels_of
 from jmudsc.derivation.program import Program, shape_of, trace, unread
@@ -55,7 +56,8 @@ def infer_spec(
     Two axes get one label where the program needs them in the same order (a
     contraction pairs them, an elementwise operation aligns them); axes that the program
     treats by position are fixed, with the reason. A primitive without a rule fixes all
-    it touches.
+    it touches. A model that is not in evaluation mode, as far as its program shows, is
+    told so in a warning.
 
     Args:
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
@@ -74,6 +76,20 @@ def infer_spec(
         ValueError: if a pattern matches nothing, or a leaf cannot move like another.
     """
     program = trace(apply_fn, variables, batch)
+    warn_of_mode("infer_spec", program)
+    spec = spec_of_program(program)
+    return freeze(move_alike("infer_spec", spec, alike), frozen)
+
+
+def spec_of_program(program: Program) -> PermutationSpec:
+    """Derive the permutation symmetries of a traced model, as `infer_spec` does.
+
+    Args:
+        program: the traced model.
+
+    Returns:
+        The spec.
+    """
     seen = _walked(program)
     terms, leaf_axes = seen.terms, seen.leaf_axes
     _pin_unused(program, seen)
@@ -86,7 +102,7 @@ def infer_spec(
     sizes = {name: terms.size(atom) for atom, name in names.items()}
     reasons = {name: terms.reason(atom) for atom, name in held.items()}
     role = _roles(program, seen)
-    spec = PermutationSpec(
+    return PermutationSpec(
         axes=axes,
         labels=labels_of(axes, sizes, parents, reasons),
         fixed=_fixed(terms, names, leaf_axes, axes),
@@ -95,7 +111,6 @@ def infer_spec(
         variances=role.variances,
         unread=role.unread,
     )
-    return freeze(move_alike("infer_spec", spec, alike), frozen)
 
 
 def roles(program: Program) -> Roles:

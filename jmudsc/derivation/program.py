@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.derivation import shard_map
+from jmudsc.derivation.explain_failure import explain_failure
 from jmudsc.derivation.rules.common import shape_of as shape_of
 from jmudsc.derivation.rules.table import primitive_of
 from jmudsc.derivation.terms.values import Place
@@ -65,10 +66,16 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
         The program, with every call inlined.
 
     Raises:
-        TypeError: if a leaf of `variables` or `batch` is not an array.
+        TypeError: if a leaf of `variables` or `batch` is not an array, or `apply_fn`
+            takes something else and it can be told what.
     """
     abstract = _abstract("variables", variables), _abstract("batch", batch)
-    closed = jax.make_jaxpr(apply_fn)(*abstract)
+    try:
+        closed = jax.make_jaxpr(apply_fn)(*abstract)
+    except Exception as error:
+        if why := explain_failure(apply_fn, *abstract):
+            raise TypeError(why) from error
+        raise
 
     def inlined(*args):
         return evaluate(closed, args)
