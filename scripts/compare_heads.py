@@ -2,7 +2,7 @@
 
     python scripts/compare_heads.py --seeds 0 1 2 3 4 5 6 7 8 9
 
-Trains pairs of vision transformers from different initialisations, both on all classes
+Trains pairs of vision transformers from different initializations, both on all classes
 (`same`) or on the two parts of an experiment (`halves`; its parents are taken if they
 are there). Each pair is merged with the derived spec and with heads apart, which is no
 symmetry (`heads_apart`), alpha chosen for each on training images. Prints test accuracy
@@ -162,7 +162,7 @@ def measured(pair: Pair, repairs: Sequence[str]) -> Measured:
             assignment = matched(pair, spec, moments, method)
             for repair, merged in merges(pair, whole, spec, assignment, repairs):
                 found[method, repair, name] = scores(merged)
-            if TABLE[method].pairing == "align":
+            if TABLE[method].aligns:
                 moved = combine(spec, pair.parents, assignment, weights=[0.0, 1.0])
                 differ = differing(whole, assignment)
                 found[method, name] = {**scores(moved), "differ": differ}

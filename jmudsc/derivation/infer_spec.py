@@ -63,7 +63,7 @@ def infer_spec(
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
             mode.
         variables: a pytree of arrays or `jax.ShapeDtypeStruct`s; nothing is allocated.
-        batch: one batch, likewise.
+        batch: one batch, of arrays or shapes as well.
         frozen: patterns of labels and leaves to keep in place, as for `freeze`.
         alike: patterns of leaves that `apply_fn` does not read, with the leaves that
             they move like, as for `merge`.
@@ -93,9 +93,9 @@ def spec_of_program(program: Program) -> PermutationSpec:
     seen = _walked(program)
     terms, leaf_axes = seen.terms, seen.leaf_axes
     _pin_unused(program, seen)
-    names, fixed = _names(seen), _fixed_parents(seen)
-    parents = outer_labels_of(seen, names, fixed)
-    used = {parent for row in parents.values() for parent in row}
+    names, fixed = _names(seen), _fixed_outer_axes(seen)
+    outer = outer_labels_of(seen, names, fixed)
+    used = {label for labels in outer.values() for label in labels}
     held = {atom: name for atom, name in fixed.items() if name in used}
     names = held | names
     axes = {path: express_all(terms, names, leaf_axes[path]) for path in program.paths}
@@ -104,7 +104,7 @@ def spec_of_program(program: Program) -> PermutationSpec:
     role = _roles(program, seen)
     return PermutationSpec(
         axes=axes,
-        labels=labels_of(axes, sizes, parents, reasons),
+        labels=labels_of(axes, sizes, outer, reasons),
         fixed=_fixed(terms, names, leaf_axes, axes),
         consumed=role.consumed,
         statistics=role.statistics,
@@ -177,7 +177,7 @@ def _names(seen: Walk) -> dict[Term, str]:
     return {atom: f"P_{number}" for number, atom in enumerate(dict.fromkeys(met))}
 
 
-def _fixed_parents(seen: Walk) -> dict[Term, str]:
+def _fixed_outer_axes(seen: Walk) -> dict[Term, str]:
     """Name the fixed axes in which labels may be nested: of loops and of leaves.
 
     Those that families run over are not among them: there each position has labels of

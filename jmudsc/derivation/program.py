@@ -60,7 +60,7 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
     Args:
         apply_fn: a pure JAX function of variables and batch, in evaluation mode.
         variables: arrays or `jax.ShapeDtypeStruct`s.
-        batch: likewise.
+        batch: arrays or `jax.ShapeDtypeStruct`s as well.
 
     Returns:
         The program, with every call inlined.
@@ -78,7 +78,7 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
         raise
 
     def inlined(*args):
-        return evaluate(closed, args)
+        return evaluate_jaxpr(closed, args)
 
     flat = jax.make_jaxpr(inlined)(*jax.tree.leaves(abstract))
     jaxpr = flat.jaxpr
@@ -125,7 +125,7 @@ def run(program: Program, args: Sequence[Any], wanted: Iterable[Place]) -> list[
     return [found[place] for place in wanted]
 
 
-def evaluate(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
+def evaluate_jaxpr(jaxpr: Any, args: Sequence[Any]) -> list[Any]:
     """Evaluate a closed jaxpr with all calls in it inlined.
 
     Args:
@@ -197,10 +197,10 @@ def _apply(eqn: jex.JaxprEqn, ins: list[Any]) -> list[Any]:
     """
     record, name, params = primitive_of(eqn), eqn.primitive.name, eqn.params
     if record.call is not None:
-        return evaluate(*record.call(params, ins))
+        return evaluate_jaxpr(*record.call(params, ins))
     if name == "shard_map":
         try:
-            return shard_map.on_whole_arrays(params, ins, evaluate)
+            return shard_map.on_whole_arrays(params, ins, evaluate_jaxpr)
         except NotImplementedError:  # not every collective has a `vmap`
             params = eqn.primitive.get_bind_params(params)
     if record.without_devices is not None:
@@ -215,7 +215,7 @@ def _apply(eqn: jex.JaxprEqn, ins: list[Any]) -> list[Any]:
 
 
 def _branch(jaxpr: Any, *args: Any) -> list[Any]:
-    return evaluate(jaxpr, args)
+    return evaluate_jaxpr(jaxpr, args)
 
 
 def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
@@ -223,10 +223,10 @@ def _while(params: dict[str, Any], ins: list[Any]) -> list[Any]:
     start = tests + params["body_nconsts"]
 
     def goes_on(carry: list[Any]) -> Any:
-        return evaluate(params["cond_jaxpr"], [*ins[:tests], *carry])[0]
+        return evaluate_jaxpr(params["cond_jaxpr"], [*ins[:tests], *carry])[0]
 
     def body(carry: list[Any]) -> list[Any]:
-        return evaluate(params["body_jaxpr"], [*ins[tests:start], *carry])
+        return evaluate_jaxpr(params["body_jaxpr"], [*ins[tests:start], *carry])
 
     return jax.lax.while_loop(goes_on, body, ins[start:])
 

@@ -1,4 +1,4 @@
-"""Specs written by hand: in whole, or a few rows of a derived one."""
+"""Read spec: specs written by hand, in whole or a few rows of a derived one."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ from jmudsc.spec.permutation_spec import (
 )
 from jmudsc.types import ApplyFn
 
-Parents = Mapping[str, str | Sequence[str]]
+OuterLabels = Mapping[str, str | Sequence[str]]
 
 
 def read_spec(
@@ -38,7 +38,7 @@ def read_spec(
     variables: PyTree,
     batch: PyTree,
     *,
-    parents: Parents | None = None,
+    parents: OuterLabels | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> PermutationSpec:
     """Read a spec written by hand, or the text of one that was printed.
@@ -56,7 +56,7 @@ def read_spec(
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
             mode.
         variables: a pytree of arrays or `jax.ShapeDtypeStruct`s; nothing is allocated.
-        batch: one batch, likewise.
+        batch: one batch, of arrays or shapes as well.
         parents: label -> the labels, outermost first, per unit of which it may be
             permuted anew: a sequence, or text with blanks between.
         sizes: label -> units, for labels whose size does not follow from the shapes.
@@ -86,7 +86,7 @@ def read_spec(
     missing = [path for path in shapes if path not in found]
     if missing:
         raise ValueError(
-            f"{where}: {len(missing)} leaves are not covered by the rows:\n"
+            f"{where}: expected a row for every leaf, got none for:\n"
             f"{listed(missing)}\nGive each a row, all None if its axes stay."
         )
     axes = axes_of(where, found, shapes)
@@ -105,7 +105,7 @@ def override(
     spec: PermutationSpec,
     rows: Mapping[str, Row],
     *,
-    parents: Parents | None = None,
+    parents: OuterLabels | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> PermutationSpec:
     """Replace some rows of a spec.
@@ -159,7 +159,7 @@ def _of_labels(
     unknown = [f'"{n}"{did_you_mean(n, names)}' for n in values if n not in names]
     if unknown:
         raise ValueError(
-            f"{where}: {what} names {len(unknown)} labels that are on no leaf:\n"
+            f"{where}: expected {what} of labels that are on leaves, got {what} of:\n"
             f"{listed(unknown)}\nCorrect the names, or put the labels on leaves."
         )
     return dict(values)
@@ -175,7 +175,7 @@ def _labels(
     where: str,
     axes: LeafAxes,
     order: Iterable[str],
-    parents: Parents,
+    parents: OuterLabels,
     held: Mapping[str, str],
 ) -> dict[str, Label]:
     """Build the label records: those in `order` first, those on no leaf left out."""
@@ -193,8 +193,9 @@ def _labels(
     ]
     if problems:
         raise ValueError(
-            f"{where}: labels cannot be nested as written:\n{listed(problems)}\n"
-            "A label lies along with each of its parents on every leaf that it is on."
+            f"{where}: expected every label to lie along with its outer labels on "
+            f"every leaf that it is on, got:\n{listed(problems)}\n"
+            "Correct the rows, or what the labels are nested in."
         )
     return labels_of(axes, {name: sizes[name] for name in order}, nested, held)
 
@@ -205,30 +206,30 @@ def _nesting_problems(
     known: Iterable[str],
     name: str,
 ) -> Iterator[str]:
-    for number, parent in enumerate(nested[name]):
-        what, before = f'"{name}" is nested in "{parent}"', nested[name][:number]
-        outer = [p for p in nested.get(parent, ()) if p not in before]
-        if parent not in known:
+    for number, outer in enumerate(nested[name]):
+        what, before = f'"{name}" is nested in "{outer}"', nested[name][:number]
+        further = [label for label in nested.get(outer, ()) if label not in before]
+        if outer not in known:
             others = [label for label in known if label != name]
-            yield f"{what}, which is on no leaf{did_you_mean(parent, others)}"
-        elif parent == name:
+            yield f"{what}, which is on no leaf{did_you_mean(outer, others)}"
+        elif outer == name:
             yield f'"{name}" is nested in itself'
-        elif parent in before:
+        elif outer in before:
             yield f"{what} twice"
-        elif name in outer:
-            yield f'"{name}" and "{parent}" are nested in each other'
-        elif outer:
-            yield f'{what}, and that in "{outer[0]}", which must come before it'
+        elif name in further:
+            yield f'"{name}" and "{outer}" are nested in each other'
+        elif further:
+            yield f'{what}, and that in "{further[0]}", which must come before it'
         else:
             for path, row in axes.items():
-                if not _lies_along(row, name, parent):
+                if not _lies_along(row, name, outer):
                     yield f"{what}, which does not lie along with it, once, on {path}"
 
 
-def _lies_along(row: tuple[Axis, ...], name: str, parent: str) -> bool:
-    """Whether each place of a label has one of the parent: on its axis, or anywhere."""
+def _lies_along(row: tuple[Axis, ...], name: str, outer: str) -> bool:
+    """Whether each place of a label has one of the outer label, on its axis or not."""
     return all(
-        here.count(parent) == 1 or sum(labels.count(parent) for labels in block) == 1
+        here.count(outer) == 1 or sum(labels.count(outer) for labels in block) == 1
         for block in labels_by_axis(row)
         for here in block
         if name in here

@@ -183,8 +183,7 @@ def _ways(setup: SeedSetup) -> list[_Way]:
         _Way(method, reference)
         for method in experiment.methods
         for reference in experiment.references
-        if reference == experiment.references[0]
-        or (many and TABLE[method].pairing == "align")
+        if reference == experiment.references[0] or (many and TABLE[method].aligns)
     ]
 
 

@@ -22,6 +22,7 @@ from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.separate import check_carried, check_read
 from jmudsc.merging.watch import Watch
+from jmudsc.paths import plural
 from jmudsc.progress import counted, Progress, silent
 from jmudsc.repairs.least_squares import RIDGE
 from jmudsc.repairs.table import asked
@@ -258,10 +259,9 @@ def _warn_of_statistics(prepared: Prepared, batches: Iterable[PyTree] | None) ->
     count = len(prepared.spec.statistics)
     if count and not done:
         _log.warning(
-            "merge: %d %s averaged, not reset. Pass update_fn and batches, or call "
+            "merge: %s averaged, not reset. Pass update_fn and batches, or call "
             "reset_batch_stats.",
-            count,
-            "running statistic was" if count == 1 else "running statistics were",
+            plural(count, "running statistic was", "running statistics were"),
         )
 
 

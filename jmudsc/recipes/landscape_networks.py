@@ -154,7 +154,7 @@ def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
             "--overwrite first."
         )
     row = method_of("landscape", method)
-    if row.pairing == "align":
+    if row.aligns:
         stored, count = made["assignment"], saved.parents
         return {n: np.concatenate([stored[n], given[n][count:]]) for n in given}
     one_to_one = aligning(row)

@@ -135,17 +135,10 @@ def log_skipped(log: logging.Logger, where: str, notes: Mapping[str, str]) -> No
     """
     lines = [f"{path} {why}" for path, why in notes.items() if why.startswith("is ")]
     if lines:
-        log.warning(
-            "%s: %d %s as %s:\n%s",
-            where,
-            len(lines),
-            *(
-                ("leaf stays", "it is")
-                if len(lines) == 1
-                else ("leaves stay", "they are")
-            ),
-            paths.listed(lines),
+        stay = paths.plural(
+            len(lines), "leaf stays as it is", "leaves stay as they are"
         )
+        log.warning("%s: %s:\n%s", where, stay, paths.listed(lines))
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def test_a_product_of_two_labels_needs_the_size_of_one():
     net, spec = net_of("group norm"), spec_of("group norm")
     rows = rows_of(spec, str)
     message = (
-        "read_spec: the shapes leave open how many units some labels have:\n"
+        "read_spec: expected shapes that tell the units of every label, got:\n"
         "  params/conv0/bias:0 has length 12 and is P_0*P_1\n"
         "  params/conv0/kernel:3 has length 12 and is P_0*P_1\n"
         "  params/conv1/kernel:2 has length 12 and is P_0*P_1\n"
@@ -237,7 +237,7 @@ def test_lengths_that_disagree_are_listed_with_the_axis_that_told_the_size():
     net = nets.build("mlp", "plain")
     rows = {**GIT_RE_BASIN, "fc1/kernel": "P_1, P_0", "fc2/kernel": "2*P_1, 4"}
     message = (
-        "read_spec: 4 axes have not the length of what is on them:\n"
+        "read_spec: expected axes as long as what the rows put on them, got:\n"
         "  fc1/kernel:1 has length 7, but P_0 has 8; P_0 has 8 by fc0/kernel:1\n"
         "  fc1/bias:0 has length 7, but P_1 has 8; P_1 has 8 by fc1/kernel:0\n"
         "  fc2/kernel:0 has length 7, but 2*P_1 has 16; P_1 has 8 by fc1/kernel:0\n"
@@ -250,7 +250,7 @@ def test_lengths_that_disagree_are_listed_with_the_axis_that_told_the_size():
 
 def test_a_length_that_no_size_makes_is_refused():
     message = (
-        "read_spec: 2 axes have not the length of what is on them:\n"
+        "read_spec: expected axes as long as what the rows put on them, got:\n"
         "  a:0 has length 10, which 4*p cannot have\n"
         "  a:1 has length 2, which q+3 cannot have\n"
         "Correct these rows, or those that they disagree with."
@@ -269,7 +269,7 @@ def test_a_size_in_a_label_table_is_held_against_the_shapes():
 def test_axes_in_braces_need_an_axis_to_run_over():
     net = parts(a=(3, 4), b=(2, 4))
     message = (
-        "read_spec: 2 axes in braces have no axis to run over:\n"
+        "read_spec: expected a fixed axis for every pair of braces to run over, got:\n"
         "  a has {p|q}#0, but no axis 2#0\n"
         "  b has {p|q}#1, but no axis 2#1\n"
         "Mark the fixed axis with as many positions as there are axes in the braces."
@@ -331,7 +331,7 @@ def test_two_rows_of_one_leaf_are_refused():
 
 def test_leaves_without_a_row_are_listed():
     refused(
-        "read_spec: 2 leaves are not covered by the rows:\n"
+        "read_spec: expected a row for every leaf, got none for:\n"
         "  params/fc2/bias\n"
         "  params/fc2/kernel\n"
         "Give each a row, all None if its axes stay.",
@@ -410,8 +410,9 @@ def test_parents_are_given_as_text_or_in_a_sequence():
 )
 def test_what_cannot_be_nested_is_refused(parents, problem):
     message = (
-        f"read_spec: labels cannot be nested as written:\n  {problem}\n"
-        "A label lies along with each of its parents on every leaf that it is on."
+        "read_spec: expected every label to lie along with its outer labels on every "
+        f"leaf that it is on, got:\n  {problem}\n"
+        "Correct the rows, or what the labels are nested in."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         nest(parents)
@@ -441,7 +442,7 @@ def test_in_a_concatenation_a_parent_must_be_beside_every_part():
 )
 def test_what_is_said_of_no_label_is_refused(what, values):
     refused(
-        f"read_spec: {what} names 1 labels that are on no leaf:\n"
+        f"read_spec: expected {what} of labels that are on leaves, got {what} of:\n"
         '  "P_9"; did you mean "P_1"?\n'
         "Correct the names, or put the labels on leaves.",
         GIT_RE_BASIN,
@@ -496,9 +497,9 @@ def test_a_label_whose_parent_is_overridden_away_must_be_nested_anew():
     spec = spec_of("experts")
     rows = {"router": "6, 4", "up": "4, 6, P_1", "down": "4, P_1, 3"}
     message = (
-        "override: labels cannot be nested as written:\n"
-        '  "P_1" is nested in "P_0", which is on no leaf\n'
-        "A label lies along with each of its parents on every leaf that it is on."
+        "override: expected every label to lie along with its outer labels on every "
+        'leaf that it is on, got:\n  "P_1" is nested in "P_0", which is on no leaf\n'
+        "Correct the rows, or what the labels are nested in."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         override(spec, rows)
@@ -527,7 +528,7 @@ def test_sizes_of_labels_that_are_kept_are_known_to_new_ones():
 def test_an_override_that_does_not_fit_is_refused():
     spec = nets.spec_of("mlp", "linen")
     message = (
-        "override: 1 axes have not the length of what is on them:\n"
+        "override: expected axes as long as what the rows put on them, got:\n"
         "  params/fc2/kernel:0 has length 7, but P_0 has 8\n"
         "Correct these rows, or those that they disagree with."
     )

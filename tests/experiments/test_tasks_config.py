@@ -14,7 +14,7 @@ from jmudsc.matching.methods import METHODS
 
 FEW = """
 dataset: cifar10
-tasks: [edges, colourisation]
+tasks: [edges, colorization]
 network: {name: resnet-encoder, width: 2, blocks: [2, 2]}
 training: {epochs: 2, batch_size: 10, learning_rate: 1}
 """
@@ -25,7 +25,7 @@ def test_what_is_not_said_is_the_paper_s_comparison():
         dataset="cifar10",
         network=ResNetEncoder(2, (2, 2)),
         training=TrainConfig(epochs=2, batch_size=10, learning_rate=1.0),
-        tasks=("edges", "colourisation"),
+        tasks=("edges", "colorization"),
         code=8,
         methods=METHODS,
         alphas=(0.5,),
@@ -51,7 +51,7 @@ def test_all_that_is_wrong_is_said_at_once():
     message = (
         "experiment: correct 5 mistakes:\n"
         "  tasks: expected a list of some of classification, autoencoding, denoising, "
-        'edges, rotation, colourisation, got rotations; did you mean "rotation"?\n'
+        'edges, rotation, colorization, got rotations; did you mean "rotation"?\n'
         "  network: expected one of resnet-encoder, vgg-encoder, got "
         '"resnet20".\n'
         "  code: expected a number of channels, got 0.\n"

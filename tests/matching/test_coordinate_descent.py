@@ -97,7 +97,7 @@ def blend_of(spec, models, moments, assignment, label, alpha, within=True):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [(name, {}) for name, row in TABLE.items() if row.pairing == "align"]
+    [(name, {}) for name, row in TABLE.items() if row.aligns]
     # By weights alone zip starts from wrong pairs, and may stay with them.
     + [(m, {"a": 1.0}) for m in ("activation-zip", "mudsc-zip")],
 )

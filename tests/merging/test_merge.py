@@ -183,7 +183,10 @@ def test_a_spec_that_is_given_is_checked(key):
     models, batches = problem()
     spec = broken_spec()
     label = tiny.label_at(spec, "a/kernel", 1)
-    text = f"check_spec: permuting {label} changes the outputs by more than"
+    text = (
+        f"check_spec: expected outputs that stay as they are when {label} is permuted, "
+        "got changes of more than"
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, key=key, spec=spec)
     result = merge(NET.apply_fn, models, batches, key=key, spec=spec, check=False)

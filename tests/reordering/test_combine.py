@@ -357,3 +357,23 @@ def test_a_spec_of_other_variables_is_refused():
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         combine(spec, more, stay(spec, 2))
+
+
+def test_values_in_the_merged_order_are_averaged_as_asked(key):
+    spec, drawn = tiny.spec_of("attention"), draw("attention", 3)
+    perms = [random_permutations(spec, k) for k in jax.random.split(key, 3)]
+    rows = {name: np.stack([p[name] for p in perms]) for name in spec.labels}
+
+    def median(values, shares):
+        assert len(shares) == len(values) == 3
+        return jnp.median(jnp.stack(values), axis=0)
+
+    moved = [permute(spec, v, p) for v, p in zip(drawn, perms, strict=True)]
+    merged = combine(spec, moved, rows, average=median)
+    back = [
+        combine(spec, [v, v], {n: r[[i, i]] for n, r in rows.items()})
+        for i, v in enumerate(moved)
+    ]
+    for path, leaf in merged.items():
+        np.testing.assert_array_equal(leaf, np.median([v[path] for v in back], axis=0))
+        np.testing.assert_array_equal(back[1][path], drawn[1][path])
