@@ -100,21 +100,27 @@ def _normalizes_the_batch(program: Program) -> str | None:
 
 
 def _loses_samples(program: Program) -> str | None:
-    if not _counts(program) or any(_may_run_over(program, v) for v in program.outvars):
+    outputs = program.outvars
+    if not _counts(program) or any(_may_run_over(program, var) for var in outputs):
         return None
-    shapes = sorted({str(list(shape_of(var))) for var in program.outvars})
-    sizes = " or ".join(map(str, sorted(_counts(program))))
+    shapes = ", ".join(sorted({str(list(shape_of(var))) for var in outputs}))
+    sizes = " or ".join(str(n) for n in sorted(_leading(program)))
     return (
         f"apply_fn: expected outputs with an axis for the samples of a batch, {sizes} "
-        f"here, got {plural(len(program.outvars), 'output')} of shape "
-        f"{', '.join(shapes)}, as a loss has. Return the outputs of the network, so "
-        "that their order is kept."
+        f"here, got {plural(len(outputs), 'output')} of shape {shapes}, as a loss has. "
+        "Return the outputs of the network, so that their order is kept."
     )
 
 
-def _counts(program: Program) -> set[int]:
-    """Return how many samples a batch may have: the leading sizes of its leaves."""
+def _leading(program: Program) -> set[int]:
+    """Return how many samples a batch has: the leading sizes of its leaves."""
     return {shape_of(var)[0] for var in program.inputs if shape_of(var)}
+
+
+def _counts(program: Program) -> set[int]:
+    """Return how many samples a batch may have, if they need not come first."""
+    others = {size for var in program.inputs for size in shape_of(var)[:-1]}
+    return _leading(program) | others
 
 
 def _may_run_over(program: Program, var: Any) -> bool:
@@ -208,7 +214,9 @@ def _look_inside(eqn: Any, seen: _Samples) -> None:
     for number, (outer, inner) in enumerate(zip(eqn.invars, body.invars, strict=True)):
         seen.along[inner] = _moved(_of(seen.along, outer), -int(number >= whole))
     _look(body.eqns, seen)
-    for number, (outer, inner) in enumerate(zip(eqn.outvars, body.outvars, strict=True)):
+    for number, (outer, inner) in enumerate(
+        zip(eqn.outvars, body.outvars, strict=True)
+    ):
         seen.along[outer] = _moved(_of(seen.along, inner), int(number >= carried))
 
 

@@ -75,6 +75,7 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
     except Exception as error:
         if why := explain_failure(apply_fn, *abstract):
             raise TypeError(why) from error
+        error.add_note(f"apply_fn fails on variables and {_kind(abstract[1])}.")
         raise
 
     def inlined(*args):
@@ -307,6 +308,16 @@ def _needed_by_scan(eqn: jex.JaxprEqn, is_needed: Sequence[bool]) -> list[Any]:
 def _abstract(name: str, tree: PyTree) -> PyTree:
     check_arrays(name, tree)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), _dtype_of(x)), tree)
+
+
+def _kind(batch: PyTree) -> str:
+    """Write what a batch is: its leaves by path, with dtype and shape."""
+    leaves = paths.flatten(batch)
+    kinds = {path: f"{x.dtype}{list(x.shape)}" for path, x in leaves.items()}
+    if list(kinds) == [""]:
+        return f"a batch of {kinds['']}"
+    named = ", ".join(f"{path}: {kind}" for path, kind in kinds.items())
+    return f"a batch, a {type(batch).__name__} of {named or 'nothing'}"
 
 
 def _dtype_of(leaf: Any) -> Any:

@@ -15,6 +15,7 @@ from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import ALPHAS, Best, search_alpha
 from jmudsc.merging.candidate import Candidate, candidate, score_of
+from jmudsc.merging.doubts import doubts_of_merge, doubts_of_models
 from jmudsc.merging.inputs import check_inputs, Inputs, loaded
 from jmudsc.merging.option_values import as_pairs, as_tuple
 from jmudsc.merging.options import MergeOptions, Outcome, recorded
@@ -197,6 +198,7 @@ def merge_with(
     inputs, first = loaded("merge", inputs, options)
     prepared = prepare("merge", inputs, first, options, watch)
     check_finite("merge", prepared.models)
+    _warn(doubts_of_models(prepared.models))
     check_carried("merge", prepared.apart, TABLE[options.method].zips)
     _check_specs(prepared, first, check_key, watch)
     moments = _statistics(prepared, inputs.batches, watch)
@@ -220,11 +222,17 @@ def merge_with(
     score = score_of(prepared, inputs.batches)
     best = search_alpha(candidate_at, score, options.balances)
     _warn_of_statistics(prepared, inputs.batches)
+    _warn(doubts_of_merge(prepared, best.candidate, inputs.batches))
     networks = [
         jax.tree.map(placed_like, network, model)
         for network, model in zip(best.candidate.networks, given, strict=False)
     ]
     return _result(prepared, best, networks, watch)
+
+
+def _warn(doubts: Sequence[str]) -> None:
+    for sentence in doubts:
+        _log.warning("merge: %s", sentence)
 
 
 def _check_specs(

@@ -56,8 +56,8 @@ def move_alike(where: str, spec: PermutationSpec, alike: Alike) -> PermutationSp
     ]
     if problems:
         raise ValueError(
-            f"{where}: alike: expected leaves that apply_fn does not read, each to move "
-            f"like a leaf of its shape that it reads, got others:\n"
+            f"{where}: alike: expected leaves that apply_fn does not read, each to "
+            "move like a leaf of its shape that it reads, got others:\n"
             f"{paths.listed(problems, most=30)}\nCorrect the patterns."
         )
     return with_alike(spec, found)
