@@ -9,6 +9,9 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+# A name of more characters is like no other.
+_LONGEST = 300
+
 
 def flatten(tree: PyTree) -> dict[str, Any]:
     """Name every leaf of a tree by its path, in the tree's own order.
@@ -60,6 +63,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
         >>> nearest("params/Dense_0/kernal", ["params/Dense_0/kernel", "step"])
         'params/Dense_0/kernel'
     """
+    if len(name) > _LONGEST:  # comparing takes the square of it
+        return None
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return close[0] if close else None
 
@@ -153,6 +158,30 @@ def listed(lines: Iterable[str], most: int = 10) -> str:
     if len(lines) > most:
         shown.append(f"  and {len(lines) - most} more")
     return "\n".join(shown)
+
+
+def listed_in_line(names: Iterable[Any], most: int = 3) -> str:
+    """Join names for an error in one line: the first `most`, then a count.
+
+    Example:
+        >>> listed_in_line(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    names = [cut(str(name), 40) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def cut(text: str, most: int = 200) -> str:
+    """Return a text for an error, its middle left out if it is long.
+
+    Example:
+        >>> cut("a" * 3000, most=30)
+        'aaaaaaaaaaaaaaa... (3000 characters)'
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}... ({len(text)} characters)"
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc.derivation.check_spec import check_spec
+from jmudsc.keys import check_key
 from jmudsc.lazy import to_device
 from jmudsc.matching.coordinate_descent import matcher
 from jmudsc.matching.journal import Journal
@@ -29,7 +30,7 @@ from jmudsc.repairs.least_squares import RIDGE
 from jmudsc.repairs.table import asked
 from jmudsc.sharding import placed_like
 from jmudsc.spec.alike import Alike
-from jmudsc.spec.check_variables import check_finite
+from jmudsc.spec.check_variables import check_finite, check_models
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn, UpdateFn
 
@@ -192,15 +193,17 @@ def merge_with(
     """
     watch = Watch(progress or silent)
     options.checked("merge")
+    check_key("merge", key)
+    check_models("merge", inputs.models)
     check_inputs("merge", inputs, options)
-    check_key, match_key = jax.random.split(key)
+    proof_key, match_key = jax.random.split(key)
     given = inputs.models
     inputs, first = loaded("merge", inputs, options)
     prepared = prepare("merge", inputs, first, options, watch)
     check_finite("merge", prepared.models)
     _warn(doubts_of_models(prepared.models))
     check_carried("merge", prepared.apart, TABLE[options.method].zips)
-    _check_specs(prepared, first, check_key, watch)
+    _check_specs(prepared, first, proof_key, watch)
     moments = _statistics(prepared, inputs.batches, watch)
     with watch.stage(None, "matching"):
         match_at = matcher(

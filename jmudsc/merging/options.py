@@ -16,6 +16,8 @@ from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS, CHOICES
 from jmudsc.merging.option_values import (
     above_zero,
+    function,
+    functions,
     model_weights,
     one_of,
     pairs_of_patterns,
@@ -85,7 +87,9 @@ class MergeOptions:
     update_fn: UpdateFn | Sequence[UpdateFn] | None = field(
         default=None,
         metadata=Option(
-            "resets running statistics as training does", in_recipe="import path"
+            "resets running statistics as training does",
+            functions,
+            in_recipe="import path",
         ).metadata,
     )
     method: str = field(
@@ -128,7 +132,9 @@ class MergeOptions:
     score: Callable[[Any], float] | None = field(
         default=None,
         metadata=Option(
-            "what a search of alpha makes large", in_recipe="import path"
+            "what a search of alpha makes large",
+            function,
+            in_recipe="import path",
         ).metadata,
     )
     alphas: tuple[float, ...] = field(
