@@ -18,6 +18,7 @@ from jmudsc.merging.alpha_search import ALPHAS, Best, search_alpha
 from jmudsc.merging.candidate import Candidate, candidate, score_of
 from jmudsc.merging.doubts import doubts_of_merge, doubts_of_models
 from jmudsc.merging.inputs import check_inputs, Inputs, loaded
+from jmudsc.merging.machine import machine
 from jmudsc.merging.option_values import as_pairs, as_tuple
 from jmudsc.merging.options import MergeOptions, Outcome, recorded
 from jmudsc.merging.prepare import prepare, Prepared
@@ -86,7 +87,9 @@ def merge(
         alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
             `search` for that of `alphas` with the best `score`, `auto` for that whose
             merged network agrees best with its parents (see `joint_agreement`).
-        key: a PRNG key; the same key gives the same bits.
+        key: a PRNG key; the same key gives the same bits on the same machine. With
+            another number of CPU cores the last bits of sums over samples, and what
+            follows from them, may differ; the result's recipe says how many there were.
         spec: a permutation spec to use instead of deriving one.
         frozen: patterns of labels and leaves whose units stay in place, as for
             `freeze`.
@@ -287,7 +290,7 @@ def _result(
         spec=prepared.spec,
         assignment=match.assignment,
         history=match.history,
-        recipe=recorded(options, outcome),
+        recipe={**recorded(options, outcome), "machine": machine()},
         changes=best.candidate.changes,
         networks=tuple(networks) if options.separate else (),
         seconds=watch.seconds,
