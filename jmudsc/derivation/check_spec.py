@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.keys import check_key
 from jmudsc.reordering.permute import permute, random_permutations
 from jmudsc.sharding import placed_like, to_host
 from jmudsc.spec.check_variables import check_covers
@@ -44,6 +45,7 @@ def check_spec(
         ValueError: if the spec does not fit the variables, the outputs are not finite,
             or they change; the labels at fault are named.
     """
+    check_key("check_spec", key)
     check_covers("check_spec", spec, paths.flatten(variables))
     draw, noise = jax.random.split(key)
     perms = _moving(spec, random_permutations(spec, draw))

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.keys import check_key
 from jmudsc.reordering.blocks import Block, map_blocks, placed
 from jmudsc.reordering.transport import form_of, LeafForm, names_in_leaf, take_units
 from jmudsc.sharding import sharding_of
@@ -35,6 +36,7 @@ def random_permutations(spec: PermutationSpec, key: jax.Array) -> dict[str, np.n
     Returns:
         Per label `int32[*outer units, units]`, each row a permutation.
     """
+    check_key("random_permutations", key)
     shapes = {name: spec.row_shape(name) for name in spec.labels}
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     draws = np.asarray(jax.random.bits(key, (total,), jnp.uint32))
