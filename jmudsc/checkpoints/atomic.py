@@ -106,8 +106,8 @@ def _rename_to_free(source: Path, target: Path) -> None:
         if not target.exists():
             raise
         raise FileExistsError(
-            f"{target}: was made by another process meanwhile, needed a new path; "
-            "choose another."
+            f"{target}: expected a free path, got what another process made meanwhile. "
+            "Choose another."
         ) from error
 
 

@@ -9,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints.formats import can_hold
+from jmudsc.checkpoints.formats import Format
+from jmudsc.checkpoints.subtrees import routes_of
 from jmudsc.lazy import in_memory, LazyArray
 from jmudsc.paths import flatten, listed, unflatten
 
-# The types of `jax.numpy` that orbax 0.12 has no way to store.
-_NOT_STORED = ("uint2", "uint4", "float8_e4m3", "float6_e2m3fn", "float6_e3m2fn")
 
-
-def savable(variables: PyTree, kind: str) -> PyTree[LazyArray]:
+def savable(variables: PyTree, kind: Format) -> PyTree[LazyArray]:
     """Return variables as they are to be saved: to be copied to the host one by one.
 
     Args:
@@ -35,7 +33,7 @@ def savable(variables: PyTree, kind: str) -> PyTree[LazyArray]:
     return in_memory(jax.tree.map(array, variables))
 
 
-def check_savable(variables: PyTree, kind: str) -> None:
+def check_savable(variables: PyTree, kind: Format) -> None:
     """Check that a format can hold variables.
 
     Args:
@@ -48,38 +46,46 @@ def check_savable(variables: PyTree, kind: str) -> None:
     leaves = flatten(variables)
     if not leaves:
         raise ValueError(
-            "variables: hold no arrays, needed at least one; pass a finished merge."
+            "variables: expected at least one array, got none. Pass a finished merge."
         )
-    if kind != "orbax" and "" in leaves:
+    if kind.layout != "tree" and "" in leaves:
         raise ValueError(
-            f"variables: are a single array, needed a name for it in a {kind} file; "
-            'save {"name": array}.'
+            f"variables: expected names for what is in a file of {kind.name}, got a "
+            'single array. Save {"name": array}.'
         )
-    problems = {name: _problem(leaf, kind) for name, leaf in leaves.items()}
-    lines = [f"{name}: {problem}" for name, problem in problems.items() if problem]
+    problems = dict(kind.refused(routes_of(variables)))
+    for name, leaf in leaves.items():
+        if problem := _name_problem(name) or _problem(leaf, kind):
+            problems[name] = problem
+    lines = [f"{name}: {problems[name]}" for name in leaves if name in problems]
     if lines:
         raise ValueError(
-            f"variables: {kind} cannot save {len(lines)} of {len(leaves)} leaves, "
-            f"needed arrays of numbers; remove or convert them:\n{listed(lines)}"
+            f"variables: expected leaves that {kind.name} can hold, got {len(lines)} "
+            f"of {len(leaves)} that it cannot. Remove, rename or convert them:\n"
+            f"{listed(lines)}"
         )
 
 
-def _problem(leaf: Any, kind: str) -> str | None:
+def _name_problem(path: str) -> str | None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "has a name that is no Unicode text"
+    return None
+
+
+def _problem(leaf: Any, kind: Format) -> str | None:
     is_number = isinstance(leaf, (bool, int, float, complex))
     if not is_number and not hasattr(leaf, "dtype"):
         return f"is a {type(leaf).__name__}, not an array"
     dtype = np.float32 if is_number else leaf.dtype
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return "is a PRNG key; use jax.random.key_data"
-    if np.dtype(dtype).kind in "OSUMm" or not _holds(kind, np.dtype(dtype)):
+    if np.dtype(dtype).kind in "OSUMm" or not kind.holds(np.dtype(dtype)):
         return f"has dtype {dtype}"
-    if np.size(leaf) == 0 and kind == "orbax":
+    if np.size(leaf) == 0 and not kind.empty_arrays:
         return f"has shape {np.shape(leaf)}, which has no elements"
     return None
-
-
-def _holds(kind: str, dtype: np.dtype) -> bool:
-    return str(dtype) not in _NOT_STORED if kind == "orbax" else can_hold(kind, dtype)
 
 
 def abstract(where: str, tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
@@ -92,8 +98,9 @@ def abstract(where: str, tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     text = [f'"{name}"' for name, leaf in leaves.items() if leaf.dtype.kind in "OSU"]
     if text:
         raise ValueError(
-            f"{where}: {len(text)} of {len(leaves)} leaves are text, needed numbers; "
-            f'name the subtree to load, for instance subtree="params":\n{listed(text)}'
+            f"{where}: expected numbers, got text in {len(text)} of {len(leaves)} "
+            'leaves. Name the subtree to load, for instance subtree="params":\n'
+            f"{listed(text)}"
         )
     shapes = {
         name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
@@ -134,8 +141,8 @@ def _to_jax_type(where: str, name: str, leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
     if array.dtype.kind in "OSU":
         raise ValueError(
-            f'{where}: leaf "{name}" is {leaf!r}, needed numbers; name the subtree to '
-            'load, for instance subtree="params".'
+            f'{where}: expected numbers, got {leaf!r} in leaf "{name}". Name the '
+            'subtree to load, for instance subtree="params".'
         )
     kept = jax.dtypes.canonicalize_dtype(array.dtype)
     if kept == array.dtype:
@@ -146,7 +153,8 @@ def _to_jax_type(where: str, name: str, leaf: Any) -> np.ndarray:
     is_same = np.array_equal(narrow, array, equal_nan=is_float)
     if not is_same and not (is_float and array.ndim == 0):
         raise ValueError(
-            f'{where}: leaf "{name}" is {array.dtype} and would lose digits, needed '
-            '64-bit types; call jax.config.update("jax_enable_x64", True) first.'
+            f"{where}: expected a leaf that {kept} can hold, got {array.dtype} in "
+            f'"{name}" that would lose digits. Call '
+            'jax.config.update("jax_enable_x64", True) first.'
         )
     return narrow

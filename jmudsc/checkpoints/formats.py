@@ -1,35 +1,159 @@
-"""Formats: arrays in files that are not orbax's, told apart by endings and first bytes.
+"""Formats: the ways to store a tree of arrays, one row each.
 
-All are read and written without pickle. The names in safetensors and npz files are
-flat; a msgpack file holds a tree.
+A new format is a module that opens and writes it, and a row of `FORMATS` here. All are
+read and written without pickle.
 """
 
+import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints import msgpack, npz, safetensors
-from jmudsc.checkpoints.subtrees import nested, Route
+from jmudsc.checkpoints import msgpack, npz, orbax, safetensors
+from jmudsc.checkpoints.orbax_layout import find_item, is_item
+from jmudsc.checkpoints.subtrees import Route
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import listed
 
-ENDINGS = {".safetensors": "safetensors", ".npz": "npz", ".msgpack": "msgpack"}
-FLAT = ("safetensors", "npz")
 # What other programs put at the end of files that nothing here writes.
-_FOREIGN = (".pt", ".pth", ".pkl", ".pickle", ".h5", ".hdf5", ".bin", ".onnx", ".npy")
+_FOREIGN = (
+    ".pt .pth .pkl .pickle .h5 .hdf5 .keras .bin .onnx .npy .ckpt .gguf .json".split()
+)
+_FIRST = 16  # bytes of a file by which its format is known
 
 
-def format_of(path: str | os.PathLike[str]) -> str | None:
-    """Return the format that the ending of a path names; None for orbax.
+def _any_name(names: Mapping[str, Route]) -> Mapping[str, str]:
+    return {}
+
+
+def _itself(file: Path) -> Sequence[Path]:
+    return [file]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to store a tree of arrays.
+
+    Attributes:
+        name: what it is called.
+        endings: of the paths that are written in it; none for that of directories.
+        begins: whether a file with these first bytes, 16 at most, is of it.
+        open: path -> its arrays, of which nothing but shapes and dtypes need be read.
+        write: (path, arrays) -> None, each read when it is its turn.
+        holds: whether it can tell a type from all others.
+        layout: the tree that is opened and written: `"flat"`, a dict of arrays by their
+            names joined by `/`; `"dicts"`, nested dicts with text as keys; `"tree"`,
+            any that JAX has.
+        refused: path of every leaf -> its keys, to the path of each that it cannot
+            hold -> why.
+        empty_arrays: whether it can hold arrays without elements.
+        by_leaf: whether arrays are read and written one by one, not all at once.
+        index: the ending of files that say which of several files an array is in.
+        globs: what is looked for in a directory that is none of orbax; the first
+            pattern that matches anything decides.
+        files: the files that hold the arrays of one that is opened.
+        package: the package that reads and writes it, with the module to import; none
+            if numpy does.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    begins: Callable[[bytes], bool]
+    open: Callable[[Any], PyTree[LazyArray]]
+    write: Callable[[Path, PyTree[LazyArray]], None]
+    holds: Callable[[np.dtype], bool]
+    layout: Literal["flat", "dicts", "tree"] = "flat"
+    refused: Callable[[Mapping[str, Route]], Mapping[str, str]] = _any_name
+    empty_arrays: bool = True
+    by_leaf: bool = True
+    index: str | None = None
+    globs: tuple[str, ...] = ()
+    files: Callable[[Path], Sequence[Path]] = _itself
+    package: tuple[str, str] | None = None
+
+
+# That of directories, which is what a path without an ending of another means.
+ORBAX = Format(
+    name="orbax",
+    endings=(),
+    begins=lambda start: False,
+    open=orbax.open_tree,
+    write=orbax.write_tree,
+    holds=orbax.holds,
+    layout="tree",
+    refused=orbax.refused,
+    empty_arrays=False,
+    files=orbax.files_of,
+    package=("orbax-checkpoint", "orbax.checkpoint"),
+)
+FORMATS = (
+    ORBAX,
+    Format(
+        name="safetensors",
+        endings=(".safetensors",),
+        begins=safetensors.begins,
+        open=safetensors.open_safetensors,
+        write=safetensors.write_safetensors,
+        holds=safetensors.holds,
+        refused=safetensors.refused,
+        index=safetensors.INDEX,
+        globs=(f"*{safetensors.INDEX}", "*.safetensors"),
+        files=safetensors.files_of,
+        package=("safetensors", "safetensors"),
+    ),
+    Format(
+        name="npz",
+        endings=(".npz",),
+        begins=npz.begins,
+        open=npz.open_npz,
+        write=npz.write_npz,
+        holds=npz.holds,
+        refused=npz.refused,
+    ),
+    Format(
+        name="msgpack",
+        endings=(".msgpack",),
+        begins=msgpack.begins,
+        open=msgpack.open_msgpack,
+        write=msgpack.write_msgpack,
+        holds=lambda dtype: True,
+        layout="dicts",
+        refused=msgpack.refused,
+        by_leaf=False,
+        package=("msgpack", "msgpack"),
+    ),
+)
+
+
+def endings() -> list[str]:
+    """Return what the files that can be written end in."""
+    return [ending for row in FORMATS for ending in row.endings]
+
+
+def ending_of(path: str | os.PathLike[str]) -> str:
+    """Return the ending of a path that names its format; nothing for orbax.
 
     Example:
-        >>> format_of("merged.safetensors"), format_of("merged")
-        ('safetensors', None)
+        >>> ending_of("merged.safetensors"), ending_of("merged.of.two")
+        ('.safetensors', '')
     """
-    return ENDINGS.get(Path(path).suffix)
+    return next((x for x in endings() if os.fspath(path).endswith(x)), "")
+
+
+def format_of(path: str | os.PathLike[str]) -> Format:
+    """Return the format that the ending of a path names.
+
+    Example:
+        >>> format_of("merged.safetensors").name, format_of("merged").name
+        ('safetensors', 'orbax')
+    """
+    ending = ending_of(path)
+    return next((row for row in FORMATS if ending in row.endings), ORBAX)
 
 
 def check_ending(path: str | os.PathLike[str]) -> None:
@@ -39,132 +163,111 @@ def check_ending(path: str | os.PathLike[str]) -> None:
         path: where a checkpoint is to be.
 
     Raises:
-        ValueError: if it does.
+        ValueError: if it does, or the package that writes the format is not there.
     """
     ending = Path(path).suffix.lower()
-    if ending in _FOREIGN:
+    if not ending_of(path) and ending in _FOREIGN:
         raise ValueError(
-            f"{os.fspath(path)}: ends in {ending}, a format that is not written, "
-            f"needed {', '.join(ENDINGS)}, or none for an orbax checkpoint; choose "
-            "another name."
+            f"{os.fspath(path)}: expected an ending of what can be written "
+            f"({', '.join(endings())}; none for an orbax checkpoint), got {ending}. "
+            "Choose another name."
         )
+    _check_installed(path, format_of(path))
 
 
-def find_file(path: str | os.PathLike[str]) -> Path | None:
-    """Return the file that holds the arrays at a path, None where that is for orbax.
+def find(path: str | os.PathLike[str]) -> os.PathLike[str]:
+    """Return what holds the arrays at a path.
 
     Args:
-        path: a file, the index of several safetensors files, or a directory with one of
-            either.
+        path: a file, the index of several files, a directory with one of either, or
+            a checkpoint of orbax.
+
+    Returns:
+        The file, or the item of orbax.
 
     Raises:
-        ValueError: if the path is a URL of a file, or a directory of several files.
+        FileNotFoundError: if nothing is there.
+        ValueError: if the path is a URL of a file, or it is no checkpoint, or several.
     """
     text = os.fspath(path)
     if "://" in text:
-        if format_of(text):
+        if ending_of(text):
             raise ValueError(
-                f"{text}: is a URL, needed a file of a local file system; copy it here."
+                f"{text}: expected a file of a local file system, got a URL. Copy it "
+                "here."
             )
-        return None
+        return find_item(text)
     place = Path(os.path.abspath(os.path.expanduser(text)))
     if place.is_file():
         return place
-    if not place.is_dir():
-        return None
-    if (place / "_METADATA").exists():
-        return None
-    found = sorted(place.glob(f"*{safetensors.INDEX}"))
-    found = found or sorted(place.glob("*.safetensors"))
-    if len(found) > 1:
-        raise ValueError(
-            f"{place}: holds {len(found)} safetensors files and no index of them, "
-            f"needed one; give one of:\n{listed(x.name for x in found)}"
-        )
-    return found[0] if found else None
+    inside = _file_in(place) if place.is_dir() and not is_item(place) else None
+    return inside or find_item(text)
 
 
-def open_file(file: Path) -> tuple[str, PyTree[LazyArray]]:
-    """Return the arrays of a file by what it says of them.
+def format_at(place: str | os.PathLike[str]) -> Format:
+    """Return the format of what is at a place, by what it says of itself.
 
     Args:
-        file: from `find_file`.
-
-    Returns:
-        The format, and a dict of arrays by name, or a tree of them.
+        place: from `find`.
 
     Raises:
-        ValueError: if the file is damaged, not of the format its ending says, or of
-            none that is known.
+        ValueError: if it is not of the format that its ending says, or of none that is
+            known, or the package that reads it is not there.
     """
-    if file.name.endswith(safetensors.INDEX):
-        return "safetensors", safetensors.open_index(file)
-    meant, found = format_of(file), _sniffed(file)
-    if meant and found != meant:
-        begins = (
-            f"begins as {_article(found)} file" if found else "does not begin as one"
-        )
-        raise ValueError(
-            f"{file}: is no {meant} file, it {begins}, needed what its ending says; "
-            "rename it or copy it again."
-        )
-    if found == "safetensors":
-        return found, safetensors.open_safetensors(file)
-    if found == "npz":
-        return found, npz.open_npz(file)
-    if found == "msgpack":
-        return found, msgpack.open_msgpack(file)
-    raise ValueError(
-        f"{file}: is a file of no format that can be read, needed {', '.join(ENDINGS)} "
-        "or the directory of an orbax checkpoint; nothing is ever unpickled, convert "
-        "it where it was made."
-    )
+    found = _recognized(Path(place)) if Path(place).is_file() else ORBAX
+    _check_installed(place, found)
+    return found
 
 
-def write_file(file: Path, kind: str, leaves: Mapping[Route, LazyArray]) -> None:
-    """Write arrays to a file, each read when it is its turn.
-
-    Args:
-        file: where.
-        kind: one of the values of `ENDINGS`; for msgpack all are read at once.
-        leaves: keys in the tree -> array, of types that the format has; in flat
-            formats the names are the keys joined by `/`.
-    """
-    if kind == "msgpack":
-        text = [(tuple(map(str, keys)), leaf.read()) for keys, leaf in leaves.items()]
-        msgpack.write_msgpack(file, nested(str(file), text))
-        return
-    named = {"/".join(map(str, keys)): leaf for keys, leaf in leaves.items()}
-    if kind == "npz":
-        npz.write_npz(file, named)
-    else:
-        safetensors.write_safetensors(file, named)
-
-
-def can_hold(kind: str, dtype: np.dtype) -> bool:
-    """Whether a format has a way to store a type.
-
-    Args:
-        kind: one of the values of `ENDINGS`.
-        dtype: of numbers, numpy's or one of those that JAX adds.
-    """
-    if kind == "safetensors":
-        return safetensors.can_hold(dtype)
-    return kind != "npz" or npz.can_hold(dtype)
-
-
-def _sniffed(file: Path) -> str | None:
-    """Return the format that the first bytes of a file are of."""
+def _recognized(file: Path) -> Format:
+    indexed = [row for row in FORMATS if row.index and file.name.endswith(row.index)]
+    if indexed:
+        return indexed[0]
     with file.open("rb") as opened:
-        start = opened.read(9)
-    if start[8:] == b"{" and start[5:8] == b"\0\0\0":
-        return "safetensors"
-    if start[:4] in (b"PK\3\4", b"PK\5\6"):
-        return "npz"
-    first = start[0] if start else 0
-    is_map = 0x80 < first < 0x90 or first in (0xDE, 0xDF)
-    return "msgpack" if is_map else None
+        start = opened.read(_FIRST)
+    found = next((row for row in FORMATS if row.begins(start)), None)
+    meant = format_of(file)
+    if ending_of(file) and found is not meant:
+        other = f"begins as that of {found.name}" if found else "begins as none does"
+        raise ValueError(
+            f"{file}: expected a file of {meant.name} by its ending, got one that "
+            f"{other}. Rename it or copy it again."
+        )
+    if found is None:
+        raise ValueError(
+            f"{file}: expected {', '.join(endings())} or the directory of an orbax "
+            "checkpoint, got a file of another format. Convert it where it was made; "
+            "nothing is ever unpickled."
+        )
+    return found
 
 
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind == "npz" else f"a {kind}"
+def _file_in(directory: Path) -> Path | None:
+    """Return the one file with arrays in a directory, None if there is none."""
+    for row in FORMATS:
+        matches = (sorted(directory.glob(pattern)) for pattern in row.globs)
+        found = next(filter(None, matches), [])
+        if len(found) > 1:
+            raise ValueError(
+                f"{directory}: expected one {row.name} file or an index of several, "
+                f"got {len(found)} files without one. Give one of them:\n"
+                f"{listed(x.name for x in found)}"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _check_installed(place: str | os.PathLike[str], row: Format) -> None:
+    if row.package is None:
+        return
+    package, module = row.package
+    try:
+        is_there = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around the module
+        is_there = False
+    if not is_there:
+        raise ModuleNotFoundError(
+            f"{os.fspath(place)}: expected the package {package} for {row.name}, got "
+            f"none. Run: pip install {package}"
+        )

@@ -1,6 +1,6 @@
-"""Checkpoints: read what training code writes, and merged ones.
+"""Load: read what training code writes, and merged checkpoints.
 
-Orbax, safetensors, msgpack and npz are read alike. Reading needs no target: the tree is
+All formats are read alike. Reading needs no target: the tree is
 taken from what is stored, and every array passes through the host, so a checkpoint
 written on other devices loads on whatever devices are here.
 """
@@ -17,11 +17,8 @@ from jaxtyping import PyTree
 
 from jmudsc.checkpoints import provenance
 from jmudsc.checkpoints.dtypes import abstract, lazily_typed, to_jax_types
-from jmudsc.checkpoints.formats import find_file, FLAT, format_of, open_file
-from jmudsc.checkpoints.orbax import open_tree
-from jmudsc.checkpoints.orbax_layout import find_item
+from jmudsc.checkpoints.formats import find, Format, format_at, format_of
 from jmudsc.checkpoints.renaming import Rename, renamed, split
-from jmudsc.checkpoints.safetensors import INDEX, shards_of
 from jmudsc.checkpoints.subtrees import (
     at,
     chosen_routes,
@@ -43,12 +40,12 @@ class Stored:
 
     Attributes:
         where: the checkpoint, for errors.
-        kind: its format.
+        format: what it is stored in.
         variables: their arrays, in nested dicts and lists.
     """
 
     where: str
-    kind: str
+    format: Format
     variables: PyTree[LazyArray]
 
 
@@ -102,8 +99,8 @@ def load(
     """
     if lazy and sharding is not None:
         raise ValueError(
-            f"{os.fspath(path)}: sharding was given with lazy=True, needed one of "
-            "them, since lazy arrays are on no device; leave sharding out."
+            f"{os.fspath(path)}: expected lazy=True or a sharding, got both. Leave "
+            "sharding out: lazy arrays are on no device."
         )
     stored = open_variables(path, subtree, rename=rename, separator=separator)
     if lazy:
@@ -170,7 +167,7 @@ def open_variables(
     chosen = parts if several else parts[""]
     if rename:
         chosen = renamed(where, chosen, rename)
-    return Stored(where, stored.kind, chosen)
+    return Stored(where, stored.format, chosen)
 
 
 def load_record(path: str | os.PathLike[str]) -> tuple[epath.Path, dict[str, Any]]:
@@ -186,13 +183,13 @@ def load_record(path: str | os.PathLike[str]) -> tuple[epath.Path, dict[str, Any
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if jmudsc did not write the checkpoint, or its record was changed.
     """
-    place = find_file(path) or find_item(path)
+    place = find(path)
     folder = records_of(place)
     content = provenance.read_record(folder)
     if content is None:
         raise ValueError(
-            f"{place}: has no record of a merge, needed a checkpoint that jmudsc "
-            "saved; load its arrays with jmudsc.load(path)."
+            f"{place}: expected a checkpoint that jmudsc saved, got one without its "
+            "record. Load its arrays with jmudsc.load(path)."
         )
     return folder, content
 
@@ -212,9 +209,8 @@ def fingerprint(path: str | os.PathLike[str]) -> str | None:
     """
     if "://" in os.fspath(path):
         return None
-    place = Path(find_file(path) or find_item(path))
-    files = [place] if place.is_file() else sorted(place.rglob("*"))
-    files += shards_of(place) if place.name.endswith(INDEX) else []
+    place = Path(find(path))
+    files = [Path(x) for x in format_at(place).files(place)]
     # Archives may give all files one time; that of the last change is the system's.
     seen = [
         (str(x), at.st_size, at.st_mtime_ns, at.st_ctime_ns)
@@ -225,10 +221,10 @@ def fingerprint(path: str | os.PathLike[str]) -> str | None:
 
 def _opened(path: str | os.PathLike[str], separator: str | None) -> Stored:
     """Find all that is stored at a path, in the tree that it has by itself."""
-    file = find_file(path)
-    place = file or find_item(path)
+    place = find(path)
     record = provenance.read_record(records_of(place))
-    kind, tree = open_file(file) if file else ("orbax", open_tree(find_item(path)))
+    kind = format_at(place)
+    tree = kind.open(place)
     if record is not None:
         tree = _verified(str(place), tree, record["digests"])
     keys = record and record.get("keys")
@@ -237,7 +233,7 @@ def _opened(path: str | os.PathLike[str], separator: str | None) -> Stored:
         known = [(tuple(keys[name]), leaves[name]) for name in keys if name in leaves]
         tree = nested(str(place), known)
     if separator is None:
-        separator = "/" if kind in FLAT and not keys else ""
+        separator = "/" if kind.layout == "flat" and not keys else ""
     tree = split(str(place), tree, separator)
     if record is None:
         wrapped = nnx_keys(tree)
@@ -253,7 +249,7 @@ def records_of(place: os.PathLike[str]) -> epath.Path:
         place: the checkpoint.
     """
     here = epath.Path(place)
-    if format_of(here):
+    if format_of(here).endings:
         return here.with_name(here.name + _RECORDS_OF_FILE)
     return here / _RECORDS
 
@@ -287,6 +283,6 @@ def _check_unchanged(
     expected = {name: x for name, x in digests.items() if name not in unread}
     if wrong := provenance.changed(seen, expected):
         raise ValueError(
-            f"{where}: {len(wrong)} of {len(expected)} leaves are not what jmudsc "
-            f"saved, needed all unchanged; copy the checkpoint again:\n{listed(wrong)}"
+            f"{where}: expected all leaves as jmudsc saved them, got {len(wrong)} of "
+            f"{len(expected)} changed. Copy the checkpoint again:\n{listed(wrong)}"
         )

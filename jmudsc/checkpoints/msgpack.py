@@ -8,8 +8,19 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints.flax_bytes import from_bytes, to_bytes
-from jmudsc.lazy import in_memory, LazyArray
+from jmudsc.checkpoints.reading import reading
+from jmudsc.checkpoints.subtrees import Route
+from jmudsc.lazy import in_memory, LazyArray, read_all
 from jmudsc.paths import flatten, listed
+
+# Flax puts large arrays in pieces under a key of this name.
+_CHUNKED = "__msgpack_chunked_array__"
+
+
+def begins(start: bytes) -> bool:
+    """Whether the first bytes are of a map that is not empty."""
+    first = start[0] if start else 0
+    return 0x80 < first < 0x90 or first in (0xDE, 0xDF)
 
 
 def open_msgpack(file: Path) -> PyTree[LazyArray]:
@@ -25,20 +36,15 @@ def open_msgpack(file: Path) -> PyTree[LazyArray]:
         ValueError: if the file is damaged, or holds anything but arrays, numbers and
             text.
     """
-    try:
+    with reading(file, "msgpack file that Flax wrote"):
         tree = _with_text_keys(from_bytes(file.read_bytes()))
-    except Exception as error:  # msgpack, numpy and OSError
-        raise ValueError(
-            f"{file}: cannot be read ({error}), needed a whole msgpack file that Flax "
-            "wrote; copy it again."
-        ) from error
+        leaves = flatten(tree)
     if not isinstance(tree, dict):
         raise ValueError(
-            f"{file}: holds a {type(tree).__name__}, needed a tree of arrays; write it "
+            f"{file}: expected a tree of arrays, got a {type(tree).__name__}. Write it "
             "with flax.serialization.to_bytes."
         )
     plain = (np.ndarray, np.generic, bool, int, float, complex, str)
-    leaves = flatten(tree)
     strange = [
         f"{name}: {type(x).__name__}"
         for name, x in leaves.items()
@@ -46,8 +52,9 @@ def open_msgpack(file: Path) -> PyTree[LazyArray]:
     ]
     if strange:
         raise ValueError(
-            f"{file}: {len(strange)} of {len(leaves)} leaves are no arrays, needed "
-            f"arrays and numbers; leave them out:\n{listed(strange)}"
+            f"{file}: expected arrays and numbers, got something else in "
+            f"{len(strange)} of {len(leaves)} leaves. Leave them out:\n"
+            f"{listed(strange)}"
         )
     return in_memory(tree)
 
@@ -57,9 +64,18 @@ def write_msgpack(file: Path, tree: Mapping[str, Any]) -> None:
 
     Args:
         file: where.
-        tree: nested dicts of host arrays.
+        tree: nested dicts of arrays, which are all read at once.
     """
-    file.write_bytes(to_bytes(dict(tree)))
+    file.write_bytes(to_bytes(read_all(dict(tree))))
+
+
+def refused(names: Mapping[str, Route]) -> dict[str, str]:
+    """Return the leaves that would not come back under their names, and why."""
+    return {
+        path: f'has a key "{_CHUNKED}", which Flax has for itself'
+        for path, keys in names.items()
+        if _CHUNKED in keys
+    }
 
 
 def _with_text_keys(tree: Any) -> Any:

@@ -8,13 +8,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jmudsc.checkpoints.steady import steady
+from jmudsc.checkpoints.reading import reading, steady
+from jmudsc.checkpoints.subtrees import longer, Route
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import listed
 
 # Numpy writes bfloat16 as two bytes of no type, and no other type of JAX so.
 _BFLOAT16, _STORED = np.dtype(jnp.bfloat16), np.dtype("V2")
 _ENDING = ".npy"
+_LONGEST = 2**16 - 1 - len(_ENDING)  # bytes in the name of an array
+
+
+def begins(start: bytes) -> bool:
+    """Whether the first bytes are those of a zip archive."""
+    return start[:4] in (b"PK\3\4", b"PK\5\6")
 
 
 def open_npz(file: Path) -> dict[str, LazyArray]:
@@ -29,18 +36,13 @@ def open_npz(file: Path) -> dict[str, LazyArray]:
     Raises:
         ValueError: if the file is damaged, or holds anything but arrays of numbers.
     """
-    try:
+    with reading(file, "npz file"):
         headers = _headers(file)
-    except Exception as error:  # zipfile and zlib have errors of their own
-        raise ValueError(_damaged(file, error)) from error
     _check_headers(file, headers)
 
     def fetch(names: Sequence[str]) -> Mapping[str, np.ndarray]:
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: _typed(arrays[name]) for name in names}
-        except Exception as error:  # of zipfile and zlib, as above
-            raise ValueError(_damaged(file, error)) from error
+        with reading(file, "npz file"), np.load(file, allow_pickle=False) as arrays:
+            return {name: _typed(arrays[f"{name}{_ENDING}"]) for name in names}
 
     found, read = {}, steady(str(file), file, fetch)
     for member, (shape, dtype) in headers.items():
@@ -55,7 +57,7 @@ def write_npz(file: Path, leaves: Mapping[str, LazyArray]) -> None:
 
     Args:
         file: where.
-        leaves: name -> array, of a type that `can_hold` accepts.
+        leaves: name -> array, of a type that it `holds`.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, leaf in leaves.items():
@@ -63,9 +65,18 @@ def write_npz(file: Path, leaves: Mapping[str, LazyArray]) -> None:
                 np.lib.format.write_array(member, leaf.read(), allow_pickle=False)
 
 
-def can_hold(dtype: np.dtype) -> bool:
+def holds(dtype: np.dtype) -> bool:
     """Whether a file tells a type: all of numpy's own, and bfloat16."""
     return issubclass(dtype.type, np.number | np.bool_) or dtype == _BFLOAT16
+
+
+def refused(names: Mapping[str, Route]) -> dict[str, str]:
+    """Return the leaves that would not come back under their names, and why."""
+    long = f"has a name of more than {_LONGEST} bytes"
+    zero = [path for path in names if "\0" in path]
+    return dict.fromkeys(longer(names, _LONGEST), long) | dict.fromkeys(
+        zero, "has a zero byte in its name"
+    )
 
 
 def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -100,9 +111,9 @@ def _check_headers(
     objects = [name for name, (_, dtype) in headers.items() if dtype.hasobject]
     if objects:
         raise ValueError(
-            f"{file}: {len(objects)} of {len(headers)} members are Python objects, "
-            "needed arrays of numbers; nothing is ever unpickled, save them as numbers:"
-            f"\n{listed(objects)}"
+            f"{file}: expected arrays of numbers, got Python objects in "
+            f"{len(objects)} of {len(headers)} members. Save them as numbers, nothing "
+            f"is ever unpickled:\n{listed(objects)}"
         )
     untold = [
         f"{name}: {dtype}"
@@ -111,9 +122,9 @@ def _check_headers(
     ]
     if untold:
         raise ValueError(
-            f"{file}: {len(untold)} of {len(headers)} arrays are of types that the "
-            "file does not tell, needed numpy's own or bfloat16; save them as such:"
-            f"\n{listed(untold)}"
+            f"{file}: expected numpy's own types or bfloat16, got types that the file "
+            f"does not tell in {len(untold)} of {len(headers)} arrays. Save them as "
+            f"such:\n{listed(untold)}"
         )
 
 
@@ -121,8 +132,3 @@ def _typed(array: np.ndarray) -> np.ndarray:
     if array.dtype == _STORED:
         return array.view(_BFLOAT16)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _damaged(file: Path, error: Exception) -> str:
-    said = str(error) or type(error).__name__
-    return f"{file}: cannot be read ({said}), needed a whole npz file; copy it again."

@@ -1,8 +1,11 @@
-"""Orbax trees: read the leaves of an item, all or some, and write one."""
+"""Orbax: read the leaves of an item, all or some, and write one.
+
+Only public names of `orbax.checkpoint` are used, and imported when they are needed.
+"""
 
 import contextlib
+import inspect
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +17,30 @@ import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints.steady import steady
-from jmudsc.checkpoints.subtrees import prune, Route, route
+from jmudsc.checkpoints.reading import first_line, reading, steady
+from jmudsc.checkpoints.subtrees import longer, prune, Route, route
 from jmudsc.lazy import in_memory, LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, unflatten
 
+# The types that tensorstore, by which orbax stores, has in its oldest and newest.
+_STORED = {
+    "bool",
+    *(f"{kind}{size}" for kind in ("int", "uint") for size in (8, 16, 32, 64)),
+    *("int2", "int4", "float16", "float32", "float64", "bfloat16"),
+    *("float4_e2m1fn", "float8_e3m4", "float8_e8m0fnu", "float8_e4m3b11fnuz"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+    *("complex64", "complex128"),
+}
+_LONGEST = 65_000  # bytes in the name of an array, a little less than it may have
 
-def open_tree(item: epath.Path) -> PyTree[LazyArray]:
+
+def open_tree(item: os.PathLike[str]) -> PyTree[LazyArray]:
     """Return the leaves of an item by what its metadata say.
 
     The oldest checkpoints have none, or not of all leaves: these are read.
 
     Args:
-        item: from `find_item`.
+        item: a directory, from `find_item`.
 
     Returns:
         Nested dicts and lists, as they are stored.
@@ -36,7 +50,8 @@ def open_tree(item: epath.Path) -> PyTree[LazyArray]:
     """
     import orbax.checkpoint as ocp
 
-    with _orbax_reading(item):
+    item = epath.Path(item)
+    with _reading(item):
         if not (item / "_METADATA").exists():
             return in_memory(ocp.PyTreeCheckpointHandler().restore(item))
         metadata: Any = ocp.PyTreeCheckpointHandler().metadata(item)
@@ -59,16 +74,15 @@ def open_tree(item: epath.Path) -> PyTree[LazyArray]:
     return unflatten(structure, lazy)
 
 
-def write_tree(target: Path, temporary: Path, variables: PyTree[LazyArray]) -> None:
+def write_tree(directory: Path, variables: PyTree[LazyArray]) -> None:
     """Write variables as one item, each read when it is its turn.
 
     Args:
-        target: where they are meant to be in the end, named in the error.
-        temporary: the directory to make.
+        directory: to make.
         variables: the arrays.
 
     Raises:
-        ValueError: if orbax cannot write them.
+        OSError: if orbax cannot write them.
     """
     import orbax.checkpoint as ocp
 
@@ -77,14 +91,45 @@ def write_tree(target: Path, temporary: Path, variables: PyTree[LazyArray]) -> N
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
     try:
         with _without_late_reports(), ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(temporary, args=ocp.args.PyTreeSave(variables))
+            checkpointer.save(directory, args=ocp.args.PyTreeSave(variables))
     except Exception as error:  # orbax and tensorstore have errors of many kinds
         if failed:
             raise failed[0] from None
-        raise ValueError(
-            f"{target}: orbax could not write it ({_first_line(error)}), needed room "
-            "and the right to write; nothing was left there."
-        ) from error
+        raise OSError(first_line(error)) from error
+
+
+def holds(dtype: np.dtype) -> bool:
+    """Whether orbax can store a type."""
+    return str(dtype) in _STORED
+
+
+def refused(names: Mapping[str, Route]) -> dict[str, str]:
+    """Return the leaves that would not come back under their names, and why."""
+    stored: dict[str, list[str]] = {}
+    for path, keys in names.items():
+        stored.setdefault(".".join(map(str, keys)), []).append(path)
+    alike = {
+        path: f'is "{name}" in orbax, and so is {another}'
+        for name, paths in stored.items()
+        for path, another in zip(paths, [*paths[1:], paths[0]], strict=True)
+        if len(paths) > 1
+    }
+    long = f"has a name of more than {_LONGEST} bytes"
+    unnamed = [
+        path
+        for path, keys in names.items()
+        if any("" in str(key).split("/") for key in keys)
+    ]
+    return (
+        alike
+        | dict.fromkeys(longer(names, _LONGEST), long)
+        | dict.fromkeys(unnamed, "has a key or a part of one that is empty")
+    )
+
+
+def files_of(item: os.PathLike[str]) -> list[Path]:
+    """Return all that is in the directory of a local item, in order."""
+    return sorted(Path(item).rglob("*"))
 
 
 def _lazy_types(failed: list[Exception]) -> Any:
@@ -110,10 +155,15 @@ def _lazy_types(failed: list[Exception]) -> Any:
                     future.result()
             return []
 
+    # What is read is nobody else's, and need not be copied, as orbax 0.12 else does.
+    known = inspect.signature(type_handlers.NumpyHandler).parameters
+    options: dict[str, Any] = (
+        {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in known else {}
+    )
     return type_handlers.create_type_handler_registry(
         # Without one for jax.Array orbax warns that it keeps no shardings of them.
         (jax.Array, type_handlers.ArrayHandler()),
-        (LazyArray, LazyHandler(deepcopy_host_arrays=False)),
+        (LazyArray, LazyHandler(**options)),
     )
 
 
@@ -130,21 +180,15 @@ def _read(item: epath.Path, structure: PyTree, routes: list[Route]) -> PyTree:
     kind = ocp.metadata.StringMetadata
     types = jax.tree.map(lambda leaf: text if isinstance(leaf, kind) else array, asked)
     args = ocp.args.PyTreeRestore(item=asked, restore_args=types, partial_restore=True)
-    with _orbax_reading(item):
+    with _reading(item):
         return ocp.PyTreeCheckpointHandler().restore(item, args=args)
 
 
 @contextlib.contextmanager
-def _orbax_reading(item: os.PathLike[str]) -> Iterator[None]:
-    """Turn whatever orbax raises on a damaged checkpoint into one sentence."""
-    try:
-        with _without_late_reports():
-            yield
-    except Exception as error:  # of many kinds, as above
-        raise ValueError(
-            f"{item}: cannot be read ({_first_line(error)}), needed a whole orbax "
-            "checkpoint; copy it again or use another step."
-        ) from error
+def _reading(item: os.PathLike[str]) -> Iterator[None]:
+    advice = "Copy it again or use another step."
+    with reading(item, "orbax checkpoint", advice), _without_late_reports():
+        yield
 
 
 @contextlib.contextmanager
@@ -168,10 +212,3 @@ def _without_late_reports() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = report
-
-
-def _first_line(error: Exception) -> str:
-    """Shorten an error of orbax, which may be 2 kB, to what says what happened."""
-    line = str(error).strip().split("\n")[0]
-    line = re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:200]
-    return line if type(error) is ValueError else f"{type(error).__name__}: {line}"

@@ -9,6 +9,7 @@ import os
 
 from etils import epath
 
+from jmudsc.checkpoints.urls import reached
 from jmudsc.paths import listed
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -30,32 +31,33 @@ def find_item(path: str | os.PathLike[str]) -> epath.Path:
     """
     place = _absolute(path)
     _check_finished_directory(place)
-    if _is_item(place):
+    if is_item(place):
         return place
     folders = _folders(place)
     checkpoints = [x for x in folders if _is_checkpoint(x)]
-    items = [x for x in folders if _is_item(x) and x not in checkpoints]
+    items = [x for x in folders if is_item(x) and x not in checkpoints]
     if len(items) == 1:
         return items[0]
     if items:
-        raise ValueError(_several(place, "items", items))
-    if any(_is_item(x) or _has_item(x) for x in checkpoints):
-        raise ValueError(_several(place, "checkpoints", checkpoints))
+        raise ValueError(_several(place, "items of one", items))
+    if any(is_item(x) or _has_item(x) for x in checkpoints):
+        what = "checkpoint" if len(checkpoints) == 1 else "checkpoints"
+        raise ValueError(_several(place, what, checkpoints))
     raise ValueError(_no_item(place))
 
 
 def _absolute(path: str | os.PathLike[str]) -> epath.Path:
     text = os.fspath(path)
     if "://" in text:
-        return epath.Path(text)
+        return reached(text)
     return epath.Path(os.path.abspath(os.path.expanduser(text)))
 
 
 def _check_finished_directory(place: epath.Path) -> None:
     if any(_UNFINISHED in part for part in place.parts):
         raise ValueError(
-            f"{place}: is what an interrupted save left, needed a finished "
-            "checkpoint; use another step or save again."
+            f"{place}: expected a finished checkpoint, got what an interrupted save "
+            "left. Use another step or save again."
         )
     if place.exists():
         return
@@ -63,15 +65,17 @@ def _check_finished_directory(place: epath.Path) -> None:
         x.name.startswith(place.name + _UNFINISHED) for x in place.parent.iterdir()
     ):
         raise FileNotFoundError(
-            f"{place}: was never finished, beside it is {place.name}{_UNFINISHED} of "
-            "an interrupted save; use another step or save again."
+            f"{place}: expected a finished checkpoint, got {place.name}{_UNFINISHED} "
+            "of an interrupted save beside it. Use another step or save again."
         )
     raise FileNotFoundError(
-        f"{place}: does not exist, needed a checkpoint; check the path."
+        f"{place}: expected a checkpoint, got nothing. Check the path."
     )
 
 
-def _is_item(place: epath.Path) -> bool:
+def is_item(place: os.PathLike[str]) -> bool:
+    """Whether a directory has an array tree right in it."""
+    place = epath.Path(place)
     return (place / _TREE).is_file() or (place / _OLD_TREE).is_file()
 
 
@@ -81,11 +85,11 @@ def _is_checkpoint(folder: epath.Path) -> bool:
         return True
     # Orbax 0.4 wrote no such file: only the name tells a step of Flax from an item.
     is_in_checkpoint = (folder.parent / _CHECKPOINT).exists()
-    return _is_item(folder) and folder.name[-1].isdigit() and not is_in_checkpoint
+    return is_item(folder) and folder.name[-1].isdigit() and not is_in_checkpoint
 
 
 def _has_item(place: epath.Path) -> bool:
-    return any(_is_item(x) for x in _folders(place))
+    return any(is_item(x) for x in _folders(place))
 
 
 def _folders(place: epath.Path) -> list[epath.Path]:
@@ -102,8 +106,8 @@ def _step_and_name(place: epath.Path) -> tuple[int, str]:
 
 def _several(place: epath.Path, what: str, found: list[epath.Path]) -> str:
     return (
-        f"{place}: holds {what}, needed one of them; give {found[0]} or another of:\n"
-        f"{listed(x.name for x in found)}"
+        f"{place}: expected one checkpoint, got a directory of {len(found)} {what}. "
+        f"Give {found[0]} or another of them:\n{listed(x.name for x in found)}"
     )
 
 
@@ -111,16 +115,16 @@ def _no_item(place: epath.Path) -> str:
     names = [x.name for x in place.iterdir()]
     if not names:
         return (
-            f"{place}: is an empty directory, needed an orbax checkpoint; "
-            "check the path."
+            f"{place}: expected an orbax checkpoint, got an empty directory. Check "
+            "the path."
         )
     if any(name in _REMAINS or _UNFINISHED in name for name in names):
         return (
-            f"{place}: has no {_TREE}, needed a finished orbax checkpoint of arrays; "
-            "its save was interrupted or files were lost, use another step or copy "
-            "it again."
+            f"{place}: expected a finished orbax checkpoint of arrays, got one without "
+            f"{_TREE}: its save was interrupted or files were lost. Use another step "
+            "or copy it again."
         )
     return (
-        f"{place}: is not an orbax checkpoint (no {_TREE} in it or its folders), "
-        "needed the directory of one; check the path."
+        f"{place}: expected the directory of an orbax checkpoint, got one with no "
+        f"{_TREE} in it or its folders. Check the path."
     )

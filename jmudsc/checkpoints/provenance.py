@@ -117,8 +117,8 @@ def read_record(folder: epath.Path) -> dict[str, Any] | None:
         raise ValueError(_damaged(path))
     if content.get("format") != _FORMAT:
         raise ValueError(
-            f"{path}: has format {content.get('format')}, needed {_FORMAT}; read it "
-            "with the version of jmudsc that saved it."
+            f"{path}: expected a record of format {_FORMAT}, got one of "
+            f"{content.get('format')}. Read it with the jmudsc that saved it."
         )
     return content
 
@@ -165,8 +165,8 @@ def _seal(content: Mapping[str, Any]) -> str:
 
 def _damaged(path: os.PathLike[str]) -> str:
     return (
-        f"{path}: was changed or damaged after it was saved, needed it unchanged; "
-        "copy the checkpoint again or repeat the merge."
+        f"{path}: expected it as it was saved, got it changed or damaged. Copy the "
+        "checkpoint again or repeat the merge."
     )
 
 
@@ -185,8 +185,8 @@ def check_json(name: str, values: Mapping[str, Any]) -> None:
             json.dumps({key: value}, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f'{name}: "{key}" cannot be written as JSON ({error}), needed plain '
-                "numbers, text, lists and mappings; convert it first."
+                f"{name}: expected plain numbers, text, lists and mappings, got "
+                f'something else in "{key}" ({error}). Convert it first.'
             ) from error
 
 

@@ -1,26 +1,25 @@
 """Renaming: give the leaves of a stored tree the names that a model has for them."""
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints.subtrees import nested, Route, routes_of, separator_hint
-from jmudsc.paths import did_you_mean, flatten, listed
+from jmudsc.paths import did_you_mean, filled, flatten, listed, starred
 
 # Pattern of leaf paths -> the new path, or None to leave the leaves out.
 Rename = Mapping[str, str | None]
 
 
 def check_rename(rename: Rename) -> list[str]:
-    """Return what is wrong with rules as such, whatever the leaves are.
+    """Return the rules whose new path has not as many `*` as the pattern.
 
     Example:
         >>> check_rename({"*/weight": "kernel"})
-        ['"*/weight" has 1 "*" and "kernel" 0, needed as many']
+        ['"*/weight" has 1 "*" and "kernel" 0']
     """
     return [
-        f'"{old}" has {old.count("*")} "*" and "{new}" {new.count("*")}, needed as many'
+        f'"{old}" has {old.count("*")} "*" and "{new}" {new.count("*")}'
         for old, new in rename.items()
         if new is not None and old.count("*") != new.count("*")
     ]
@@ -53,23 +52,28 @@ def renamed(where: str, tree: PyTree, rename: Rename) -> PyTree:
         {'params': {'kernel': 1}}
     """
     if problems := check_rename(rename):
-        raise ValueError(f"{where}: rename must be corrected:\n{listed(problems)}")
+        raise ValueError(
+            f'{where}: expected as many "*" in a new path as in its pattern, got '
+            f"another number in {len(problems)} of {len(rename)} rules. Correct "
+            f"rename:\n{listed(problems)}"
+        )
     names = {path: path for path in flatten(tree)}
     unmatched = []
     for old, new in rename.items():
-        found = _matched(old, names)
+        found = starred(old, names)
         if not found:
             unmatched.append(f'"{old}"{did_you_mean(old, names.values())}')
         for path, texts in found.items():
             if new is None:
                 del names[path]
             else:
-                names[path] = _filled(new, texts)
+                names[path] = filled(new, texts)
     if unmatched:
         raise ValueError(
-            f"{where}: {len(unmatched)} of {len(rename)} patterns of rename match no "
-            f"leaf:\n{listed(unmatched)}\nA pattern is of whole leaf paths, as the "
-            f"rules before it leave them.{separator_hint(names.values())}"
+            f"{where}: expected patterns that match a leaf, got {len(unmatched)} of "
+            f"{len(rename)} in rename that match none. Give whole leaf paths, as the "
+            f"rules before leave them:\n{listed(unmatched)}"
+            f"{separator_hint(names.values())}"
         )
     routes, leaves = routes_of(tree), flatten(tree)
     moved = {
@@ -107,18 +111,6 @@ def split(where: str, tree: PyTree, separator: str) -> PyTree:
     return nested(where, [(keys, leaves[path]) for path, keys in pieces.items()])
 
 
-def _matched(pattern: str, names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Return for every path whose name matches what its `*` stand for."""
-    regex = re.compile("(.*)".join(map(re.escape, pattern.split("*"))), re.DOTALL)
-    found = {path: regex.fullmatch(name) for path, name in names.items()}
-    return {path: match.groups() for path, match in found.items() if match}
-
-
-def _filled(new: str, texts: Collection[str]) -> str:
-    first, *rest = new.split("*")
-    return first + "".join(x for pair in zip(texts, rest, strict=True) for x in pair)
-
-
 def _pieces(keys: Route, separator: str) -> Route:
     return tuple(
         piece
@@ -138,6 +130,7 @@ def _check_distinct(where: str, routes: Mapping[str, Route]) -> None:
     ]
     if twice:
         raise ValueError(
-            f"{where}: {len(twice)} names would be of two leaves or more, needed one "
-            f"leaf each; correct rename or separator:\n{listed(twice)}"
+            f"{where}: expected one leaf for each name, got several for "
+            f"{len(twice)} of {len(sources)}. Correct rename or separator:\n"
+            f"{listed(twice)}"
         )

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jmudsc.checkpoints.steady import steady
+from jmudsc.checkpoints.reading import reading, steady
+from jmudsc.checkpoints.subtrees import Route
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import listed
 
@@ -24,42 +25,47 @@ _TYPES = {
     **{f"U{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
 }
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
+_METADATA = "__metadata__"
+
+
+def begins(start: bytes) -> bool:
+    """Whether the first bytes are a length of less than 2^40, and JSON after it."""
+    return start[8:9] == b"{" and start[5:8] == b"\0\0\0"
 
 
 def open_safetensors(file: Path) -> dict[str, LazyArray]:
-    """Return the arrays of a file by what its header says.
+    """Return the arrays of a file, or of those an index names, by what is said of them.
 
     Args:
-        file: a whole safetensors file.
+        file: a whole safetensors file, or `NAME.safetensors.index.json` with the files
+            beside it.
 
     Returns:
         Name -> array.
 
     Raises:
-        ValueError: if the file is damaged, or has arrays of types that numpy has not.
+        ValueError: if the file is damaged, or has arrays of types that numpy has not,
+            or if the index is no index, names files elsewhere, or listing the files
+            and arrays that are not there.
     """
-    from safetensors import safe_open, SafetensorError
+    return _open_index(file) if file.name.endswith(INDEX) else _open_file(file)
 
-    try:
-        # Not mapped into memory: what is read would stay there until it is needed.
-        opened: Any = safe_open(file, framework="numpy", backend="pread")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(_damaged(file, error)) from error
+
+def _open_file(file: Path) -> dict[str, LazyArray]:
+    with reading(file, "safetensors file"):
+        opened = _opened(file)
+        parts = {name: opened.get_slice(name) for name in opened.offset_keys()}
+        kinds = {name: part.get_dtype() for name, part in parts.items()}
 
     def fetch(names: Sequence[str]) -> Mapping[str, np.ndarray]:
-        try:
+        with reading(file, "safetensors file"):
             return {name: opened.get_tensor(name) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(_damaged(file, error)) from error
 
-    names = opened.offset_keys()
-    parts = {name: opened.get_slice(name) for name in names}
-    kinds = {name: part.get_dtype() for name, part in parts.items()}
     unknown = [f"{name}: {kind}" for name, kind in kinds.items() if kind not in _TYPES]
     if unknown:
         raise ValueError(
-            f"{file}: {len(unknown)} of {len(kinds)} arrays have types that cannot be "
-            f"read, needed {', '.join(_TYPES)}; convert them:\n{listed(unknown)}"
+            f"{file}: expected arrays of {', '.join(_TYPES)}, got other types in "
+            f"{len(unknown)} of {len(kinds)}. Convert them:\n{listed(unknown)}"
         )
     read = steady(str(file), file, fetch)
     return {
@@ -68,53 +74,53 @@ def open_safetensors(file: Path) -> dict[str, LazyArray]:
     }
 
 
-def open_index(index: Path) -> dict[str, LazyArray]:
-    """Return the arrays of the files that an index names.
+def _opened(file: Path) -> Any:
+    from safetensors import safe_open
 
-    Args:
-        index: `NAME.safetensors.index.json`, with the files beside it.
+    try:
+        # Not mapped into memory: what is read would stay there until it is needed.
+        return safe_open(file, framework="numpy", backend="pread")
+    except TypeError:  # safetensors 0.7 always maps
+        return safe_open(file, framework="numpy")
 
-    Returns:
-        Name -> array.
 
-    Raises:
-        ValueError: if the index is no index, names files elsewhere, or listing the
-            files and arrays that are not there.
-    """
+def _open_index(index: Path) -> dict[str, LazyArray]:
     files = _weight_map(index)
     away = sorted({x for x in files.values() if Path(x).name != x or "\\" in x})
     if away:
         raise ValueError(
-            f"{index}: names {len(away)} files that are not beside it, needed plain "
-            f"file names:\n{listed(away)}"
+            f"{index}: expected names of files beside it, got {len(away)} of "
+            f"{len(set(files.values()))} elsewhere. Move the files and correct the "
+            f"names:\n{listed(away)}"
         )
     shards = sorted(set(files.values()))
     missing = [x for x in shards if not (index.parent / x).is_file()]
     if missing:
         raise ValueError(
-            f"{index}: {len(missing)} of {len(shards)} files are missing, needed all "
-            f"beside it; copy them again:\n{listed(missing)}"
+            f"{index}: expected all files that it names beside it, got {len(missing)} "
+            f"of {len(shards)} missing. Copy them again:\n{listed(missing)}"
         )
-    found = {shard: open_safetensors(index.parent / shard) for shard in shards}
+    found = {shard: _open_file(index.parent / shard) for shard in shards}
     lost = [f"{n}: not in {x}" for n, x in files.items() if n not in found[x]]
     if lost:
         raise ValueError(
-            f"{index}: {len(lost)} of {len(files)} arrays are not in the files it "
-            f"names for them, needed all; copy the checkpoint again:\n{listed(lost)}"
+            f"{index}: expected every array in the file that it names for it, got "
+            f"{len(lost)} of {len(files)} that are not. Copy the checkpoint again:\n"
+            f"{listed(lost)}"
         )
     return {name: found[shard][name] for name, shard in files.items()}
 
 
-def shards_of(index: Path) -> list[Path]:
-    """Return the files that an index names, in order.
-
-    Args:
-        index: as for `open_index`.
+def files_of(file: Path) -> list[Path]:
+    """Return a file, with those that it names if it is an index.
 
     Raises:
-        ValueError: if the index is no index.
+        ValueError: if it is called an index and is none.
     """
-    return [index.parent / name for name in sorted(set(_weight_map(index).values()))]
+    if not file.name.endswith(INDEX):
+        return [file]
+    shards = sorted(set(_weight_map(file).values()))
+    return [file, *(file.parent / shard for shard in shards)]
 
 
 def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
@@ -146,9 +152,18 @@ def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
             opened.write(array.reshape(-1).view(np.uint8).data)
 
 
-def can_hold(dtype: np.dtype) -> bool:
+def holds(dtype: np.dtype) -> bool:
     """Whether safetensors has a type."""
     return dtype in _NAMES
+
+
+def refused(names: Mapping[str, Route]) -> dict[str, str]:
+    """Return the leaves that would not come back under their names, and why."""
+    return {
+        path: "has the name that such a file has for its metadata"
+        for path in names
+        if path == _METADATA
+    }
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -160,14 +175,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         good, files = False, {}
     if not good:
         raise ValueError(
-            f"{index}: is no index of safetensors files, needed JSON with "
-            '"weight_map", array name -> file name; copy it again.'
+            f'{index}: expected JSON with "weight_map", array name -> file name, got '
+            "something else. Copy it again."
         )
     return files
-
-
-def _damaged(file: Path, error: Exception) -> str:
-    return (
-        f"{file}: cannot be read ({error}), needed a whole safetensors file; copy it "
-        "again."
-    )

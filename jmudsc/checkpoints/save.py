@@ -14,11 +14,9 @@ from jaxtyping import PyTree
 from jmudsc.checkpoints import provenance
 from jmudsc.checkpoints.atomic import building, discard, remains
 from jmudsc.checkpoints.dtypes import savable
-from jmudsc.checkpoints.formats import check_ending, format_of, open_file, write_file
+from jmudsc.checkpoints.formats import check_ending, Format, format_of
 from jmudsc.checkpoints.load import records_of
-from jmudsc.checkpoints.orbax import open_tree, write_tree
-from jmudsc.checkpoints.orbax_layout import find_item
-from jmudsc.checkpoints.subtrees import Route, routes_of
+from jmudsc.checkpoints.subtrees import nested, Route, routes_of
 from jmudsc.lazy import LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, listed, unflatten
 
@@ -55,23 +53,22 @@ def save_with_record(
     """
     target = check_free(path, overwrite)
     kind = format_of(target)
-    arrays = savable(variables, kind or "orbax")
+    arrays = savable(variables, kind)
     content = provenance.described(record, variables)
-    if kind:
-        leaves = _by_route(arrays)
-        content["keys"] = _named({keys: keys for keys in leaves})
+    if kind.endings:
+        content["keys"] = _named({keys: keys for keys in _by_route(arrays)})
         beside = Path(records_of(target))
         with (
             building(beside, overwrite=True) as folder,
             building(target, overwrite) as temporary,
         ):
-            content["digests"] = _write_file(target, temporary, kind, leaves)
+            content["digests"] = _written(target, temporary, kind, arrays)
             provenance.write(epath.Path(folder), content, record)
             if overwrite or not target.exists():  # else that of another process
                 discard(beside)  # it is of what is about to be replaced
         return target
     with building(target, overwrite) as temporary:
-        content["digests"] = _write_tree(target, temporary, arrays)
+        content["digests"] = _written(target, temporary, kind, arrays)
         provenance.write(records_of(epath.Path(temporary)), content, record)
     return target
 
@@ -93,12 +90,9 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
     """
     target = check_free(path)
     kind = format_of(target)
-    arrays = savable(variables, kind or "orbax")
+    arrays = savable(variables, kind)
     with building(target) as temporary:
-        if kind:
-            _write_file(target, temporary, kind, _by_route(arrays))
-        else:
-            _write_tree(target, temporary, arrays)
+        _written(target, temporary, kind, arrays)
     return target
 
 
@@ -119,22 +113,22 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """
     if "://" in os.fspath(path):
         raise ValueError(
-            f"{os.fspath(path)}: is a URL, needed a local directory, where a rename is "
-            "atomic; save locally and copy the directory."
+            f"{os.fspath(path)}: expected a local directory, where a rename is atomic, "
+            "got a URL. Save locally and copy the directory."
         )
     check_ending(path)
-    is_first_with_file = format_of(path) is not None and jax.process_index() == 0
+    is_first_with_file = bool(format_of(path).endings) and jax.process_index() == 0
     if jax.process_count() > 1 and not is_first_with_file:
         raise ValueError(
-            f"{os.fspath(path)}: this is one of {jax.process_count()} processes, "
-            "needed a single one to save; gather the variables, and save them there, "
-            "or in process 0 as a file, merged.safetensors say."
+            f"{os.fspath(path)}: expected a single process to save, got one of "
+            f"{jax.process_count()}. Gather the variables, and save them there, or in "
+            "process 0 as a file, merged.safetensors say."
         )
     target = Path(path).expanduser().resolve()
     if target.exists() and not overwrite:
         raise FileExistsError(
-            f"{target}: exists, needed a new path; choose another or pass "
-            "overwrite=True (--overwrite)."
+            f"{target}: expected a free path, got one that exists. Choose another or "
+            "pass overwrite=True (--overwrite)."
         )
     records = Path(records_of(target))
     folders = [records, *remains(records)]  # a save was interrupted
@@ -143,8 +137,9 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     for place in (target, records):
         if place.exists() and not is_empty and not ours:
             raise FileExistsError(
-                f"{place}: exists and was not saved by jmudsc, which overwrite=True "
-                "never replaces; remove it yourself or choose another path."
+                f"{place}: expected what jmudsc saved, got something else, which "
+                "overwrite=True never replaces. Remove it yourself or choose another "
+                "path."
             )
     return target
 
@@ -160,49 +155,34 @@ def _named(leaves: Mapping[Route, Any]) -> dict[str, Any]:
     return {"/".join(map(str, keys)): leaf for keys, leaf in leaves.items()}
 
 
-def _write_file(
-    target: Path, temporary: Path, kind: str, leaves: Mapping[Route, LazyArray]
+def _laid_out(variables: PyTree[LazyArray], kind: Format) -> PyTree[LazyArray]:
+    """Return variables as the tree that a format writes."""
+    if kind.layout == "tree":
+        return variables
+    leaves = _by_route(variables)
+    if kind.layout == "flat":
+        return _named(leaves)
+    text = [(tuple(map(str, keys)), leaf) for keys, leaf in leaves.items()]
+    return nested("variables", text)
+
+
+def _written(
+    target: Path, temporary: Path, kind: Format, variables: PyTree[LazyArray]
 ) -> dict[str, str]:
-    """Write a file, compare what is read back, and return the digests of its leaves."""
-    named, digests = _digested(_named(leaves))
+    """Write variables, compare what is read back; return the digests of the leaves."""
+    tree = _laid_out(variables, kind)
+    leaves, digests = _digested(flatten(tree))
     try:
-        write_file(temporary, kind, dict(zip(leaves, named.values(), strict=True)))
+        kind.write(temporary, unflatten(tree, leaves))
     except OSError as error:
         raise ValueError(
-            f"{target}: could not be written ({error}), needed room and the right to "
-            "write; nothing was left there."
+            f"{target}: expected room and the right to write, got an error ({error}). "
+            "Make room or choose another path; nothing was left there."
         ) from error
-    found = _read_back(target, temporary)
-    if wrong := _changed(found, digests):
+    if wrong := _changed(kind.open(temporary), digests):
         raise ValueError(
-            f"{target}: {len(wrong)} of {len(leaves)} leaves are read back changed, "
-            f"needed all as they were; save with orbax:\n{listed(wrong)}"
-        )
-    return digests
-
-
-def _read_back(target: Path, temporary: Path) -> PyTree[LazyArray]:
-    """Open a file that was written, which fails where a name means something else."""
-    try:
-        return open_file(temporary)[1]
-    except ValueError as error:
-        raise ValueError(
-            f"{target}: cannot be read back, needed names of leaves that mean nothing "
-            f"else in such a file; rename some, or save with orbax:\n  {error}"
-        ) from error
-
-
-def _write_tree(
-    target: Path, temporary: Path, variables: PyTree[LazyArray]
-) -> dict[str, str]:
-    """Write an item, compare what is read back; return the digests of its leaves."""
-    leaves, digests = _digested(flatten(variables))
-    write_tree(target, temporary, unflatten(variables, leaves))
-    if wrong := _changed(open_tree(find_item(temporary)), digests):
-        raise ValueError(
-            f"variables: orbax gives back {len(wrong)} of {len(digests)} leaves "
-            'changed, needed names that differ even where "/" and "." count as one; '
-            f"rename:\n{listed(wrong)}"
+            f"{target}: expected to read back what was written, got {len(wrong)} of "
+            f"{len(leaves)} leaves changed. Save in another format:\n{listed(wrong)}"
         )
     return digests
 

@@ -110,9 +110,9 @@ def nested(
         place[names[-1]] = leaf
     if inside:
         raise ValueError(
-            f"{where}: {len(inside)} leaves lie inside another leaf, needed names that "
-            f'nest; rename some, or keep names whole with separator="":\n'
-            f"{listed(inside)}"
+            f"{where}: expected names that nest, got {len(inside)} of {len(leaves)} "
+            "leaves inside another leaf. Rename some, or keep names whole with "
+            f'separator="":\n{listed(inside)}'
         )
     return _with_lists(tree, (), lists)
 
@@ -139,10 +139,15 @@ def chosen_routes(
     named = {str(keys[-1]) if keys else "": keys for keys in routes}
     if len(named) < len(routes):
         raise ValueError(
-            f"subtree: of {list(subtree)} two end in the same word, needed distinct "
-            "ones to name the parts by; load them one at a time."
+            "subtree: expected parts that end in different words, got "
+            f"{list(subtree)}. Load them one at a time."
         )
     return named
+
+
+def longer(names: Iterable[str], most: int) -> list[str]:
+    """Return the names that take more than so many bytes."""
+    return [x for x in names if len(x.encode(errors="replace")) > most]
 
 
 def separator_hint(names: Collection[str]) -> str:
@@ -226,9 +231,9 @@ def _missing(where: str, tree: PyTree, name: str) -> str:
     keys = [str(key) for key in (range(len(part)) if isinstance(part, list) else part)]
     under = f"{start}/" if start else ""
     close = nearest(name[len(under) :].partition("/")[0], keys)
-    hint = f'; did you mean "{under}{close}"?' if close else ""
+    hint = f'; did you mean "{under}{close}"?' if close else "."
     return (
-        f'{where}: has no subtree "{name}", needed one that is there{hint}:\n'
+        f'{where}: expected a subtree that is there, got "{name}"{hint} Give one of:\n'
         f"{listed(under + key for key in keys)}{separator_hint(flatten(tree))}"
     )
 

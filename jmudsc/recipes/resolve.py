@@ -10,7 +10,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
-from jmudsc.checkpoints.formats import format_of
+from jmudsc.checkpoints.formats import ending_of
 from jmudsc.checkpoints.load import load
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.derivation.read_spec import read_spec
@@ -18,12 +18,12 @@ from jmudsc.landscape.losses import Loss
 from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
 from jmudsc.merging.options import MergeOptions
-from jmudsc.paths import listed
+from jmudsc.paths import listed, plural
 from jmudsc.progress import Progress
 from jmudsc.recipes.import_path import ImportPath, resolve
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
-from jmudsc.recipes.yaml_keys import plural
+from jmudsc.recipes.yaml_text import decoded
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
@@ -79,7 +79,7 @@ def outputs(recipe: Recipe, output: str | None = None) -> list[str]:
     output = place(recipe, recipe.output) if output is None else output
     if not recipe.options.separate:
         return [output]
-    ending = Path(output).suffix if format_of(output) else ""
+    ending = ending_of(output)
     folder = output.removesuffix(ending)
     return [f"{folder}/model-{n}{ending}" for n in range(len(recipe.models))]
 
@@ -249,4 +249,4 @@ def _spec_text(file: Path) -> str:
             f"{file}: expected a spec, got no such file. Write one with jmudsc spec "
             "RECIPE."
         )
-    return file.read_text()
+    return decoded(str(file), file.read_bytes())

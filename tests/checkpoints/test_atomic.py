@@ -145,7 +145,9 @@ def build_file_late(target):
 def test_a_file_made_meanwhile_is_kept(system, tmp_path, monkeypatch):
     if system == "only renames":
         monkeypatch.setattr(atomic, "_renamed", lambda source, target, how: False)
-    with pytest.raises(FileExistsError, match="was made by another process meanwhile"):
+    with pytest.raises(
+        FileExistsError, match="got what another process made meanwhile"
+    ):
         build_file_late(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "theirs"
     assert names(tmp_path) == ["out"]
@@ -219,8 +221,8 @@ def build_late(target):
 def test_a_target_made_meanwhile_is_kept(tmp_path):
     target = tmp_path / "out"
     expected = (
-        f"{target}: was made by another process meanwhile, needed a new path; choose "
-        "another."
+        f"{target}: expected a free path, got what another process made meanwhile. "
+        "Choose another."
     )
     with pytest.raises(FileExistsError, match=f"^{re.escape(expected)}$"):
         build_late(target)

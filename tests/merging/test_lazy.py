@@ -180,8 +180,8 @@ def test_arrays_that_stay_on_disk_are_put_nowhere(tmp_path):
     path = save_variables(tmp_path / "model.npz", {"w": jnp.ones(2)})
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     expected = (
-        f"{path}: sharding was given with lazy=True, needed one of them, since lazy "
-        "arrays are on no device; leave sharding out."
+        f"{path}: expected lazy=True or a sharding, got both. Leave sharding out: lazy "
+        "arrays are on no device."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         jmudsc.load(path, lazy=True, sharding=where)
@@ -189,7 +189,7 @@ def test_arrays_that_stay_on_disk_are_put_nowhere(tmp_path):
 
 def test_text_is_refused_when_it_is_opened(tmp_path):
     np.savez(tmp_path / "model.npz", w=np.ones(3), name=np.array("vit"))
-    with pytest.raises(ValueError, match="1 of 2 leaves are text, needed numbers"):
+    with pytest.raises(ValueError, match="expected numbers, got text in 1 of 2 leaves"):
         jmudsc.load(tmp_path / "model.npz", lazy=True)
 
 
@@ -200,7 +200,7 @@ def test_a_value_that_is_not_finite_is_found_on_disk(batches, tmp_path):
     files = [save_variables(tmp_path / str(n), m) for n, m in enumerate(models)]
     lazy = [jmudsc.load(file, lazy=True) for file in files]
     with pytest.raises(
-        ValueError, match="model 1: out has 1 of 48 values that are NaN"
+        ValueError, match="model 1: 1 of 48 values of out are NaN or infinite"
     ):
         jmudsc.merge(apply_fn, lazy, batches, key=jax.random.key(0))
 
@@ -214,8 +214,8 @@ def test_a_model_written_anew_after_it_was_opened_is_told(ending, shape, tmp_pat
     path.rename(tmp_path / "old")
     save_variables(path, {"w": jnp.ones(shape)})
     expected = (
-        f"{path}: was written anew after it was opened, needed as it was; "
-        "load it again."
+        f"{path}: expected the checkpoint that was opened, got one that was written "
+        "anew since. Load it again."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         lazy["w"].read()

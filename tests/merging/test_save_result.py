@@ -18,8 +18,8 @@ def sentence(text):
 def test_a_recipe_that_is_not_json(tmp_path):
     result = writers.result_of({"w": jnp.ones(2)}, recipe={"alpha": np.float32(0.5)})
     expected = (
-        'recipe: "alpha" cannot be written as JSON (Object of type float32 is not JSON '
-        "serializable), needed plain numbers, text, lists and mappings; convert it "
+        "recipe: expected plain numbers, text, lists and mappings, got something else "
+        'in "alpha" (Object of type float32 is not JSON serializable). Convert it '
         "first."
     )
     with pytest.raises(ValueError, match=sentence(expected)):

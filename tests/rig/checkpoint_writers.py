@@ -1,4 +1,4 @@
-"""The ways in which training loops write orbax checkpoints, and trees to write."""
+"""The ways in which training loops write checkpoints, and trees to write."""
 
 import json
 
@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import safetensors.flax
 from flax import nnx
 from flax.training import checkpoints, train_state
-from orbax.checkpoint import v1
 
 from jmudsc.merging.result import MergeResult
 from jmudsc.spec.permutation_spec import PermutationSpec
+
+try:
+    from orbax.checkpoint import v1
+except ImportError:  # orbax 0.11
+    from orbax.checkpoint.experimental import v1
 
 
 class TrainState(train_state.TrainState):
@@ -36,6 +41,24 @@ def mixed_tree():
         "counts": {"seen": jnp.arange(3, dtype=jnp.int8), "step": jnp.int32(4)},
         "empty": {},
         "none": None,
+    }
+
+
+def dicts_only():
+    """Leaves of many types and shapes, in dicts with text as keys."""
+    return {
+        "params": {
+            "Dense_0": {
+                "kernel": jnp.arange(12.0).reshape(3, 4).T / 7,
+                "bias": (jnp.arange(4.0) / 3).astype(jnp.bfloat16),
+            },
+            "scale": jnp.full((), -0.0),
+            "half": jnp.asarray([jnp.nan, jnp.inf], jnp.float16),
+            "square": (jnp.arange(9.0).reshape(3, 3) / 7).astype(jnp.bfloat16),
+        },
+        "masks": {"keep": jnp.array([True, False]), "all": jnp.array(True)},
+        "counts": {"seen": jnp.arange(3, dtype=jnp.int8), "step": jnp.int32(4)},
+        "wave": jnp.array([1 + 2j], jnp.complex64),
     }
 
 
@@ -79,7 +102,8 @@ def pytree_without_ocdbt(path, tree):
 
 
 def version_one(path, tree):
-    v1.save(path, tree)
+    save = v1.save if hasattr(v1, "save") else v1.save_pytree  # of orbax 0.11
+    save(path, tree)
     return path
 
 
@@ -151,6 +175,57 @@ WRITERS = [
     lone_manager_item,
     flax_training,
 ]
+
+
+def restored(path, target):
+    return ocp.StandardCheckpointer().restore(path, target)
+
+
+def flat(variables):
+    """Leaves by their names, joined by slashes."""
+    leaves = jax.tree.leaves_with_path(variables)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in leaves}
+
+
+def as_safetensors(path, variables):
+    safetensors.flax.save_file(flat(variables), path)
+
+
+def from_safetensors(path, like):
+    return unflat(safetensors.flax.load_file(path), like)
+
+
+def as_npz(path, variables):
+    np.savez_compressed(path, **flat(variables))
+
+
+def from_npz(path, like):
+    """Read what numpy does, in which bfloat16 is two bytes of no type."""
+    found = dict(np.load(path, allow_pickle=False))
+    typed = {k: x.view("bfloat16") if x.dtype == "V2" else x for k, x in found.items()}
+    return unflat(typed, like)
+
+
+def as_msgpack(path, variables):
+    path.write_bytes(flax.serialization.to_bytes(variables))
+
+
+def from_msgpack(path, like):
+    return flax.serialization.from_bytes(like, path.read_bytes())
+
+
+def unflat(leaves, like):
+    assert set(leaves) == set(flat(like))
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[k] for k in flat(like)])
+
+
+# Format -> how its own library writes and reads, with no word of jmudsc.
+LIBRARIES = {
+    "orbax": (standard, restored),
+    "safetensors": (as_safetensors, from_safetensors),
+    "npz": (as_npz, from_npz),
+    "msgpack": (as_msgpack, from_msgpack),
+}
 
 
 class Net(nnx.Module):

@@ -15,7 +15,7 @@ from jmudsc.derivation.rules.positions import (
 from jmudsc.derivation.rules.primitive import (
     Arithmetic,
     AxisTerms,
-    Entries,
+    Moves,
     Primitive,
 )
 from jmudsc.derivation.terms.axis_terms import Terms
@@ -66,8 +66,8 @@ PRIMITIVES = (
     elementwise("add_any", arithmetic=Arithmetic.SUM),
     elementwise("add", arithmetic=Arithmetic.SUM, positions=shifted),
     elementwise("clamp", arithmetic=Arithmetic.LOWER_BOUND),
-    elementwise("convert_element_type", entries=Entries.KEPT, positions=cast),
-    elementwise("copy", entries=Entries.KEPT, positions=hand_on),
+    elementwise("convert_element_type", entries=Moves.KEPT, positions=cast),
+    elementwise("copy", entries=Moves.KEPT, positions=hand_on),
     elementwise("div", arithmetic=Arithmetic.QUOTIENT, rule=multiplied),
     elementwise("eq", positions=compared, meets=met_by_comparison),
     elementwise("lt", positions=less),
@@ -77,6 +77,6 @@ PRIMITIVES = (
     elementwise("rsqrt", arithmetic=Arithmetic.ROOT),
     elementwise("select_n", positions=selected),
     elementwise("sqrt", arithmetic=Arithmetic.ROOT),
-    elementwise("stop_gradient", entries=Entries.KEPT, positions=hand_on),
+    elementwise("stop_gradient", entries=Moves.KEPT, positions=hand_on),
     elementwise("sub", arithmetic=Arithmetic.DIFFERENCE),
 )

@@ -88,7 +88,7 @@ class Bodies:
     is_choice: bool = False
 
 
-class Entries(enum.Enum):
+class Moves(enum.Enum):
     """What becomes of the entries of the only array operand, none of them computed on.
 
     Attributes:
@@ -149,7 +149,7 @@ class Primitive:
     lookups: Callable[[Any], tuple[Lookup, ...]] | None = None
     summed: Summed | None = None
     meets: Meets | None = None
-    entries: Entries | None = None
+    entries: Moves | None = None
     arithmetic: Arithmetic | None = None
     joins_columns: Callable[[Any], bool] | None = None
     cost: Callable[[Any], Cost] | None = None

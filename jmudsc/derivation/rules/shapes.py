@@ -17,7 +17,7 @@ from jmudsc.derivation.rules.common import (
     unknown,
 )
 from jmudsc.derivation.rules.positions import hand_on
-from jmudsc.derivation.rules.primitive import AxisTerms, Entries, Primitive
+from jmudsc.derivation.rules.primitive import AxisTerms, Moves, Primitive
 from jmudsc.derivation.terms.axis_terms import Terms
 
 
@@ -137,7 +137,7 @@ PRIMITIVES = (
         rule=broadcast_in_dim,
         positions=hand_on,
         axis_map=_after_broadcast,
-        entries=Entries.LAID_OUT,
+        entries=Moves.LAID_OUT,
         cost=negligible,
     ),
     Primitive(
@@ -145,7 +145,7 @@ PRIMITIVES = (
         rule=reshape,
         positions=hand_on,
         axis_map=_after_reshape,
-        entries=Entries.LAID_OUT,
+        entries=Moves.LAID_OUT,
         cost=negligible,
     ),
     Primitive(
@@ -153,7 +153,7 @@ PRIMITIVES = (
         rule=squeeze,
         positions=hand_on,
         axis_map=_after_squeeze,
-        entries=Entries.LAID_OUT,
+        entries=Moves.LAID_OUT,
         cost=negligible,
     ),
     Primitive(
@@ -161,16 +161,16 @@ PRIMITIVES = (
         rule=transpose,
         positions=hand_on,
         axis_map=_after_transpose,
-        entries=Entries.LAID_OUT,
+        entries=Moves.LAID_OUT,
         cost=negligible,
     ),
-    Primitive("rev", rule=rev, entries=Entries.TAKEN, cost=negligible),
+    Primitive("rev", rule=rev, entries=Moves.TAKEN, cost=negligible),
     Primitive("device_put", rule=identity, cost=negligible),
     Primitive("name", rule=identity, cost=negligible),
     Primitive(
         "optimization_barrier", rule=identity, positions=hand_on, cost=negligible
     ),
     Primitive(
-        "sharding_constraint", rule=identity, entries=Entries.KEPT, cost=negligible
+        "sharding_constraint", rule=identity, entries=Moves.KEPT, cost=negligible
     ),
 )

@@ -20,9 +20,9 @@ from jmudsc.derivation.rules.common import (
 from jmudsc.derivation.rules.positions import forget_all, hand_on, if_single
 from jmudsc.derivation.rules.primitive import (
     AxisTerms,
-    Entries,
     Known,
     Lookup,
+    Moves,
     Outcome,
     Primitive,
     Rule,
@@ -297,7 +297,7 @@ PRIMITIVES = (
         rule=slice_,
         positions=hand_on,
         meets=_met_in_operand,
-        entries=Entries.TAKEN,
+        entries=Moves.TAKEN,
         cost=negligible,
     ),
     Primitive(
@@ -315,7 +315,7 @@ PRIMITIVES = (
         rule=dynamic_slice,
         axis_map=_taken_whole,
         lookups=_starts,
-        entries=Entries.TAKEN,
+        entries=Moves.TAKEN,
         cost=negligible,
     ),
     Primitive("dynamic_update_slice", rule=dynamic_update_slice, cost=negligible),
