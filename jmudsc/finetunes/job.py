@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
@@ -105,16 +106,33 @@ class Leaves:
     Attributes:
         plan: how it is merged.
         donor: as it is in the base, or the first model without one.
-        base: in float32, or wider; zeros where the method takes no base.
-        models: of each, likewise.
+        stored_base: as it is stored; None where the method takes no base.
+        stored_models: of each model, likewise.
         is_same: whether all are equal, so that there is nothing to merge.
     """
 
     plan: LeafPlan
     donor: np.ndarray
-    base: np.ndarray
-    models: tuple[np.ndarray, ...]
+    stored_base: np.ndarray | None
+    stored_models: tuple[np.ndarray, ...]
     is_same: bool
+
+    @property
+    def wide(self) -> np.dtype:
+        """In which numbers it is merged: float32, or its own if wider."""
+        return np.dtype(jnp.promote_types(self.donor.dtype, jnp.float32))
+
+    @cached_property
+    def base(self) -> np.ndarray:
+        """That of the base in these numbers; zeros where the method takes none."""
+        if self.stored_base is None:
+            return np.zeros(self.donor.shape, self.wide)
+        return widened(self.stored_base, self.wide)
+
+    @cached_property
+    def models(self) -> tuple[np.ndarray, ...]:
+        """That of each model in these numbers."""
+        return tuple(widened(model, self.wide) for model in self.stored_models)
 
 
 def read(job: Job, path: str) -> Leaves:
@@ -125,20 +143,13 @@ def read(job: Job, path: str) -> Leaves:
         path: a leaf of floating-point numbers.
     """
     plan = job.plans[path]
-    models = [_host(model[path]) for model in job.models]
+    models = tuple(_host(model[path]) for model in job.models)
     base = None if job.base is None else _host(job.base[path])
     donor = models[0] if base is None else base
-    uses_base = base is not None and plan.method.base != "unused"
-    reference = donor if uses_base else models[0]
+    used = None if plan.method.base == "unused" else base
+    reference = models[0] if used is None else used
     is_same = all(_equal(reference, model) for model in models)
-    wide = wide_dtype(donor.dtype)
-    return Leaves(
-        plan,
-        reference if is_same else donor,
-        widened(donor, wide) if uses_base else np.zeros(donor.shape, wide),
-        tuple(widened(model, wide) for model in models),
-        is_same,
-    )
+    return Leaves(plan, reference if is_same else donor, used, models, is_same)
 
 
 def pieces(job: Job, leaves: Leaves) -> Iterator[Piece]:
@@ -151,18 +162,28 @@ def pieces(job: Job, leaves: Leaves) -> Iterator[Piece]:
     plan, layout = leaves.plan, leaves.plan.layout
     cut = layout.matrices if plan.cuts_matrices else layout.runs
     base, models = cut(leaves.base), [cut(model) for model in leaves.models]
-    learned = job.evidence.get(plan.method.name)
     for number in range(len(base)):
-        own = layout.depth(leaves.base.shape, number, len(base))
-        spot = Spot(plan.path, plan.depth if own is None else own)
+        spot = spot_of(leaves, number, len(base))
         yield Piece(
             base[number],
             tuple(model[number] for model in models),
             options_at(plan, spot, len(models)),
-            job.base is not None,
-            learned(plan.path, number) if learned else {},
+            evidence_of(job, plan, number),
             _drawing(job.entropy, plan.path, number),
         )
+
+
+def spot_of(leaves: Leaves, number: int, count: int) -> Spot:
+    """Return where in the network one of the pieces of a leaf is."""
+    plan = leaves.plan
+    own = plan.layout.depth(leaves.donor.shape, number, count)
+    return Spot(plan.path, plan.depth if own is None else own)
+
+
+def evidence_of(job: Job, plan: LeafPlan, number: int) -> Mapping[str, Any]:
+    """Return what a method learned of a piece beforehand."""
+    learned = job.evidence.get(plan.method.name)
+    return learned(plan.path, number) if learned else {}
 
 
 def options_at(plan: LeafPlan, spot: Spot, models: int) -> dict[str, Any]:
@@ -171,12 +192,6 @@ def options_at(plan: LeafPlan, spot: Spot, models: int) -> dict[str, Any]:
         option.name: value_at(option, plan.settings[option.name], spot, models)
         for option in plan.method.options
     }
-
-
-def wide_dtype(dtype: np.dtype) -> np.dtype:
-    """Return in which numbers a leaf is merged: float32, or its own if wider."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return np.dtype(wide)
 
 
 def widened(leaf: np.ndarray, wide: np.dtype) -> np.ndarray:

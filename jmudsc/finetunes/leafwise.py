@@ -10,9 +10,18 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.finetunes.job import Job, Leaves, options_at, pieces, read
+from jmudsc.finetunes.job import (
+    evidence_of,
+    Job,
+    Leaves,
+    options_at,
+    pieces,
+    read,
+    spot_of,
+    widened,
+)
 from jmudsc.finetunes.option import Number, Option
-from jmudsc.finetunes.piece import Piece, Rule
+from jmudsc.finetunes.piece import CHUNK, Piece, Rule
 from jmudsc.finetunes.settings import Spot, value_at
 from jmudsc.finetunes.spectral import calibrated
 from jmudsc.lazy import is_lazy, LazyArray
@@ -37,10 +46,12 @@ def merge_leaf(job: Job, path: str) -> np.ndarray:
     if plan.copied is not None:
         return copied(job, path)
     leaves = read(job, path)
-    _check_finite(leaves)
     if leaves.is_same and _keeps_equal(leaves, len(job.models)):
         return leaves.donor
-    if np.iscomplexobj(leaves.base):
+    if _is_elementwise(job, leaves):
+        return _by_chunks(job, leaves)
+    _check_finite(leaves)
+    if np.iscomplexobj(leaves.donor):
         real, imag = (_component(leaves, part) for part in (np.real, np.imag))
         both = [joined(job, part, made(job, part)) for part in (real, imag)]
         return (both[0] + 1j * both[1]).astype(leaves.donor.dtype)
@@ -82,7 +93,11 @@ def made(job: Job, leaves: Leaves) -> list[np.ndarray]:
     path, rule = leaves.plan.path, _rule(job, leaves)
     if job.made is not None and path in job.made:
         return job.made[path]
-    parts = [rule(piece) for piece in pieces(job, leaves)]
+    measures = leaves.plan.method.measures
+    parts = []
+    for piece in pieces(job, leaves):
+        known = measures(piece) if measures else piece.evidence
+        parts.append(rule(replace(piece, evidence=known)))
     if job.made is not None and not np.iscomplexobj(leaves.donor):
         job.made[path] = parts
     return parts
@@ -106,20 +121,61 @@ def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:
     step = join(zeros, np.stack(scaled))
     if job.calibrate and layout.is_matrix and not plan.is_statistic:
         step = _calibrated(leaves, step, job.calibrate[plan.method.name])
-    total = (leaves.base + step).astype(leaves.base.dtype, copy=False)
-    np.copyto(total, leaves.base, where=step == 0)  # bitwise, -0 included
-    return total.astype(leaves.donor.dtype, copy=False)
+    return _added(leaves.base, step, leaves.donor.dtype)
+
+
+def _added(base: np.ndarray, step: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Add to the base and round once; what nothing is added to keeps its bits."""
+    total = (base + step).astype(base.dtype, copy=False)
+    np.copyto(total, base, where=step == 0)  # -0 + 0 is 0
+    return total.astype(dtype, copy=False)
+
+
+def _is_elementwise(job: Job, leaves: Leaves) -> bool:
+    """Whether every entry of a leaf can be merged by itself."""
+    plan = leaves.plan
+    is_plain = not (plan.is_statistic or job.calibrate or np.iscomplexobj(leaves.donor))
+    return plan.method.is_elementwise and is_plain
+
+
+def _by_chunks(job: Job, leaves: Leaves) -> np.ndarray:
+    """Merge a leaf a few entries at a time, which stay in a fast cache."""
+    plan, layout, method = leaves.plan, leaves.plan.layout, leaves.plan.method
+    assert method.rule is not None
+    models = [layout.runs(model) for model in leaves.stored_models]
+    base = None if leaves.stored_base is None else layout.runs(leaves.stored_base)
+    merged = np.empty(models[0].shape, leaves.donor.dtype)
+    whole = pieces(job, leaves) if method.measures else None
+    for run in range(len(merged)):
+        evidence = evidence_of(job, plan, run)
+        if whole is not None and method.measures:
+            evidence = method.measures(next(whole))
+        options = options_at(plan, spot_of(leaves, run, len(merged)), len(models))
+        for start in range(0, merged[run].size, CHUNK):
+            part = run, slice(start, start + CHUNK)
+            own = tuple(widened(model[part], leaves.wide) for model in models)
+            zeros = np.zeros_like(own[0])
+            under = zeros if base is None else widened(base[part], leaves.wide)
+            _check_numbers(plan.path, under, own)
+            made_of = method.rule(Piece(under, own, options, evidence))
+            step = _scaled(job, leaves, made_of, run, len(merged))
+            merged[part] = _added(under, step, leaves.donor.dtype)
+    return layout.with_runs(leaves.donor, merged)
 
 
 def _check_finite(leaves: Leaves) -> None:
     """Check what has been read, which on disk nothing has checked before."""
-    named = {f"models[{n}]": model for n, model in enumerate(leaves.models)}
-    for name, leaf in {"base": leaves.base, **named}.items():
+    _check_numbers(leaves.plan.path, leaves.base, leaves.models)
+
+
+def _check_numbers(path: str, base: np.ndarray, models: Sequence[np.ndarray]) -> None:
+    named = {f"models[{n}]": model for n, model in enumerate(models)}
+    for name, leaf in {"base": base, **named}.items():
         total = np.sum(leaf, dtype=np.promote_types(leaf.dtype, np.float64))
         if not np.isfinite(total) and not np.isfinite(leaf).all():
             raise ValueError(
                 f"merge_finetunes: expected finite numbers, got NaN or infinity in "
-                f"{leaves.plan.path} of {name}. Take an earlier checkpoint of that run."
+                f"{path} of {name}. Take an earlier checkpoint of that run."
             )
 
 
@@ -137,8 +193,8 @@ def _component(leaves: Leaves, part: Callable[[np.ndarray], np.ndarray]) -> Leav
     return replace(
         leaves,
         donor=part(leaves.base),
-        base=part(leaves.base),
-        models=tuple(map(part, leaves.models)),
+        stored_base=part(leaves.base),
+        stored_models=tuple(map(part, leaves.models)),
     )
 
 
@@ -158,8 +214,7 @@ def _scaled(
     plan = leaves.plan
     if plan.method.lambda_ is None:
         return part
-    own = plan.layout.depth(leaves.base.shape, number, count)
-    spot = Spot(plan.path, plan.depth if own is None else own)
+    spot = spot_of(leaves, number, count)
     scale = float(value_at(LAMBDA, plan.settings["lambda_"], spot, len(job.models)))
     if plan.is_statistic:  # beyond the mean a variance may be negative
         scale = min(max(scale, 0.0), 1.0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jmudsc.finetunes.option import Option
-from jmudsc.finetunes.piece import Rule
+from jmudsc.finetunes.piece import Piece, Rule
 
 # (option -> setting, number of models) -> lines that say what does not go together.
 Check = Callable[[dict[str, Any], int], list[str]]
@@ -41,6 +41,9 @@ class Method:
             them, `layers` follows the data through them.
         by_column: an option and its value with which each column of a matrix counts by
             itself.
+        is_elementwise: whether a rule looks at each entry by itself, so that a leaf can
+            be merged part by part in a fast cache.
+        measures: what a rule must know of a whole piece first, for its evidence.
         check: finds options that do not go together.
     """
 
@@ -59,6 +62,8 @@ class Method:
     learns: Literal["thresholds", "inputs", "gradients"] | None = None
     runs: Literal["greedy", "layers"] | None = None
     by_column: tuple[str, bool] | None = None
+    is_elementwise: bool = False
+    measures: Callable[[Piece], Mapping[str, Any]] | None = None
     check: Check = no_problems
 
     @property

@@ -25,6 +25,7 @@ BY_ENTRY = (
         aliases=("average", "soup"),
         lambda_=None,
         check=averages.weight_problems,
+        is_elementwise=True,
     ),
     Method(
         "greedy_soup",
@@ -68,6 +69,7 @@ BY_ENTRY = (
         ),
         lambda_=None,
         check=averages.decay_problems,
+        is_elementwise=True,
     ),
     Method(
         "task_arithmetic",
@@ -75,6 +77,7 @@ BY_ENTRY = (
         task_vectors.task_arithmetic,
         options=(WEIGHT, normalize(False)),
         check=averages.weight_problems,
+        is_elementwise=True,
     ),
     Method(
         "ties",
@@ -83,6 +86,8 @@ BY_ENTRY = (
         options=(WEIGHT, density(0.2), normalize(True), SCOPE, AGG),
         learns="thresholds",
         check=task_vectors.scope_problems,
+        is_elementwise=True,
+        measures=task_vectors.measured,
     ),
     Method(
         "dare_linear",
@@ -144,6 +149,7 @@ BY_ENTRY = (
             WEIGHT,
             Option("epsilon", 1e-5, Number(0.0), "the largest entry that is no change"),
         ),
+        is_elementwise=True,
     ),
     Method(
         "slerp",

@@ -1,11 +1,14 @@
 """Piece: one matrix, or run of entries, of one leaf of all models, to be merged."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+# Entries that are merged at once where each is merged by itself.
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +19,6 @@ class Piece:
         base: of the base, in float32 (float64 if the leaf is); zeros without a base.
         models: the same of each model, of one shape: (entries,) or (in, out).
         options: option -> its value here; for an option of every model one each.
-        has_base: whether there is a base.
         evidence: what a method found out before, by name.
         draw: model -> a generator of random numbers of this piece.
     """
@@ -24,7 +26,6 @@ class Piece:
     base: np.ndarray
     models: tuple[np.ndarray, ...]
     options: Mapping[str, Any]
-    has_base: bool = True
     evidence: Mapping[str, Any] = field(default_factory=dict)
     draw: Callable[[int], np.random.Generator] | None = None
 
@@ -38,6 +39,13 @@ class Piece:
         """The deltas times the weights of their models."""
         pairs = zip(self.options["weight"], self.deltas, strict=True)
         return tuple(delta if w == 1 else float(w) * delta for w, delta in pairs)
+
+    def parts(self) -> "Iterator[Piece]":
+        """Yield the piece a few entries at a time, which stay in a fast cache."""
+        for start in range(0, len(self.base), CHUNK):
+            part = slice(start, start + CHUNK)
+            models = tuple(model[part] for model in self.models)
+            yield replace(self, base=self.base[part], models=models)
 
     @property
     def weights(self) -> tuple[float, ...]:

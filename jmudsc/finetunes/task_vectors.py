@@ -6,8 +6,10 @@ that took part if the method normalises.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +24,8 @@ def task_arithmetic(piece: Piece) -> np.ndarray:
 def ties(piece: Piece) -> np.ndarray:
     """Keep the largest entries, elect a sign for each, average those that have it.
 
-    Yadav et al. 2023, arXiv:2306.01708. Kept are the largest of the piece, or of the
-    whole tree if `threshold` is in the evidence, entries equal to the smallest of them
-    included. The sign is that of the weighted sum; where the sum is 0, that of most
+    Yadav et al. 2023, arXiv:2306.01708. Kept is what reaches the `threshold` of the
+    evidence. The sign is that of the weighted sum; where the sum is 0, that of most
     other entries.
     """
     kept = trimmed(piece)
@@ -100,13 +101,26 @@ def ram(piece: Piece) -> np.ndarray:
     return total / np.maximum(count, 1).astype(total.dtype)
 
 
+def measured(piece: Piece) -> Mapping[str, Any]:
+    """Find what entries must reach to be among the largest, if that is not known."""
+    if "threshold" in piece.evidence:
+        return piece.evidence
+    pairs = zip(piece.deltas, piece.options["density"], strict=True)
+    found = {"threshold": [_threshold(delta, density) for delta, density in pairs]}
+
+    @functools.cache
+    def majority() -> int:
+        known = replace(piece, evidence=found)
+        return sum(elected(trimmed(part))[1] for part in known.parts())
+
+    return {**found, "majority": majority}
+
+
 def trimmed(piece: Piece) -> list[np.ndarray]:
     """Return the weighted deltas with 0 for all but their largest entries."""
-    thresholds = piece.evidence.get("threshold")
-    if thresholds is None:
-        pairs = zip(piece.weighted, piece.options["density"], strict=True)
-        return [largest(delta, density) for delta, density in pairs]
-    triples = zip(piece.deltas, piece.weighted, thresholds, strict=True)
+    triples = zip(
+        piece.deltas, piece.weighted, piece.evidence["threshold"], strict=True
+    )
     return [np.where(np.abs(d) >= least, w, 0) for d, w, least in triples]
 
 
@@ -120,14 +134,6 @@ def least_of_largest(values: np.ndarray, share: float) -> np.floating:
     flat = values.reshape(-1)
     kept = max(1, int(share * flat.size))
     return np.partition(flat, flat.size - kept)[flat.size - kept]
-
-
-def largest(delta: np.ndarray, density: float) -> np.ndarray:
-    """Return a delta with 0 for all but its entries of largest magnitude."""
-    if density >= 1:
-        return delta
-    size = np.abs(delta)
-    return np.where(size >= least_of_largest(size, density), delta, 0)
 
 
 def elected(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
@@ -163,10 +169,21 @@ def epsilon_problems(options: dict, models: int) -> list[str]:
 
 
 def _majority(piece: Piece, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the elected sign of each entry; never 0."""
-    signs, most = elected(parts)
-    most = piece.evidence.get("majority", most)
-    return np.where(signs == 0, -1.0 if most < 0 else 1.0, signs)
+    """Return the elected sign of each entry; 0 only where no model has one."""
+    signs = np.sign(functools.reduce(np.add, parts))
+    is_open = signs == 0
+    has_any = functools.reduce(np.logical_or, [part != 0 for part in parts])
+    if not (is_open & has_any).any():
+        return signs
+    majority = piece.evidence.get("majority")
+    most = elected(parts)[1] if majority is None else majority()
+    return np.where(is_open, -1 if most < 0 else 1, signs)
+
+
+def _threshold(delta: np.ndarray, density: float) -> np.floating:
+    if density >= 1:
+        return delta.dtype.type(0)
+    return least_of_largest(np.abs(delta), density)
 
 
 def _agreeing(parts: Sequence[np.ndarray], signs: np.ndarray) -> list[np.ndarray]:

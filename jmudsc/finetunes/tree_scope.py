@@ -41,8 +41,8 @@ def thresholds(job: Job, method: str) -> Evidence | None:
     majority = 0
     for path in merged:
         for piece in pieces(learned, read(learned, path)):
-            majority += elected(trimmed(piece))[1]
-    evidence: Mapping[str, Any] = {**found, "majority": majority}
+            majority += sum(elected(trimmed(part))[1] for part in piece.parts())
+    evidence: Mapping[str, Any] = {**found, "majority": lambda: majority}
     return lambda path, number: evidence
 
 

@@ -9,6 +9,7 @@ from finetuned import fine_tunes
 
 import jmudsc
 from jmudsc.checkpoints.save import save_variables
+from jmudsc.finetunes import leafwise, piece
 from jmudsc.finetunes.merge_finetunes import merge_finetunes
 from jmudsc.lazy import is_lazy, LazyArray
 from jmudsc.paths import flatten
@@ -352,3 +353,21 @@ def test_any_pytree_keeps_its_structure():
         flatten(found).values(), flatten(wrap(expected)).values(), strict=True
     ):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "ram"])
+@pytest.mark.parametrize("options", [{}, {"scope": "tree"}])
+def test_however_many_entries_are_merged_at_once_the_bits_are_the_same(
+    method, options, monkeypatch
+):
+    if options and method != "ties":
+        pytest.skip("has no scope")
+    models = [m | {"c/bias": -m["c/bias"]} for m in MODELS]
+    whole = merge_finetunes(models, BASE, method, **options).variables
+    for module in (leafwise, piece):
+        monkeypatch.setattr(module, "CHUNK", 7)
+    parts = merge_finetunes(models, BASE, method, **options).variables
+    monkeypatch.setattr(leafwise, "_is_elementwise", lambda job, leaves: False)
+    by_piece = merge_finetunes(models, BASE, method, **options).variables
+    for path, leaf in whole.items():
+        assert parts[path].tobytes() == leaf.tobytes() == by_piece[path].tobytes()
