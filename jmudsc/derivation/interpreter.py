@@ -319,13 +319,14 @@ def _picks(eqn: Any, ins: Sequence[Value]) -> bool:
 
 
 def _constant(terms: Terms, value: Any) -> Value:
-    """A constant fixes the axes along which it varies."""
+    """A constant fixes the axes along which its bits vary."""
     shape = np.shape(value)
     axes = [terms.leaf(size) for size in shape]
     if any(size > 1 for size in shape):
-        array = np.asarray(value)
+        array = np.ascontiguousarray(value)
+        bits = array.reshape(-1).view(np.uint8).reshape(*shape, -1)
         for number, term in enumerate(axes):
-            if array.size and not (array == array.take([0], axis=number)).all():
+            if bits.size and not (bits == bits.take([0], axis=number)).all():
                 terms.pin(term, "meets a constant that varies along it")
     return Value(axes)
 

@@ -42,9 +42,10 @@ def _gathered(
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     operand, indices = ins
     along = tuple(map(int, numbers.start_index_map))
-    whole = {i for i, size in enumerate(sizes) if size == terms.size(operand[i])}
-    whole = whole if eqn.params["mode"] in _CLAMPED else set()
-    tie_picked(terms, eqn, operand, tag, along, whole)
+    full = {i for i, size in enumerate(sizes) if size == terms.size(operand[i])}
+    whole = full if eqn.params["mode"] in _CLAMPED else set()
+    windows = {i for i in along if sizes[i] != 1} - whole
+    tie_picked(terms, eqn, operand, tag, along, whole, windows)
     picked = {axis for axis in along if axis not in whole}
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.start_indices_batching_dims, strict=True):

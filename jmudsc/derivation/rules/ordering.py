@@ -15,7 +15,7 @@ from jmudsc.derivation.rules.common import (
     tie,
     unknown,
 )
-from jmudsc.derivation.rules.positions import forget, forget_all
+from jmudsc.derivation.rules.positions import can_hold, forget, forget_all
 from jmudsc.derivation.rules.primitive import (
     AxisTerms,
     Known,
@@ -40,8 +40,11 @@ def iota_positions(
     rule: Rule, terms: Terms, eqn: Any, ins: list[AxisTerms], tags: Sequence[Known]
 ) -> Outcome:
     """As long as they are followed as positions, the axis may be permuted."""
+    along = eqn.params["dimension"]
+    if not can_hold(eqn.params["dtype"], eqn.params["shape"][along]):
+        return rule(terms, eqn, ins), [None]
     axes = [terms.leaf(size) for size in eqn.params["shape"]]
-    return [axes], [Tag(axes[eqn.params["dimension"]])]
+    return [axes], [Tag(axes[along])]
 
 
 def argreduce(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
@@ -60,7 +63,11 @@ def argreduce_positions(
     if len(axes) != 1:
         return forget_all(rule, terms, eqn, ins, tags)
     forget(terms, tags[0], eqn.primitive.name)
-    return rule(terms, eqn, ins), [Tag(ins[0][axes[0]])]
+    best = Tag(ins[0][axes[0]])
+    if can_hold(eqn.params["index_dtype"], terms.size(best.term)):
+        return rule(terms, eqn, ins), [best]
+    forget(terms, best, "a type that cannot hold them")
+    return rule(terms, eqn, ins), [None]
 
 
 def top_k(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
