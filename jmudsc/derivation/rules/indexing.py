@@ -5,6 +5,7 @@ from typing import Any
 
 from jax.lax import GatherScatterMode
 
+from jmudsc.derivation.rules import genericity
 from jmudsc.derivation.rules.common import BY_POSITION, negligible, shape_of
 from jmudsc.derivation.rules.positions import forget, tie_picked
 from jmudsc.derivation.rules.primitive import (
@@ -93,6 +94,12 @@ def _index_axes(eqn: Any) -> tuple[int | None, ...]:
     axes = [axis for axis in range(rank) if axis not in offset]
     shape = shape_of(eqn.invars[1])[:-1]
     return tuple(a if n > 1 else None for a, n in zip(axes, shape, strict=True))
+
+
+def _may_be_zero(eqn: Any) -> bool:
+    """Whether zeros, not NaNs, come out where an index is outside."""
+    is_filled = eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP
+    return is_filled and eqn.params["fill_value"] is not None
 
 
 def _read_from(
@@ -199,6 +206,7 @@ PRIMITIVES = (
         axis_map=_taken_whole,
         lookups=_columns,
         meets=_read_from,
+        genericity=genericity.looked_up(_taken_whole, _may_be_zero),
         cost=negligible,
     ),
     Primitive(

@@ -21,6 +21,7 @@ from jmudsc.derivation.rules.primitive import (
     Known,
     Outcome,
     Primitive,
+    Ranking,
     Rule,
 )
 from jmudsc.derivation.terms.axis_terms import Term, Terms
@@ -141,6 +142,29 @@ def _sort_axis(eqn: Any) -> int:
     return eqn.params["dimension"]
 
 
+def _finding(name: str) -> Primitive:
+    return Primitive(
+        name,
+        rule=argreduce,
+        positions=argreduce_positions,
+        ranks=_ranks_of_all,
+        cost=negligible,
+    )
+
+
+def _ranks_of_all(eqn: Any) -> Ranking:
+    return Ranking(keys=(0,), axis=int(eqn.params["axes"][0]), outputs=(0,))
+
+
+def _ranks_of_top_k(eqn: Any) -> Ranking:
+    return Ranking(keys=(0,), axis=_top_k_axis(eqn), outputs=(1,))
+
+
+def _ranks_of_sort(eqn: Any) -> Ranking:
+    keys, count = eqn.params["num_keys"], len(eqn.invars)
+    return Ranking(tuple(range(keys)), _sort_axis(eqn), tuple(range(keys, count)))
+
+
 PRIMITIVES = (
     Primitive(
         "approx_top_k",
@@ -149,13 +173,14 @@ PRIMITIVES = (
         cost=negligible,
     ),
     Primitive("iota", rule=iota, positions=iota_positions, cost=negligible),
-    Primitive("argmax", rule=argreduce, positions=argreduce_positions, cost=negligible),
-    Primitive("argmin", rule=argreduce, positions=argreduce_positions, cost=negligible),
+    _finding("argmax"),
+    _finding("argmin"),
     Primitive(
         "sort",
         rule=sort,
         positions=sort_positions,
         axis_map=_beside(_sort_axis),
+        ranks=_ranks_of_sort,
         cost=negligible,
     ),
     Primitive(
@@ -163,6 +188,7 @@ PRIMITIVES = (
         rule=top_k,
         positions=top_k_positions,
         axis_map=_beside(_top_k_axis),
+        ranks=_ranks_of_top_k,
         cost=negligible,
     ),
 )
