@@ -48,24 +48,36 @@ LEFT_OUT = {
     "axis_map lookups summed genericity ranks entries arithmetic joins_columns": """
         scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub
     """,
-    "positions axis_map lookups summed meets ranks entries arithmetic joins_columns": "device_put name stack unstack",
-    "positions axis_map lookups summed genericity ranks entries arithmetic "
-    "joins_columns": """
-        dot_product_attention_fwd_wrapper pad tile
+    "positions axis_map lookups summed meets ranks entries arithmetic joins_columns": """
+        device_put name stack unstack
     """,
-    "positions lookups ranks entries arithmetic joins_columns": "conv_general_dilated dot_general",
+    "positions axis_map lookups summed genericity ranks entries arithmetic "
+    "joins_columns": "dot_product_attention_fwd_wrapper pad tile",
+    "positions lookups ranks entries arithmetic joins_columns": """
+        conv_general_dilated dot_general
+    """,
     "lookups summed ranks entries arithmetic joins_columns": "eq ne",
     "lookups summed meets ranks entries arithmetic joins_columns": "lt select_n",
     "positions axis_map lookups summed meets genericity ranks entries arithmetic "
     "joins_columns cost": "fft reduce_window",
-    "axis_map lookups summed meets genericity entries arithmetic joins_columns": "argmax argmin",
+    "axis_map lookups summed meets genericity entries arithmetic joins_columns": """
+        argmax argmin
+    """,
     "lookups summed meets genericity entries arithmetic joins_columns": "sort top_k",
-    "positions axis_map lookups summed meets ranks arithmetic joins_columns": "rev sharding_constraint",
-    "positions genericity ranks entries arithmetic joins_columns": "ragged_dot_general",
+    "positions axis_map lookups summed meets ranks arithmetic joins_columns": """
+        rev sharding_constraint
+    """,
+    "positions genericity ranks entries arithmetic joins_columns": """
+        ragged_dot_general
+    """,
     "lookups summed meets ranks entries joins_columns": "add",
     "summed ranks entries arithmetic joins_columns": "gather",
-    "axis_map lookups summed meets genericity ranks entries arithmetic joins_columns": "iota",
-    "axis_map lookups summed meets ranks entries arithmetic joins_columns": "optimization_barrier",
+    "axis_map lookups summed meets genericity ranks entries arithmetic joins_columns": """
+        iota
+    """,
+    "axis_map lookups summed meets ranks entries arithmetic joins_columns": """
+        optimization_barrier
+    """,
     "axis_map lookups summed ranks entries arithmetic": "concatenate",
     "axis_map lookups summed ranks arithmetic joins_columns": "slice",
     "axis_map lookups summed ranks entries arithmetic joins_columns": "split",
