@@ -110,3 +110,22 @@ def test_a_page_runs_and_prints_what_it_says(name, tmp_path, monkeypatch, capsys
     if name not in SILENT:
         said = "".join(blocks("text", PAGES[name]))
         assert printed == said + PRINTED_LAST.get(name, "")
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r": (\S+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(listed) == sorted(PAGES)
+
+
+def test_every_public_name_is_in_the_reference():
+    names = re.findall(r"^::: jmudsc\.(\w+)$", PAGES["reference"], re.M)
+    submodules = {"experiments", "landscape", "recipes"}
+    assert sorted(names) == sorted(set(jmudsc.__all__) - submodules)
+
+
+def test_the_folders_of_the_readme_are_those_there_are_in_the_order_of_their_use():
+    readme = (ROOT / "README.md").read_text()
+    layout = (ROOT / "tests" / "test_layout.py").read_text()
+    table = re.search(r"^MAY_IMPORT = (\{.*?^\})", layout, re.M | re.S)
+    folders = [name.replace(".", "/") for name in eval(table.group(1))]
+    assert re.findall(r"^\| `([\w/]+)/` \|", readme, re.M) == folders
