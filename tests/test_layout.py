@@ -31,6 +31,10 @@ MAY_IMPORT = {
     "merging": (
         "spec reordering derivation derivation.terms checkpoints matching repairs"
     ),
+    "finetunes": (
+        "spec reordering derivation derivation.terms checkpoints matching repairs "
+        "merging"
+    ),
     "landscape": "",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "

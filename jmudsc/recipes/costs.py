@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -235,18 +235,12 @@ def _combining(job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
 
 
 def _repairing(row: Repair, job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
-    cost = _REPAIR_COSTS.get(row.name)
-    more, seconds = cost(job, rates) if cost else ({}, None)
+    grams = work_of(job.program).grams / rates.flops if row.solves else 0.0
+    layer_by_layer = row.reads == "layers"
+    cost = _layerwise(job, rates, grams) if layer_by_layer else _updating(job, rates)
+    more, seconds = cost
     known = seconds if job.batches is not None else None
     return Stage(row.stage, {}, {**out, **more}, known)
-
-
-def _refit_cost(job: Job, rates: Rates) -> Cost:
-    return _layerwise(job, rates, work_of(job.program).grams / rates.flops)
-
-
-def _rescale_cost(job: Job, rates: Rates) -> Cost:
-    return _layerwise(job, rates, 0.0)
 
 
 def _layerwise(job: Job, rates: Rates, more: float) -> Cost:
@@ -263,19 +257,11 @@ def _layerwise(job: Job, rates: Rates, more: float) -> Cost:
     return {"activations of all batches": live}, job.balances * once + compiled
 
 
-def _reset_cost(job: Job, rates: Rates) -> Cost:
+def _updating(job: Job, rates: Rates) -> Cost:
     updated, live = tree_bytes(job.models[0]), live_bytes(job.program)
     passes = job.balances * ((job.batches or 1) + 4) * _pass(job, rates)
     compiled = _forward_programs(job) * rates.program
     return {"updated": updated, "activations": live}, passes + compiled
-
-
-# By the name of a repair; what one takes that is not here is not known.
-_REPAIR_COSTS: Mapping[str, Callable[[Job, Rates], Cost]] = {
-    "least-squares": _refit_cost,
-    "rescale": _rescale_cost,
-    "reset": _reset_cost,
-}
 
 
 def _pass(job: Job, rates: Rates) -> float:
