@@ -47,7 +47,7 @@ def move_alike(where: str, spec: PermutationSpec, alike: Alike) -> PermutationSp
         >>> str(move_alike("docs", spec, {"ema/*": "params/*"}).axes["ema/in"][1])
         'P_0'
     """
-    pairs = list(alike.items() if isinstance(alike, Mapping) else alike)
+    pairs = list(dict(alike).items())
     found, problems = _found(spec, pairs)
     problems += [
         f"{path}: {problem}"

@@ -43,6 +43,9 @@ def broken():
 
 def other_fn(variables, x):
     return x @ variables["hidden"]
+
+def swapped_fn(x, variables):
+    return apply_fn(variables, x)
 """
 
 GOOD = {
@@ -243,6 +246,11 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
             {"apply_fn": "plan_model:other_fn"},
             "recipe: apply_fn: expected a function that runs on the variables and a "
             "batch, got KeyError('hidden'). Correct the function, or what it is given.",
+        ),
+        (
+            {"apply_fn": "plan_model:swapped_fn"},
+            "recipe: apply_fn: expected a function of (variables, batch), got one of "
+            "(batch, variables). Swap its arguments.",
         ),
         (
             {"update_fn": "plan_model:other_fn"},
