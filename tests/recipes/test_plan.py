@@ -281,7 +281,7 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
             "weights alone, or merge what comes before these labels too.",
         ),
     ],
-    ids=["model", "update", "iterator", "empty", "pattern", "unread"],
+    ids=["model", "swapped", "update", "iterator", "empty", "pattern", "unread"],
 )
 def test_one_thing_wrong_is_one_problem(project, change, problem):
     assert planned(project, change).problems[-1:] == (problem,)
