@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from jmudsc import paths
@@ -86,7 +87,7 @@ def check_there(name: str, tree: PyTree) -> None:
         path or "the array"
         for path, leaf in paths.flatten(tree).items()
         if isinstance(leaf, jax.Array)
-        and not isinstance(leaf, jax.core.Tracer)
+        and not isinstance(leaf, Tracer)
         and leaf.is_deleted()
     ]
     if gone:

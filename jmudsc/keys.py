@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -19,7 +20,7 @@ def check_key(where: str, key: Any) -> None:
     """
     shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
     if dtype is not None:
-        is_typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        is_typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
         words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
         if shape == () if is_typed else (dtype == np.uint32 and shape == words):
             return

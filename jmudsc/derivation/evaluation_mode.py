@@ -63,7 +63,8 @@ def unread_statistics(program: Program) -> list[str]:
 
     Returns:
         The paths of leaves that no output of samples depends on and that have the shape
-        of a mean or variance over samples by which activations are normalized.
+        of a mean or variance over samples by which activations are normalized, or of a
+        stack of them.
     """
     shapes = _batch_statistics(program)
     if not shapes:
@@ -71,7 +72,7 @@ def unread_statistics(program: Program) -> list[str]:
     outputs = [var for var in program.outvars if _may_run_over(program, var)]
     idle = unread(program, outputs or None)
     leaves = program.leaves
-    return [p for p in program.paths if p in idle and _core(leaves[p]) in shapes]
+    return [p for p in program.paths if p in idle and _ends_in(leaves[p], shapes)]
 
 
 def _draws(program: Program) -> str | None:
@@ -130,6 +131,12 @@ def _may_run_over(program: Program, var: Any) -> bool:
 
 def _core(var: Any) -> tuple[int, ...]:
     return tuple(size for size in shape_of(var) if size > 1)
+
+
+def _ends_in(leaf: Any, shapes: Iterable[tuple[int, ...]]) -> bool:
+    """Whether a leaf has one of some shapes, for each of several layers maybe."""
+    core = _core(leaf)
+    return any(shape and core[-len(shape) :] == shape for shape in shapes)
 
 
 def _all(eqns: Iterable[Any]) -> Iterable[Any]:

@@ -317,7 +317,7 @@ def _kind(batch: PyTree) -> str:
     if list(kinds) == [""]:
         return f"a batch of {kinds['']}"
     named = ", ".join(f"{path}: {kind}" for path, kind in kinds.items())
-    return f"a batch, a {type(batch).__name__} of {named or 'nothing'}"
+    return f"a batch, a {type(batch).__name__} with {named or 'no array'}"
 
 
 def _dtype_of(leaf: Any) -> Any:

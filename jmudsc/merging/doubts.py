@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -127,7 +128,7 @@ def refit_parameters(network: PyTree, changes: Mapping[str, str]) -> tuple[int, 
     sizes = {
         path: np.size(leaf)
         for path, leaf in paths.flatten(network).items()
-        if jax.dtypes.issubdtype(jax.dtypes.result_type(leaf), np.inexact)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     }
     done = [path for path, said in changes.items() if not said.startswith("is ")]
     return sum(sizes.get(path, 0) for path in done), sum(sizes.values())

@@ -113,10 +113,10 @@ def prepare(
         with (watch or Watch()).stage("deriving the spec", "deriving"):
             specs = [spec_of_program(program) for program in programs]
     specs = [move_alike(where, spec, options.alike) for spec in specs]
-    if programs and TABLE[options.method].matches:
-        _warn_of_unread(where, specs[0], programs[0])
     if options.frozen:
         specs[0] = freeze(specs[0], options.frozen)
+    if programs and TABLE[options.method].matches:
+        _warn_of_unread(where, specs[0], programs[0])
     apart = take_apart(where, specs, models, trunks)
     return Prepared(options, shares, apply_fns, update_fns, models, trunks, apart)
 

@@ -6,6 +6,7 @@ than Python can follow. All of that is found before any value is made.
 """
 
 import codecs
+import re
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -26,6 +27,7 @@ _ENCODINGS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_DIGITS = re.compile(r"[-+]?[0-9_]+")
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -190,7 +192,7 @@ def _size_of(
     if event.anchor is not None:
         anchors[event.anchor] = 1
     digits = sum(map(str.isdigit, event.value)) if event.implicit[0] else 0
-    if digits > _MOST_DIGITS and event.value.lstrip("+-").isdigit():
+    if digits > _MOST_DIGITS and _DIGITS.fullmatch(event.value):
         raise ValueError(
             f"{where}: expected numbers of at most {_MOST_DIGITS} digits, got one of "
             f"{digits} on line {line}. Correct it."

@@ -47,7 +47,7 @@ def move_alike(where: str, spec: PermutationSpec, alike: Alike) -> PermutationSp
         >>> str(move_alike("docs", spec, {"ema/*": "params/*"}).axes["ema/in"][1])
         'P_0'
     """
-    pairs = list(alike.items() if isinstance(alike, Mapping) else alike)
+    pairs = list(dict(alike).items())
     found, problems = _found(spec, pairs)
     problems += [
         f"{path}: {problem}"
@@ -115,7 +115,7 @@ def left_behind(spec: PermutationSpec) -> list[str]:
     return [
         path
         for path, axes in spec.axes.items()
-        if path in spec.unread
+        if path in spec.unread - spec.alike.keys()
         and any(axis.size > 1 for axis in axes)
         and not any(axis.labels() for axis in axes)
     ]
@@ -128,6 +128,10 @@ def _found(
     found: dict[str, str] = {}
     problems = []
     for pattern, other in pairs:
+        ours, theirs = pattern.count("*"), other.count("*")
+        if ours != theirs:
+            problems.append(f'"{pattern}" has {ours} "*" and "{other}" {theirs}')
+            continue
         matched = paths.starred(pattern, {path: path for path in spec.axes})
         for path, texts in matched.items():
             found.setdefault(path, paths.filled(other, texts))
