@@ -42,7 +42,7 @@ def merge_finetunes(
     *,
     apply_fn: ApplyFn | Sequence[ApplyFn] | None = None,
     batches: Iterable[PyTree] | None = None,
-    key: jax.Array | None = None,
+    key: Any = None,
     weight: Any = 1.0,
     lambda_: Any = None,
     **options: Any,
@@ -100,7 +100,7 @@ def merge_finetunes(
         assignment leaves all units in place: nothing is matched.
 
     Raises:
-        TypeError: if a leaf is no array, or `batches` is a single batch.
+        TypeError: if a leaf is no array, `batches` is a single batch, or `key` no key.
         ValueError: if the trees differ, an option does not fit, or something that the
             method needs is missing; everything that is wrong at once.
 
