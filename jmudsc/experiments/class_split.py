@@ -38,7 +38,6 @@ from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.progress import prefixed, Progress
-from jmudsc.reordering.combine import combine
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.repairs.least_squares import refit
 from jmudsc.repairs.rescale import repair as rescale

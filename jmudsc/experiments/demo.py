@@ -38,7 +38,6 @@ from jmudsc.recipes.import_path import ImportPath
 from jmudsc.recipes.report import mean_and_std, report, table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
-from jmudsc.reordering.combine import combine
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.types import ApplyFn, UpdateFn
 
