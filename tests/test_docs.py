@@ -22,6 +22,7 @@ def blocks(language, page):
 
 
 def apply_fn(variables, x):
+    variables = variables.get("params", variables)
     return jax.nn.relu(x @ variables["in"]) @ variables["head"]["out"]
 
 
@@ -71,10 +72,12 @@ def heads(folder):
     def reconstruct(variables, x):
         return jax.nn.relu(x @ variables["in"]) @ variables["decoder"]["out"]
 
+    averaged = [{"params": network(n), "ema": network(n)} for n in range(2)]
     out = jnp.float32(np.random.default_rng(2).normal(size=(8, 4)))
     return merged_so_far(folder) | {
         "classify": apply_fn,
         "reconstruct": reconstruct,
+        "models": averaged,
         "a": network(0),
         "b": {"in": network(1)["in"], "decoder": {"out": out}},
     }
