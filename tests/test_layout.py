@@ -148,5 +148,6 @@ def test_what_is_private_takes_few_parameters(module):
         if isinstance(node, ast.FunctionDef):
             taken = node.args
             count = len([*taken.posonlyargs, *taken.args, *taken.kwonlyargs])
-            if node.name not in PUBLIC:
+            is_command = module == "cli" and not node.name.startswith("_")
+            if node.name not in PUBLIC and not is_command:
                 assert count <= 7, f"{module}.{node.name} takes {count}"
