@@ -33,7 +33,7 @@ def save(
     file with `.jmudsc` after it.
 
     If the process dies at any moment, `path` has its old state, absent or an earlier
-    merge, or the new one, complete; a file may be without its folder. What was written
+    merge, or the new one, complete; its record is found. What was written
     is read back and compared before it is put into place.
 
     Variables that are on disk, as `merge` gives them for models that are, are read and
@@ -80,9 +80,9 @@ def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if jmudsc did not write the checkpoint, or its record was changed.
     """
-    folder, content = load_record(path)
-    assignment = read_arrays(folder, _ASSIGNMENT, content[_ASSIGNMENT])
-    return {**content, _ASSIGNMENT: assignment}
+    record = load_record(path)
+    assignment = read_arrays(record.folder, record.content, _ASSIGNMENT)
+    return {**record.content, _ASSIGNMENT: assignment}
 
 
 def record_of(
