@@ -125,7 +125,7 @@ def in_memory(tree: PyTree) -> PyTree[LazyArray]:
     """Return arrays that are there as lazy ones; those that are lazy stay as they are.
 
     Args:
-        tree: arrays of any kind, or numbers.
+        tree: arrays of any kind, or Python scalars.
     """
     leaves = flatten(tree)
 

@@ -4,7 +4,7 @@
     python scripts/bench_disk.py 256x4 256x16 256x64
     python scripts/bench_disk.py 1b --dir DIR
 
-Pairs of decoders from different initialisations, in bfloat16, are written to disk and
+Pairs of decoders from different initializations, in bfloat16, are written to disk and
 merged by `jmudsc merge --memory 0` in a process of its own, whose peak resident size is
 taken; what Python, JAX and the tracing of a model take is in it. A decoder is named by
 its size or by width x layers. With `--in-memory` the same merge is done with the models

@@ -5,7 +5,7 @@
     python scripts/bench_merge.py vit-s vit-b decoder-10m decoder-100m --samples 16
     python scripts/bench_merge.py decoder-256x4 decoder-256x8 decoder-256x16
 
-Pairs of networks from different initialisations are merged by mudsc-zip; images and
+Pairs of networks from different initializations are merged by mudsc-zip; images and
 tokens are random. A decoder is named by its size or by width x layers; its parameters
 are bfloat16. In the same process are measured:
 

@@ -2,7 +2,7 @@
 
     python scripts/compare_heads.py --seeds 0 1 2 3 4 5 6 7 8 9
 
-Trains pairs of vision transformers from different initialisations, both on all classes
+Trains pairs of vision transformers from different initializations, both on all classes
 (`same`) or on the two parts of an experiment (`halves`; its parents are taken if they
 are there). Each pair is merged with the derived spec and with heads apart, which is no
 symmetry (`heads_apart`), alpha chosen for each on training images. Prints test accuracy
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from heads_apart import Assignment, both_specs, differing, finished, FINISHES
+from heads_apart import Assignment, both_specs, differing, repaired, REPAIRS
 from jaxtyping import PyTree
 
 from jmudsc.derivation.infer_spec import infer_spec
@@ -48,7 +48,7 @@ METHODS = ("weight-align", "activation-align", "mudsc-align", "mudsc-zip")
 PAIRS = ("same", "halves")
 
 # What is measured of one network, by name; and of all networks of a seed, by
-# ("parents",) the mean of both, ("second",) the second of them, (method, finish, spec)
+# ("parents",) the mean of both, ("second",) the second of them, (method, repair, spec)
 # a merged one, and (method, spec) the second parent as it was matched.
 Numbers = dict[str, float]
 Measured = dict[tuple[str, ...], Numbers]
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=PAIRS)
-    parser.add_argument("--finishes", nargs="+", choices=FINISHES, default=FINISHES)
+    parser.add_argument("--repairs", nargs="+", choices=REPAIRS, default=REPAIRS)
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
     start = time.perf_counter()
@@ -88,7 +88,7 @@ def main() -> None:
         runs = []
         for seed, setup in setups.items():
             folder = given.runs / given.config.stem / f"seed-{seed}"
-            runs.append(measured(pair_of(setup, name, folder), given.finishes))
+            runs.append(measured(pair_of(setup, name, folder), given.repairs))
         print(f"{name}:\n\n{merges_table(runs)}\n\n{moved_table(runs)}\n")
     print(f"{time.perf_counter() - start:.0f} s in all")
 
@@ -100,9 +100,10 @@ def setups_of(
     experiment = read_experiment(config)
     if not isinstance(experiment, Experiment) or experiment.tasks != 2:
         raise SystemExit(f"{config}: two random parts of the classes are needed.")
-    names = experiment.dataset, experiment.train_split, experiment.test_split
-    splits = load_splits(*names, data_dir)
-    return {seed: set_up_seed(experiment, seed, *splits) for seed in seeds}
+    training, test = load_splits(
+        experiment.dataset, experiment.train_split, experiment.test_split, data_dir
+    )
+    return {seed: set_up_seed(experiment, seed, training, test) for seed in seeds}
 
 
 def pair_of(setup: SeedSetup, name: str, folder: Path) -> Pair:
@@ -143,7 +144,7 @@ def classes_of(setup: SeedSetup) -> list[int]:
     return sorted(c for task in setup.tasks for c in task)
 
 
-def measured(pair: Pair, finishes: Sequence[str]) -> Measured:
+def measured(pair: Pair, repairs: Sequence[str]) -> Measured:
     """Measure the parents, all merges with both specs, and what matching alone does."""
     setup, first = pair.setup, pair.setup.calibration[0]
     whole = infer_spec(pair.apply, pair.parents[0], first)
@@ -154,14 +155,14 @@ def measured(pair: Pair, finishes: Sequence[str]) -> Measured:
     mean = {name: (one[name] + other[name]) / 2 for name in one}
     found: Measured = {("parents",): mean, ("second",): {**other, "differ": 0.0}}
     stay = match(whole, pair.parents, None, method="average", key=setup.match_key)
-    for finish, merged in merges(pair, whole, whole, stay.assignment, finishes):
-        found["average", finish, "whole"] = scores(merged)
+    for repair, merged in merges(pair, whole, whole, stay.assignment, repairs):
+        found["average", repair, "whole"] = scores(merged)
     for method in METHODS:
         for name, spec in specs.items():
             assignment = matched(pair, spec, moments, method)
-            for finish, merged in merges(pair, whole, spec, assignment, finishes):
-                found[method, finish, name] = scores(merged)
-            if TABLE[method].pairing == "align":
+            for repair, merged in merges(pair, whole, spec, assignment, repairs):
+                found[method, repair, name] = scores(merged)
+            if TABLE[method].aligns:
                 moved = combine(spec, pair.parents, assignment, weights=[0.0, 1.0])
                 differ = differing(whole, assignment)
                 found[method, name] = {**scores(moved), "differ": differ}
@@ -192,12 +193,13 @@ def merges(
     whole: PermutationSpec,
     spec: PermutationSpec,
     assignment: Assignment,
-    finishes: Sequence[str],
+    repairs: Sequence[str],
 ) -> Iterator[tuple[str, PyTree]]:
-    """Yield a merged network, finished in every way."""
-    for finish in finishes:
-        parts = whole, spec, pair.apply, pair.parents, assignment
-        yield finish, finished(*parts, finish, pair.setup.calibration)
+    """Yield a merged network, repaired in every way."""
+    for repair in repairs:
+        parents, batches = pair.parents, pair.setup.calibration
+        merged = repaired(whole, spec, pair.apply, parents, assignment, repair, batches)
+        yield repair, merged
 
 
 def scores_of(setup: SeedSetup, split: Split, variables: PyTree) -> Numbers:
@@ -228,8 +230,8 @@ def merges_table(runs: Sequence[Measured]) -> str:
     rows = [["parents", *_compared(runs, ("parents",))]]
     for key in runs[0]:
         if len(key) == 3 and key[2] == "whole":
-            method, finish, _ = key
-            name = method if finish == "none" else f"{method} + {finish}"
+            method, repair, _ = key
+            name = method if repair == "none" else f"{method} + {repair}"
             rows.append([name, *_compared(runs, key)])
     return table(header, rows)
 

@@ -18,8 +18,9 @@ import jmudsc
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps
 from jmudsc.experiments.models import apply_fn, init, ResNet20, update_fn
+from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.options import MergeOptions
-from jmudsc.merging.prepare import Inputs, prepare
+from jmudsc.merging.prepare import prepare
 from jmudsc.recipes.costs import Job, stages_of
 from jmudsc.recipes.machine_speed import measure_rates
 from jmudsc.recipes.report import table

@@ -16,12 +16,12 @@ from jaxtyping import PyTree
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.reordering.combine import combine
 from jmudsc.repairs.merger import Merger
-from jmudsc.repairs.rescale import repair, rescale_layers
+from jmudsc.repairs.rescale import repair as rescale, rescale_layers
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import Label, PermutationSpec, Site
 from jmudsc.types import ApplyFn
 
-FINISHES = ("none", "repair")
+REPAIRS = ("none", "repair")
 
 Assignment = Mapping[str, np.ndarray]
 
@@ -73,21 +73,21 @@ def differing(whole: PermutationSpec, assignment: Assignment) -> float:
     return float(np.mean([one[1] != other[1] for one, other in pairs]))
 
 
-def finished(
+def repaired(
     whole: PermutationSpec,
     spec: PermutationSpec,
     apply: ApplyFn,
     parents: Sequence[PyTree],
     assignment: Assignment,
-    finish: str,
+    repair: str,
     batches: Sequence,
 ) -> PyTree:
     """Average matched parents, and repair what came out or not.
 
-    With heads apart every unit still gets the mean and deviation that it has in the
-    parents themselves: queries and keys by the one pairing of heads, all else by the
-    other. After those of an attention all else is repaired again, which changes only
-    what comes after them.
+    With heads apart every unit still gets the mean and standard deviation that it has
+    in the parents themselves: queries and keys by the one pairing of heads, all else by
+    the other. After those of an attention all else is repaired again, which changes
+    only what comes after them.
 
     Args:
         whole: the derived spec.
@@ -95,17 +95,17 @@ def finished(
         apply: the function of all.
         parents: their variables.
         assignment: by `spec`.
-        finish: one of `FINISHES`.
+        repair: one of `REPAIRS`.
         batches: to repair on.
 
     Returns:
         The merged variables.
     """
     merged = combine(spec, parents, assignment)
-    if finish == "none":
+    if repair == "none":
         return merged
     if spec is whole:
-        return repair(whole, apply, parents, assignment, merged, batches)
+        return rescale(whole, apply, parents, assignment, merged, batches)
     names = value_heads(whole)
     by_scores = {name: assignment[name] for name in whole.labels}
     by_values = by_scores | {name: assignment[own] for name, own in names.items()}

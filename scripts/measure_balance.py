@@ -85,8 +85,8 @@ def scores_of(network: str, seed: int) -> dict[str, Scores]:
         for merged in merged_at_all(network, pair, method):
             row = criteria_of(outputs_of(network, merged), parents)
             for name, split in (("search", digits()[0]), ("test", pair.test)):
-                parts = split, pair.vectors, demo.TASKS
-                row[name] = score_network(apply, merged, *parts).joint
+                scored = score_network(apply, merged, split, pair.vectors, demo.TASKS)
+                row[name] = scored.joint
             for name, value in row.items():
                 scores.setdefault(name, []).append(value)
         found[method] = scores

@@ -38,7 +38,7 @@ METHODS = ("average", "mudsc-align", "mudsc-zip")
 FITTED = ("nothing", "heads", "trunk", "trunk and heads")
 
 
-def finished(
+def repaired(
     setup: TasksSetup, pair: tuple[str, str], parents: list[PyTree], method: str
 ) -> Iterator[tuple[str, list[PyTree]]]:
     """Yield the networks of a pair, fitted in every way."""
@@ -77,10 +77,11 @@ def reached(setup: TasksSetup, folder: Path) -> dict[tuple[str, str], float]:
     for pair in pairs_of(tasks):
         own = [parents[task] for task in pair]
         for method in METHODS:
-            for fitted, networks in finished(setup, pair, own, method):
+            for fitted, networks in repaired(setup, pair, own, method):
                 for task, network in zip(pair, networks, strict=True):
                     loss = test_loss(setup, task, network)
-                    scaled = scaled_performance(*limits[task], loss)
+                    constant, parent = limits[task]
+                    scaled = scaled_performance(constant, parent, loss)
                     found.setdefault((method, fitted), []).append(scaled)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
@@ -97,11 +98,12 @@ def main() -> None:
     if not isinstance(experiment, TaskExperiment):
         raise SystemExit(f"{args.config}: its tasks must be names of tasks")
     out = args.out or Path("runs") / args.config.stem
-    names = experiment.dataset, experiment.train_split, experiment.test_split
-    splits = load_splits(*names, args.data_dir)
+    training, test = load_splits(
+        experiment.dataset, experiment.train_split, experiment.test_split, args.data_dir
+    )
     runs = []
     for seed in args.seeds:
-        setup = set_up_tasks(experiment, seed, *splits)
+        setup = set_up_tasks(experiment, seed, training, test)
         runs.append(reached(setup, out / f"seed-{seed}"))
     rows = [
         [

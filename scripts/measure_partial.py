@@ -43,11 +43,11 @@ def accuracies(seed: int) -> dict[tuple[str, str], float]:
                 update_fn=demo.update_fn(NETWORK),
             )
             networks = result.networks or [result.variables] * len(demo.TASKS)
-            parts = pair.test, pair.vectors, demo.TASKS
-            own = [
-                score_network(apply, network, *parts).per_task[task]
-                for task, network in enumerate(networks)
+            scores = [
+                score_network(apply, network, pair.test, pair.vectors, demo.TASKS)
+                for network in networks
             ]
+            own = [score.per_task[task] for task, score in enumerate(scores)]
             found[depth, method] = sum(own) / len(own)
     return found
 

@@ -1,7 +1,7 @@
 """What do repair, pooled statistics and the refit add after averaging?
 
 Pairs of networks trained apart on scikit-learn's digits (0-4 and 5-9) are merged, and
-the merged networks finished in five ways; prints joint test accuracy. `resnet20-plain`
+the merged networks repaired in five ways; prints joint test accuracy. `resnet20-plain`
 is the ResNet-20 without BatchNorm.
 
     python scripts/measure_repair.py --seeds 0 1 2
@@ -23,7 +23,7 @@ from jmudsc.experiments.training import NetworkSetup, TrainConfig
 from jmudsc.recipes.report import mean_and_std, table
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
-FINISHES = ("none", "pooled", "repair", "refit", "refit + repair")
+REPAIRS = ("none", "pooled", "repair", "refit", "refit + repair")
 PLAIN = NetworkSetup(
     ResNet20(1, 512, norm=None),
     TrainConfig(
@@ -36,7 +36,7 @@ PLAIN = NetworkSetup(
 )
 
 
-def finished(
+def repaired(
     network: str,
     pair: demo.Pair,
     method: str,
@@ -44,7 +44,7 @@ def finished(
     moments: Mapping[str, jmudsc.Moments],
     batches: list,
 ) -> Iterator[tuple[str, PyTree]]:
-    """Merge a pair and yield the merged network, finished in every way."""
+    """Merge a pair and yield the merged network, repaired in every way."""
     apply, parents = demo.apply_fn(network), pair.parents
     match = jmudsc.match(spec, parents, moments, method=method, key=pair.match_key)
     average = jmudsc.combine(spec, parents, match.assignment)
@@ -52,11 +52,13 @@ def finished(
     if spec.statistics:
         pooled = jmudsc.pool_batch_stats(spec, parents, match.assignment, average)
         yield "pooled", pooled
-    parts = spec, apply, parents, match.assignment
-    yield "repair", jmudsc.repair(*parts, average, batches)
-    fitted = jmudsc.refit(*parts, average, batches)
+    pairing = match.assignment
+    rescaled = jmudsc.repair(spec, apply, parents, pairing, average, batches)
+    yield "repair", rescaled
+    fitted = jmudsc.refit(spec, apply, parents, pairing, average, batches)
     yield "refit", fitted
-    yield "refit + repair", jmudsc.repair(*parts, fitted, batches)
+    rescaled = jmudsc.repair(spec, apply, parents, pairing, fitted, batches)
+    yield "refit + repair", rescaled
 
 
 def some_of(batches: list, images: int | None, seed: int) -> list:
@@ -70,7 +72,7 @@ def some_of(batches: list, images: int | None, seed: int) -> list:
 def joint_accuracies(
     network: str, seed: int, images: int | None
 ) -> dict[tuple[str, str], float]:
-    """Train a pair, merge and finish it in every way, return accuracies.
+    """Train a pair, merge and repair it in every way, return accuracies.
 
     Units are matched on all calibration images, whatever `images` is.
     """
@@ -82,11 +84,11 @@ def joint_accuracies(
     found = {("ensemble", "none"): both.joint}
     few = some_of(batches, images, seed)
     for method in METHODS:
-        for finish, variables in finished(network, pair, method, spec, moments, few):
+        for repair, variables in repaired(network, pair, method, spec, moments, few):
             scores = score_network(
                 apply, variables, pair.test, pair.vectors, demo.TASKS
             )
-            found[method, finish] = scores.joint
+            found[method, repair] = scores.joint
     return found
 
 
@@ -105,13 +107,13 @@ def main() -> None:
         runs = [joint_accuracies(network, s, arguments.images) for s in arguments.seeds]
         for method in ("ensemble", *METHODS):
             cells = [
-                mean_and_std([run[method, finish] for run in runs])
-                if (method, finish) in runs[0]
+                mean_and_std([run[method, repair] for run in runs])
+                if (method, repair) in runs[0]
                 else "-"
-                for finish in FINISHES
+                for repair in REPAIRS
             ]
             rows.append([f"{network}, {method}", *cells])
-    print(table(["network, method", *FINISHES], rows))
+    print(table(["network, method", *REPAIRS], rows))
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

@@ -58,8 +58,9 @@ def merges(
         match = jmudsc.match(spec, models, moments, method=method, key=key)
         merged = jmudsc.combine(spec, models, match.assignment)
         yield method, merged
-        parts = spec, apply, models, match.assignment, merged, batches
-        yield f"{method} + refit", jmudsc.refit(*parts)
+        pairing = match.assignment
+        fitted = jmudsc.refit(spec, apply, models, pairing, merged, batches)
+        yield f"{method} + refit", fitted
 
 
 def recipe(seed: int, name: str, data: Mapping[str, Any]) -> str:

@@ -123,8 +123,8 @@ def _moved(
 
 
 def _correlation(vectors: np.ndarray) -> np.ndarray:
-    centred = vectors - vectors.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1)
-    centred /= np.where(norms > 0, norms, 1)[:, None]
-    similarity = centred @ centred.T
+    centered = vectors - vectors.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(centered, axis=1)
+    centered /= np.where(norms > 0, norms, 1)[:, None]
+    similarity = centered @ centered.T
     return (similarity + similarity.T) / 2

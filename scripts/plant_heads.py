@@ -3,11 +3,11 @@
     python scripts/plant_heads.py --seeds 0 1 2
 
 The second network is the first of `compare_heads` on all classes, its units permuted at
-random and normal noise added to every leaf, in units of the leaf's own deviation. Both
-are matched by mudsc-align, alpha 0.5, with whole heads and with heads apart. Prints how
-many heads are sent elsewhere than they came from, on how many the two pairings of heads
-apart differ, and test accuracy and loss of the merged networks: means over the seeds
-with standard errors.
+random and normal noise added to every leaf, in units of the leaf's own standard
+deviation. Both are matched by mudsc-align, alpha 0.5, with whole heads and with heads
+apart. Prints how many heads are sent elsewhere than they came from, on how many the two
+pairings of heads apart differ, and test accuracy and loss of the merged networks: means
+over the seeds with standard errors.
 """
 
 import argparse

@@ -30,7 +30,7 @@ ORDER = (
 INTRO = """# Results
 
 Written by `python scripts/write_results.py` from the reports of the commands below.
-Networks are trained apart, from different initialisations, on parts of the classes of
+Networks are trained apart, from different initializations, on parts of the classes of
 one dataset, with a fixed random unit vector per class as target, and merged by every
 method. *All classes* is one network of the same size trained on all of them; the
 *ensemble* runs all parents. `alpha` is the best for each seed on training images, 0 and

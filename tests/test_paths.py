@@ -50,8 +50,8 @@ def test_unflatten_takes_values_by_path():
 
 def test_two_leaves_of_one_path_are_refused():
     message = (
-        'tree: two leaves are both named "a/b", paths must be unique; '
-        'rename one (a key that itself contains "/" can cause this).'
+        'tree: expected a path of its own for every leaf, got "a/b" twice. Rename one '
+        'of the two; a key that itself contains "/" can cause this.'
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         paths.flatten({"a": {"b": 1}, "a/b": 2})

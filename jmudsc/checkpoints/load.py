@@ -1,12 +1,12 @@
 """Load: read what training code writes, and merged checkpoints.
 
-All formats are read alike. Reading needs no target: the tree is
-taken from what is stored, and every array passes through the host, so a checkpoint
-written on other devices loads on whatever devices are here.
+All formats are read alike. Reading needs no target: the tree is taken from what is
+stored, and every array passes through the host, so a checkpoint written on other
+devices loads on whatever devices are here.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from jmudsc.checkpoints.binding import (
     stamps,
 )
 from jmudsc.checkpoints.dtypes import abstract, lazily_typed, to_jax_types
-from jmudsc.checkpoints.formats import find, Format, format_at
+from jmudsc.checkpoints.formats import find, Format, format_at, format_of
 from jmudsc.checkpoints.like import like_tree
 from jmudsc.checkpoints.renaming import Rename, renamed, split
+from jmudsc.checkpoints.structure import Route, routes_of, Variable
 from jmudsc.checkpoints.subtrees import (
     at,
     chosen_routes,
@@ -35,6 +36,7 @@ from jmudsc.checkpoints.subtrees import (
 from jmudsc.checkpoints.verify import check_files, recorded
 from jmudsc.digests import digest_of
 from jmudsc.lazy import LazyArray, read_all
+from jmudsc.paths import flatten, unflatten
 
 Value = TypeVar("Value")
 
@@ -52,12 +54,14 @@ class Stored:
         format: what it is stored in.
         variables: their arrays, in nested dicts and lists.
         record: what jmudsc stored with them; None if it did not write them.
+        variables_of_nnx: the arrays that are stored as variables of NNX.
     """
 
     where: str
     format: Format
     variables: PyTree[LazyArray]
     record: Bound | None
+    variables_of_nnx: frozenset[LazyArray] = frozenset()
 
 
 def load(
@@ -280,6 +284,52 @@ def _opened(path: str | os.PathLike[str], separator: str | None) -> Stored:
         if separator is None:
             separator = "/" if kind.layout == "flat" else ""
         tree = split(str(place), tree, separator)
-        return Stored(str(place), kind, unwrap(tree, nnx_keys(tree)), None)
+        keys = nnx_keys(tree)
+        parts = [tree[key] for key in keys] if keys else []
+        wrapped = frozenset(jax.tree.leaves(parts))
+        return Stored(str(place), kind, unwrap(tree, keys), None, wrapped)
     tree = recorded(place, tree, bound.content)
-    return Stored(str(place), kind, split(str(place), tree, separator or ""), bound)
+    names = {_text(keys): path for path, keys in routes_of(tree).items()}
+    leaves = flatten(tree)
+    wrapped = frozenset(x for x in leaves.values() if _is_value(x.name, names))
+    tree = split(str(place), tree, separator or "")
+    return Stored(str(place), kind, tree, bound, wrapped)
+
+
+def stored_as(
+    stored: Stored, variables: PyTree, path: str | os.PathLike[str]
+) -> PyTree:
+    """Return variables such that they are stored as those of another checkpoint are.
+
+    A training loop then restores them as it would those. Where these are variables of
+    NNX, orbax has a level more; other formats have not.
+
+    Args:
+        stored: the other checkpoint, as it was opened for what became of it.
+        variables: with leaves of the same paths.
+        path: where they are to be saved.
+
+    Returns:
+        The variables, to be saved.
+    """
+    if format_of(path).layout != "tree":
+        return variables
+    wrapped = {
+        x
+        for x, leaf in flatten(stored.variables).items()
+        if leaf in stored.variables_of_nnx
+    }
+    leaves = flatten(variables)
+    return unflatten(
+        variables,
+        {x: Variable(leaf) if x in wrapped else leaf for x, leaf in leaves.items()},
+    )
+
+
+def _is_value(name: str, names: Mapping[str, str]) -> bool:
+    """Whether a stored name is that of an array with the name of the variable in it."""
+    return name not in names and name.removesuffix("/value") in names
+
+
+def _text(keys: Route) -> str:
+    return "/".join(map(str, keys))

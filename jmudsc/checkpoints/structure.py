@@ -7,6 +7,7 @@ the names of their parts; only `load(..., like=tree)` brings them back.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,6 +15,18 @@ from jaxtyping import PyTree
 
 # What is plain JSON of the form above.
 Structure = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Variable:
+    """What is stored as a variable of NNX is, where Flax is not asked for one.
+
+    Attributes:
+        value: its array.
+    """
+
+    value: Any
 
 
 class Position(int):
@@ -115,7 +128,7 @@ _VALUE = jax.tree_util.GetAttrKey("value")
 
 def _is_variable(part: Any) -> bool:
     """Whether a node is a variable of NNX; Flax is imported if there is one."""
-    return any(
+    return isinstance(part, Variable) or any(
         base.__name__ == "Variable" and base.__module__.startswith("flax.nnx")
         for base in type(part).__mro__
     )

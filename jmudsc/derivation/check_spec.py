@@ -1,4 +1,4 @@
-"""check_spec: prove a spec on the user's own model before anything is merged."""
+"""Check spec: proves a spec on the user's own model before anything is merged."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.keys import check_key
 from jmudsc.reordering.permute import permute, random_permutations
 from jmudsc.sharding import placed_like, to_host
 from jmudsc.spec.check_variables import check_covers
@@ -44,6 +45,7 @@ def check_spec(
         ValueError: if the spec does not fit the variables, the outputs are not finite,
             or they change; the labels at fault are named.
     """
+    check_key("check_spec", key)
     check_covers("check_spec", spec, paths.flatten(variables))
     draw, noise = jax.random.split(key)
     perms = _moving(spec, random_permutations(spec, draw))
@@ -77,11 +79,12 @@ def _refuse(spec: PermutationSpec, alone: Mapping[str, float], allowed: float) -
     for name in culprits or alone:
         sites = ", ".join(f"{s.path}:{s.axis}" for s in spec.labels[name].sites)
         lines.append(f"{name} changes outputs by {alone[name]:.1e}; it is on {sites}")
+    who = ", ".join(culprits) or "all labels together"
     raise ValueError(
-        f"check_spec: permuting {', '.join(culprits) or 'all labels together'} changes "
-        f"the outputs by more than {allowed:.1e} of the largest; they must stay as "
-        f"they are:\n{paths.listed(lines)}\nCorrect these labels, or derive the spec "
-        "with infer_spec."
+        f"check_spec: expected outputs that stay as they are when {who} "
+        f"{'is' if len(culprits) == 1 else 'are'} permuted, got changes of more than "
+        f"{allowed:.1e} of the largest output:\n{paths.listed(lines)}\n"
+        "Correct these labels, or derive the spec with infer_spec."
     )
 
 
@@ -106,8 +109,8 @@ def _check_outputs(outputs: PyTree, given: bool) -> None:
     for path, leaf in paths.flatten(outputs).items():
         if given and _is_floating(leaf) and not np.isfinite(to_host(leaf)).all():
             raise ValueError(
-                f'check_spec: output "{path}" is not finite, it must be; check the '
-                "variables and the range of the batch."
+                "check_spec: expected finite outputs, got NaN or infinity in "
+                f'"{path}". Check the variables and the range of the batch.'
             )
 
 

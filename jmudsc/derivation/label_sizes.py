@@ -1,4 +1,4 @@
-"""Sizing: how many units labels have, as the shapes of the leaves tell.
+"""Label sizes: how many units labels have, as the shapes of the leaves tell.
 
 A spec written by hand names labels without saying their sizes. Every axis of a leaf is
 an equation: what is on it makes its length.
@@ -18,17 +18,17 @@ from jmudsc.spec.axes import (
     Units,
     views,
 )
+from jmudsc.spec.notation import LeafAxes, Shapes
 from jmudsc.spec.permutation_spec import Site
-from jmudsc.spec.rows import Axes, Shapes
 
 
 def with_sizes(
     where: str,
-    axes: Axes,
+    axes: LeafAxes,
     shapes: Shapes,
     given: Mapping[str, int],
     otherwise: Mapping[str, int] | None = None,
-) -> Axes:
+) -> LeafAxes:
     """Give every label its size, as the lengths of the axes that it is on tell.
 
     Args:
@@ -134,17 +134,17 @@ def _check_lengths(
             wrong.append(f"{what}, but {axis} has {size}{''.join(by)}")
     if wrong:
         raise ValueError(
-            f"{where}: {len(wrong)} axes have not the length of what is on them:\n"
+            f"{where}: expected axes as long as what the rows put on them, got:\n"
             f"{listed(wrong)}\nCorrect these rows, or those that they disagree with."
         )
     if unclear:
         raise ValueError(
-            f"{where}: the shapes leave open how many units some labels have:\n"
+            f"{where}: expected shapes that tell the units of every label, got:\n"
             f'{listed(unclear)}\nPass sizes={{"label": units}} for some of them.'
         )
 
 
-def _check_families(where: str, axes: Axes) -> None:
+def _check_families(where: str, axes: LeafAxes) -> None:
     problems = []
     for path, row in axes.items():
         marks = {
@@ -160,7 +160,7 @@ def _check_families(where: str, axes: Axes) -> None:
                 )
     if problems:
         raise ValueError(
-            f"{where}: {len(problems)} axes in braces have no axis to run over:\n"
-            f"{listed(problems)}\nMark the fixed axis with as many positions as there "
-            "are axes in the braces."
+            f"{where}: expected a fixed axis for every pair of braces to run over, "
+            f"got:\n{listed(problems)}\nMark the fixed axis with as many positions as "
+            "there are axes in the braces."
         )

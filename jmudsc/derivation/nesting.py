@@ -53,15 +53,15 @@ def _drop_ambiguous(inside: Inside, names: Names) -> None:
 
     def ambiguous() -> list[tuple[Term, Term]]:
         return [
-            (atom, parent)
+            (atom, outer)
             for atom, around in inside.items()
-            for parent in around & names.keys()
-            if not inside[parent] <= around
+            for outer in around & names.keys()
+            if not inside[outer] <= around
         ]
 
     while found := ambiguous():
-        for atom, parent in found:
-            inside[atom].discard(parent)
+        for atom, outer in found:
+            inside[atom].discard(outer)
 
 
 def _always_together(seen: Walk, known: Names) -> Inside:

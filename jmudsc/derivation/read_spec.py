@@ -1,4 +1,4 @@
-"""Specs written by hand: in whole, or a few rows of a derived one."""
+"""Read spec: specs written by hand, in whole or a few rows of a derived one."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,8 +10,16 @@ from jmudsc.derivation.infer_spec import roles
 from jmudsc.derivation.label_sizes import with_sizes
 from jmudsc.derivation.program import shape_of, trace
 from jmudsc.paths import did_you_mean, listed
+from jmudsc.spec.alike import move_alike
 from jmudsc.spec.axes import atoms_in, Axis, labels_by_axis, Units
-from jmudsc.spec.notation import read_table, Row, Table
+from jmudsc.spec.notation import (
+    axes_of,
+    by_leaf,
+    LeafAxes,
+    read_table,
+    Row,
+    Table,
+)
 from jmudsc.spec.permutation_spec import (
     fixed_sites,
     Label,
@@ -19,10 +27,9 @@ from jmudsc.spec.permutation_spec import (
     PermutationSpec,
     Site,
 )
-from jmudsc.spec.rows import Axes, axes_of, by_leaf
 from jmudsc.types import ApplyFn
 
-Parents = Mapping[str, str | Sequence[str]]
+OuterLabels = Mapping[str, str | Sequence[str]]
 
 
 def read_spec(
@@ -31,7 +38,7 @@ def read_spec(
     variables: PyTree,
     batch: PyTree,
     *,
-    parents: Parents | None = None,
+    parents: OuterLabels | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> PermutationSpec:
     """Read a spec written by hand, or the text of one that was printed.
@@ -49,7 +56,7 @@ def read_spec(
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
             mode.
         variables: a pytree of arrays or `jax.ShapeDtypeStruct`s; nothing is allocated.
-        batch: one batch, likewise.
+        batch: one batch, of arrays or shapes as well.
         parents: label -> the labels, outermost first, per unit of which it may be
             permuted anew: a sequence, or text with blanks between.
         sizes: label -> units, for labels whose size does not follow from the shapes.
@@ -79,7 +86,7 @@ def read_spec(
     missing = [path for path in shapes if path not in found]
     if missing:
         raise ValueError(
-            f"{where}: {len(missing)} leaves are not covered by the rows:\n"
+            f"{where}: expected a row for every leaf, got none for:\n"
             f"{listed(missing)}\nGive each a row, all None if its axes stay."
         )
     axes = axes_of(where, found, shapes)
@@ -88,16 +95,17 @@ def read_spec(
     parents = _of_labels(where, "parents", axes, parents or {})
     order = [*table.sizes, *_units(axes)]
     axes = {path: axes[path] for path in shapes}
-    labels = _labels(where, axes, order, {**table.parents, **parents}, table.held)
+    labels = _labels(where, axes, order, {**table.outer, **parents}, table.held)
     fixed = _reasons(axes, table.fixed)
-    return PermutationSpec(axes, labels, fixed, **vars(roles(program)))
+    spec = PermutationSpec(axes, labels, fixed, **vars(roles(program)))
+    return move_alike(where, spec, table.alike)
 
 
 def override(
     spec: PermutationSpec,
     rows: Mapping[str, Row],
     *,
-    parents: Parents | None = None,
+    parents: OuterLabels | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> PermutationSpec:
     """Replace some rows of a spec.
@@ -144,20 +152,20 @@ def override(
 
 
 def _of_labels(
-    where: str, what: str, axes: Axes, values: Mapping[str, Any]
+    where: str, what: str, axes: LeafAxes, values: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Check that everything said of labels is said of labels that are on leaves."""
     names = _units(axes)
     unknown = [f'"{n}"{did_you_mean(n, names)}' for n in values if n not in names]
     if unknown:
         raise ValueError(
-            f"{where}: {what} names {len(unknown)} labels that are on no leaf:\n"
+            f"{where}: expected {what} of labels that are on leaves, got {what} of:\n"
             f"{listed(unknown)}\nCorrect the names, or put the labels on leaves."
         )
     return dict(values)
 
 
-def _units(axes: Axes) -> dict[str, int]:
+def _units(axes: LeafAxes) -> dict[str, int]:
     """Return the labels on the leaves, in that order, and their sizes."""
     atoms = (atom for row in axes.values() for axis in row for atom in atoms_in(axis))
     return {atom.label: atom.size for atom in atoms if isinstance(atom, Units)}
@@ -165,9 +173,9 @@ def _units(axes: Axes) -> dict[str, int]:
 
 def _labels(
     where: str,
-    axes: Axes,
+    axes: LeafAxes,
     order: Iterable[str],
-    parents: Parents,
+    parents: OuterLabels,
     held: Mapping[str, str],
 ) -> dict[str, Label]:
     """Build the label records: those in `order` first, those on no leaf left out."""
@@ -185,46 +193,50 @@ def _labels(
     ]
     if problems:
         raise ValueError(
-            f"{where}: labels cannot be nested as written:\n{listed(problems)}\n"
-            "A label lies along with each of its parents on every leaf that it is on."
+            f"{where}: expected every label to lie along with its outer labels on "
+            f"every leaf that it is on, got:\n{listed(problems)}\n"
+            "Correct the rows, or what the labels are nested in."
         )
     return labels_of(axes, {name: sizes[name] for name in order}, nested, held)
 
 
 def _nesting_problems(
-    axes: Axes, nested: Mapping[str, tuple[str, ...]], known: Iterable[str], name: str
+    axes: LeafAxes,
+    nested: Mapping[str, tuple[str, ...]],
+    known: Iterable[str],
+    name: str,
 ) -> Iterator[str]:
-    for number, parent in enumerate(nested[name]):
-        what, before = f'"{name}" is nested in "{parent}"', nested[name][:number]
-        outer = [p for p in nested.get(parent, ()) if p not in before]
-        if parent not in known:
+    for number, outer in enumerate(nested[name]):
+        what, before = f'"{name}" is nested in "{outer}"', nested[name][:number]
+        further = [label for label in nested.get(outer, ()) if label not in before]
+        if outer not in known:
             others = [label for label in known if label != name]
-            yield f"{what}, which is on no leaf{did_you_mean(parent, others)}"
-        elif parent == name:
+            yield f"{what}, which is on no leaf{did_you_mean(outer, others)}"
+        elif outer == name:
             yield f'"{name}" is nested in itself'
-        elif parent in before:
+        elif outer in before:
             yield f"{what} twice"
-        elif name in outer:
-            yield f'"{name}" and "{parent}" are nested in each other'
-        elif outer:
-            yield f'{what}, and that in "{outer[0]}", which must come before it'
+        elif name in further:
+            yield f'"{name}" and "{outer}" are nested in each other'
+        elif further:
+            yield f'{what}, and that in "{further[0]}", which must come before it'
         else:
             for path, row in axes.items():
-                if not _lies_along(row, name, parent):
+                if not _lies_along(row, name, outer):
                     yield f"{what}, which does not lie along with it, once, on {path}"
 
 
-def _lies_along(row: tuple[Axis, ...], name: str, parent: str) -> bool:
-    """Whether each place of a label has one of the parent: on its axis, or anywhere."""
+def _lies_along(row: tuple[Axis, ...], name: str, outer: str) -> bool:
+    """Whether each place of a label has one of the outer label, on its axis or not."""
     return all(
-        here.count(parent) == 1 or sum(labels.count(parent) for labels in block) == 1
+        here.count(outer) == 1 or sum(labels.count(outer) for labels in block) == 1
         for block in labels_by_axis(row)
         for here in block
         if name in here
     )
 
 
-def _reasons(axes: Axes, known: Mapping[Site, str]) -> dict[Site, str]:
+def _reasons(axes: LeafAxes, known: Mapping[Site, str]) -> dict[Site, str]:
     """Say why, for every axis that is fixed, wholly or in part."""
     return {
         site: known.get(site, f"{part}is fixed by hand")

@@ -7,11 +7,11 @@ from typing import Any
 import jax.extend.core as jex
 
 from jmudsc.derivation.program import open_jaxpr, Program
-from jmudsc.derivation.rules.primitive import Arithmetic, Entries
+from jmudsc.derivation.rules.primitive import Arithmetic, Moves
 from jmudsc.derivation.rules.table import primitive_of
 
 # A leaf is still told as it is after these.
-_UNTOUCHED = {Entries.KEPT, Entries.LAID_OUT}
+_UNTOUCHED = {Moves.KEPT, Moves.LAID_OUT}
 _STABILIZE = {Arithmetic.SUM, Arithmetic.LOWER_BOUND}
 _SCALE = {Arithmetic.PRODUCT, Arithmetic.QUOTIENT}
 

@@ -41,7 +41,7 @@ class Tap:
         place: where the value is.
         axes: one axis expression per axis of what is read: those of the loops around
             the value, its own without `summed`, and one for each of `choices`.
-        choices: for each parent of the label that is not on the value the index that
+        choices: for each outer label that is not on the value the index that
             picks its unit.
         summed: axes of the value along which different units are picked, in no order
             that models share: what was not picked is 0, and the rest is summed.
@@ -64,7 +64,7 @@ def find_taps(program: Program, spec: PermutationSpec) -> dict[str, tuple[Tap, .
     A label is read at the operands of the last contraction that sums over it: the
     post-activation input of the next layer, the pooled features of a residual stream,
     both queries and keys. A label that is never summed over is read at the last value
-    that has it. Values on which another label lies, not one of its parents, are the
+    that has it. A value on which there is another label, none of its outer ones, is the
     second choice: the order of that label's units differs between models, so it has to
     be averaged over (the channels, for the hidden tokens of a mixer).
 
@@ -116,7 +116,7 @@ def _in_order(seen: Walk) -> Iterator[list[tuple[Occurrence, Sequence[Term]]]]:
 
 
 def _is_clear(spec: PermutationSpec, name: str, tap: Tap) -> bool:
-    """Whether no other label lies along with a label, save its parents."""
+    """Whether no other label lies along with a label, save its outer ones."""
     known = {name, *spec.labels[name].parents}
     known |= {label for label, record in spec.labels.items() if record.fixed}
     blocks = [block for block in labels_by_block(list(tap.axes)) if name in block]
@@ -158,7 +158,7 @@ def read_tap(tap: Tap, value: jax.Array, indices: Sequence[jax.Array]) -> jax.Ar
     Args:
         tap: the tap.
         value: the value at `tap.place`, the steps of loops around it leading.
-        indices: the index value of each of `tap.choices`, likewise.
+        indices: the index value of each of `tap.choices`, with steps leading too.
 
     Returns:
         An array whose axes are `tap.axes`.
@@ -193,28 +193,28 @@ def _tap(
     """Build a tap, if the units of a label can be compared between models there.
 
     They cannot together with units nested in them, or where it is not known which units
-    of its parents they go with.
+    of its outer labels they go with.
     """
     if found.place is None:
         return None
     axes = express_all(seen.terms, names, (*found.around, *found.value.axes))
-    parents = spec.labels[name].parents
+    outer = spec.labels[name].parents
     blocks = [block for block in labels_by_block(axes) if name in block]
     nested = {n for n, label in spec.labels.items() if name in label.parents}
     if not blocks or any(nested.intersection(block) for block in blocks):
         return None
-    missing = [p for p in parents if any(p not in block for block in blocks)]
+    missing = [o for o in outer if any(o not in block for block in blocks)]
     picks = {
         names.get(seen.terms.root(pick.term)): pick
         for number, axis in enumerate(axes)
         if name in axis.labels()
         for pick in found.picks_on(number)
     }
-    if not all(_is_readable(picks.get(parent), found.place) for parent in missing):
+    if not all(_is_readable(picks.get(label), found.place) for label in missing):
         return None
     choices = tuple(
-        _choice(picks[parent], spec.labels[parent].size, len(found.around))
-        for parent in missing
+        _choice(picks[label], spec.labels[label].size, len(found.around))
+        for label in missing
     )
     summed = {
         axis
@@ -223,7 +223,7 @@ def _tap(
         if axis is not None and _is_slot(seen, found, axes, axis)
     }
     kept = [axis for number, axis in enumerate(axes) if number not in summed]
-    units = [Units(parent, spec.labels[parent].size) for parent in missing]
+    units = [Units(label, spec.labels[label].size) for label in missing]
     return Tap(found.place, (*kept, *units), choices, tuple(sorted(summed)))
 
 

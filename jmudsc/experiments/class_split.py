@@ -1,6 +1,6 @@
 """Class split: train networks on parts of the classes, merge and score them all.
 
-Everything that is finished is on disk: trainings, networks, and the scores of every
+Everything that is done is on disk: trainings, networks, and the scores of every
 network. A run that was stopped goes on where it was.
 """
 
@@ -41,7 +41,7 @@ from jmudsc.progress import prefixed, Progress
 from jmudsc.reordering.combine import combine
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.repairs.least_squares import refit
-from jmudsc.repairs.rescale import repair
+from jmudsc.repairs.rescale import repair as rescale
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 ALL = "all classes"
@@ -158,8 +158,8 @@ def _trained_names(setup: SeedSetup) -> list[str]:
 
 def _names(setup: SeedSetup) -> list[str]:
     """Name all networks in the order of the report."""
-    finishes = setup.experiment.finishes
-    merged = [way.row(finish) for way in _ways(setup) for finish in finishes]
+    repairs = setup.experiment.repairs
+    merged = [way.row(repair) for way in _ways(setup) for repair in repairs]
     return [*_trained_names(setup), "ensemble", *merged]
 
 
@@ -170,10 +170,10 @@ class _Way:
     method: str
     reference: str
 
-    def row(self, finish: str) -> str:
+    def row(self, repair: str) -> str:
         """Name what comes of it in the report."""
         aligned = "" if self.reference == "first" else f" ({self.reference})"
-        return row_name(f"{self.method}{aligned}", finish)
+        return row_name(f"{self.method}{aligned}", repair)
 
 
 def _ways(setup: SeedSetup) -> list[_Way]:
@@ -183,8 +183,7 @@ def _ways(setup: SeedSetup) -> list[_Way]:
         _Way(method, reference)
         for method in experiment.methods
         for reference in experiment.references
-        if reference == experiment.references[0]
-        or (many and TABLE[method].pairing == "align")
+        if reference == experiment.references[0] or (many and TABLE[method].aligns)
     ]
 
 
@@ -235,10 +234,10 @@ def _merges(
         )
         yield "ensemble", Entry(together, 0.0)
     missing = {
-        way: [f for f in experiment.finishes if way.row(f) not in found]
+        way: [f for f in experiment.repairs if way.row(f) not in found]
         for way in _ways(setup)
     }
-    missing = {way: finishes for way, finishes in missing.items() if finishes}
+    missing = {way: repairs for way, repairs in missing.items() if repairs}
     if not missing:
         return
     say("collecting activations", 0, 1)
@@ -246,16 +245,16 @@ def _merges(
     spec = infer_spec(apply, parents[0], first)
     check_spec(spec, apply, parents[0], first, key=setup.check_key)
     moments = collect(spec, apply, parents, setup.calibration)
-    for number, (way, finishes) in enumerate(missing.items()):
+    for number, (way, repairs) in enumerate(missing.items()):
         say("merging", number, len(missing))
         start = time.perf_counter()
         alpha, matched = _match(setup, spec, parents, moments, way, say)
         matching = time.perf_counter() - start
-        for finish in finishes:
+        for repair in repairs:
             start = time.perf_counter()
-            merged = _finished(setup, spec, parents, matched, finish)
+            merged = _repaired(setup, spec, parents, matched, repair)
             seconds = matching + time.perf_counter() - start
-            yield way.row(finish), Entry(_scores(setup, merged), seconds, alpha)
+            yield way.row(repair), Entry(_scores(setup, merged), seconds, alpha)
 
 
 def _match(
@@ -281,7 +280,7 @@ def _match(
 
     def joint(matched: Match) -> float:
         say(f"{way.method}, choosing alpha", 0, None)
-        merged = _finished(setup, spec, parents, matched, "none")
+        merged = _repaired(setup, spec, parents, matched, "none")
         images, vectors, tasks = setup.search, setup.vectors, setup.tasks
         return score_network(apply, merged, images, vectors, tasks).joint
 
@@ -289,24 +288,24 @@ def _match(
     return best.alpha, best.candidate
 
 
-def _finished(
+def _repaired(
     setup: SeedSetup,
     spec: PermutationSpec,
     parents: Sequence[PyTree],
     matched: Match,
-    finish: str,
+    repair: str,
 ) -> PyTree:
     """Average matched parents, and do what is to be done after that."""
     network, batches = setup.experiment.network, setup.calibration
     apply, assignment = models.apply_fn(network), matched.assignment
     merged = combine(spec, parents, assignment)
-    if finish == "refit":
+    if repair == "refit":
         return refit(spec, apply, parents, assignment, merged, batches)
-    if finish == "refit by task":
+    if repair == "refit by task":
         by_task, owners = setup.by_task, setup.owners
         return refit(spec, apply, parents, assignment, merged, by_task, owners=owners)
-    if finish == "repair":
-        return repair(spec, apply, parents, assignment, merged, batches)
+    if repair == "repair":
+        return rescale(spec, apply, parents, assignment, merged, batches)
     if spec.statistics:
         return reset_batch_stats(models.update_fn(network), merged, batches)
     return merged

@@ -19,9 +19,9 @@ import flax.linen as nn
 
 from jmudsc.experiments.config_readers import (
     COMMON,
-    FINISHES,
     is_count,
     network_from,
+    REPAIRS,
     some_of,
     text,
 )
@@ -38,7 +38,7 @@ from jmudsc.merging.alpha_search import ALPHAS
 from jmudsc.merging.option_values import quoted, Reader
 from jmudsc.recipes.yaml_keys import read_keys, read_yaml, refuse
 
-_FINISHES = (*FINISHES, "refit by task")
+_REPAIRS = (*REPAIRS, "refit by task")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Experiment:
         alphas: values of the balance, of which `mudsc-*` takes the one with the best
             accuracy on training images.
         references: for more than two tasks, what `*-align` aligns to.
-        finishes: what is done after averaging: `none` (but for the reset of running
+        repairs: what is done after averaging: `none` (but for the reset of running
             statistics), `repair`, `refit` to the mean of the parents, `refit by task`
             to the parent whose task an image is from.
         calibration: how many training images, drawn at random, activations and
@@ -76,7 +76,7 @@ class Experiment:
     methods: tuple[str, ...] = METHODS
     alphas: tuple[float, ...] = ALPHAS
     references: tuple[str, ...] = ("first",)
-    finishes: tuple[str, ...] = ("none", "refit", "refit by task")
+    repairs: tuple[str, ...] = ("none", "refit", "refit by task")
     calibration: int | None = None
     search: int | None = None
 
@@ -146,5 +146,5 @@ _READERS: dict[str, Reader] = {
     "network": network_from(NETWORKS),
     "tasks": _tasks,
     "references": some_of(REFERENCES),
-    "finishes": some_of(_FINISHES),
+    "repairs": some_of(_REPAIRS),
 }

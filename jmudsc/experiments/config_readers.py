@@ -12,7 +12,7 @@ from jmudsc.matching.methods import METHODS
 from jmudsc.merging.option_values import is_number, one_of, quoted, Reader
 from jmudsc.paths import did_you_mean
 
-FINISHES = ("none", "repair", "refit")
+REPAIRS = ("none", "repair", "refit")
 
 
 def network_from(known: Mapping[str, type[nn.Module]]) -> Reader:
@@ -120,7 +120,7 @@ COMMON: Mapping[str, Reader] = {
     "test_split": text,
     "methods": some_of(METHODS),
     "alphas": alphas,
-    "finishes": some_of(FINISHES),
+    "repairs": some_of(REPAIRS),
     "calibration": images,
     "search": images,
 }

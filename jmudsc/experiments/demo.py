@@ -1,6 +1,6 @@
 """Demo: train pairs of networks apart on real digits and merge each pair every way.
 
-One network learns the digits 0-4, the other 5-9, from different initialisations. The
+One network learns the digits 0-4, the other 5-9, from different initializations. The
 merged network has to tell all ten apart.
 """
 

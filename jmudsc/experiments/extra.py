@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 # Module -> the package of the extra `experiments` that it is in.
-_PACKAGES = {
+PACKAGES = {
     "flax": "flax",
     "importlib_resources": "importlib_resources",
     "optax": "optax",
@@ -24,7 +24,7 @@ def check_extra(where: str) -> None:
     Raises:
         ValueError: naming every package that is not installed.
     """
-    missing = [package for name, package in _PACKAGES.items() if not find_spec(name)]
+    missing = [package for name, package in PACKAGES.items() if not find_spec(name)]
     if missing:
         raise ValueError(
             f"{where}: expected the extra `experiments` to be installed, got no "

@@ -154,7 +154,7 @@ def reclassified(split: Split, task: str) -> Split:
 def train_parent(
     task: str, seed: int, split: Split, progress: Progress | None = None
 ) -> PyTree:
-    """Train the network of one task, from its own initialisation and order of images.
+    """Train the network of one task, from its own initialization and order of images.
 
     Args:
         task: one of `TASKS`.

@@ -82,7 +82,7 @@ def rotation(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
     return turned[turns, jnp.arange(len(images))], turns
 
 
-def colourisation(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
+def colorization(key: PRNGKeyArray, images: Images, classes: Classes) -> tuple:
     """Gray image, in as many channels -> the image in color."""
     gray = images.mean(axis=-1, keepdims=True)
     return jnp.broadcast_to(gray, images.shape), images
@@ -124,7 +124,7 @@ TASKS: Mapping[str, Task] = {
     "denoising": Task(Objective(denoising, _square), 0),
     "edges": Task(Objective(edges, _square), 0),
     "rotation": Task(Objective(rotation, _entropy), 4),
-    "colourisation": Task(Objective(colourisation, _square), 0),
+    "colorization": Task(Objective(colorization, _square), 0),
 }
 
 
@@ -145,8 +145,8 @@ def check_tasks(where: str, names: tuple[str, ...], shape: tuple[int, ...]) -> N
         for name in names
         if name not in TASKS
     ]
-    if "colourisation" in names and channels == 1:
-        problems.append("colourisation: needs images in color.")
+    if "colorization" in names and channels == 1:
+        problems.append("colorization: needs images in color.")
     if "rotation" in names and height != width:
         problems.append("rotation: needs square images.")
     if problems:

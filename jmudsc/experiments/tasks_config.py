@@ -40,7 +40,7 @@ class TaskExperiment:
         alphas: values of the balance of `mudsc-*`. If there are several, the one with
             the best mean scaled performance on training images is taken, without a
             refit or repair.
-        finishes: what is done after averaging: `none` (but for the reset of running
+        repairs: what is done after averaging: `none` (but for the reset of running
             statistics), `refit`, `repair`.
         calibration: how many training images, drawn at random, activations and
             statistics are taken from, as inputs of both tasks; all, if None.
@@ -56,7 +56,7 @@ class TaskExperiment:
     test_split: str = "test"
     methods: tuple[str, ...] = METHODS
     alphas: tuple[float, ...] = (0.5,)
-    finishes: tuple[str, ...] = ("none", "refit")
+    repairs: tuple[str, ...] = ("none", "refit")
     calibration: int | None = None
     search: int | None = None
 

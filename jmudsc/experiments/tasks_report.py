@@ -65,13 +65,13 @@ def merge_name(pair: tuple[str, str], row: str) -> str:
 
 def rows_of(experiment: TaskExperiment) -> list[str]:
     """Name the methods, with what is done after averaging, in the report's order."""
-    chosen = itertools.product(experiment.methods, experiment.finishes)
-    return [row_name(method, finish) for method, finish in chosen]
+    chosen = itertools.product(experiment.methods, experiment.repairs)
+    return [row_name(method, repair) for method, repair in chosen]
 
 
-def row_name(method: str, finish: str) -> str:
+def row_name(method: str, repair: str) -> str:
     """Name a method and what is done after averaging."""
-    return method if finish == "none" else f"{method} + {finish}"
+    return method if repair == "none" else f"{method} + {repair}"
 
 
 def scaled(run: Run, name: str, task: str) -> float:

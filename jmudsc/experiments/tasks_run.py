@@ -1,6 +1,6 @@
 """Tasks run: train a network for each task, merge all pairs but for their heads.
 
-As in an experiment on classes everything that is finished is on disk, and a run that
+As in an experiment on classes everything that is done is on disk, and a run that
 was stopped goes on where it was.
 """
 
@@ -43,7 +43,7 @@ from jmudsc.merging.merge import merge
 from jmudsc.merging.result import MergeResult
 from jmudsc.progress import prefixed, Progress
 
-_FINISHES: Mapping[str, dict[str, str]] = {
+_REPAIRS: Mapping[str, dict[str, str]] = {
     "none": {},
     "refit": {"refit": "least-squares"},
     "repair": {"repair": "rescale"},
@@ -215,10 +215,10 @@ def _merges(
         parents = None
         for method in experiment.methods:
             names = {
-                merge_name(pair, row_name(method, finish)): finish
-                for finish in experiment.finishes
+                merge_name(pair, row_name(method, repair)): repair
+                for repair in experiment.repairs
             }
-            missing = {n: finish for n, finish in names.items() if n not in found}
+            missing = {n: repair for n, repair in names.items() if n not in found}
             if not missing:
                 continue
             say(f"{' + '.join(pair)}: {method}", 0, None)
@@ -227,9 +227,9 @@ def _merges(
             merge_by = pair_merger(setup, pair, parents)
             alpha = _alpha(setup, pair, parents, method)
             choosing = time.perf_counter() - start
-            for name, finish in missing.items():
+            for name, repair in missing.items():
                 start = time.perf_counter()
-                result = merge_by(method=method, alpha=alpha, **_FINISHES[finish])
+                result = merge_by(method=method, alpha=alpha, **_REPAIRS[repair])
                 seconds = round(choosing + time.perf_counter() - start, 2)
                 both = zip(pair, result.networks, strict=True)
                 losses = {task: test_loss(setup, task, own) for task, own in both}

@@ -69,9 +69,10 @@ def plane_through(
     away = {name: _minus(tree, floats[names[0]]) for name, tree in floats.items()}
     corners, axes = _basis(away)
     if len(axes) < 2:
+        given = ", ".join(f'"{name}"' for name in names)
         raise ValueError(
             "plane_through: expected three networks that are not on one line, got "
-            f"{', '.join(names)}, which are. Add another network."
+            f"{given}, which are. Add another network."
         )
     places = {name: _place(tree, *axes) for name, tree in away.items()}
     places |= {corners[0]: (0.0, 0.0), corners[1]: (places[corners[1]][0], 0.0)}

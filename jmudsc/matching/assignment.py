@@ -1,4 +1,4 @@
-"""From a similarity matrix to an assignment: one-to-one (align) or greedy (zip).
+"""Assignment: which units become one by a similarity matrix, by align or by zip.
 
 Decisions are taken on the host, by scipy and numpy, so that they are the same on
 every accelerator.
@@ -82,12 +82,15 @@ def zip_units(
     similarity = _checked("zip_units", similarity, models)
     if not _symmetric(similarity):
         raise ValueError(
-            "zip_units: similarity is not symmetric, it must be; pass "
+            "zip_units: expected a symmetric similarity, got one that is not. Pass "
             "(similarity + similarity.T) / 2."
         )
     for name, value in (("a", a), ("b", b)):
         if not 0 <= value <= 1:
-            raise ValueError(f"zip_units: {name} is {value}, it must be in [0, 1].")
+            raise ValueError(
+                f"zip_units: expected {name} in [0, 1], got {value}. Leave it out for "
+                "the usual value."
+            )
     total = len(similarity)
     units = total // models
     root = _greedy(similarity, models, similarity.dtype.type(a), b)
@@ -189,15 +192,15 @@ def _checked(where: str, similarity: np.ndarray, models: int) -> np.ndarray:
     shape = similarity.shape
     if len(shape) != 2 or shape[0] != shape[1] or models < 1 or shape[0] % models:
         raise ValueError(
-            f"{where}: similarity has shape {shape} for {models} models; it must be "
-            "(models*units, models*units)."
+            f"{where}: expected a similarity of shape (models*units, models*units) for "
+            f"{models} models, got {shape}. Stack the units of all models."
         )
     if not np.issubdtype(similarity.dtype, np.floating):
         similarity = similarity.astype(np.float32)
     if not np.isfinite(similarity).all():
         count = int((~np.isfinite(similarity)).sum())
         raise ValueError(
-            f"{where}: {count} of {similarity.size} similarities are not finite; "
-            "every one must be, give units that never change similarity 0."
+            f"{where}: expected finite similarities, got {count} of {similarity.size} "
+            "that are NaN or infinite. Give units that never change similarity 0."
         )
     return similarity

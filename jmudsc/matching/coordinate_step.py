@@ -74,8 +74,8 @@ def take_step(
         return solve(search, family, assignment)
 
     def state() -> Iterator[bytes]:
-        own = search.options
-        decisive = search.alpha, own.method.zips, own.a, own.b, own.reference, family
+        pairing, own = search.options.method.pairing, search.options.of_pairing
+        decisive = search.alpha, pairing and pairing.name, own, family
         yield repr(decisive).encode()
         for name in inputs_of(search.spec, family):
             yield assignment[name].tobytes()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jmudsc.matching.methods import Method, TABLE
 from jmudsc.matching.moment_cache import BUDGET
+from jmudsc.matching.pairing import PairingOptions
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,8 @@ class MatchOptions:
     patience: int = 5
     max_sweeps: int = 100
     budget: int = BUDGET
+
+    @property
+    def of_pairing(self) -> PairingOptions:
+        """Those that a pairing looks at."""
+        return PairingOptions(self.a, self.b, self.reference)

@@ -6,16 +6,17 @@ nowhere else: all that depends on the method asks the row, never the name.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import PyTree
 
+from jmudsc.matching.pairing import ALIGN, Pairing, ZIP
 from jmudsc.paths import did_you_mean
 from jmudsc.reordering.combine import combine
 from jmudsc.spec.permutation_spec import PermutationSpec
 
-# (spec, models, assignment, weights of the models) -> merged variables; see `combine`.
+# (spec, models, assignment, weights of the models) -> merged variables, lazy where the
+# models are; `partial(combine, average=...)` is one.
 Combine = Callable[
     [
         PermutationSpec,
@@ -38,21 +39,20 @@ class Method:
         name: what it is called in a call, a recipe, and on the command line.
         activations: whether it needs activation moments, and so batches.
         weights: whether it compares weights, in sweeps of coordinate descent.
-        pairing: how units are paired: `none` leaves them all in place, `align` pairs
-            them one-to-one, `zip` also merges units of one model.
+        pairing: how units are paired; None leaves them all in place.
         combine: turns models and their assignment into merged variables.
     """
 
     name: str
     activations: bool = False
     weights: bool = False
-    pairing: Literal["none", "align", "zip"] = "none"
+    pairing: Pairing | None = None
     combine: Combine = combine
 
     @property
     def matches(self) -> bool:
         """Whether it looks for other units to pair than those at one position."""
-        return self.pairing != "none"
+        return self.pairing is not None
 
     @property
     def blends(self) -> bool:
@@ -62,19 +62,24 @@ class Method:
     @property
     def zips(self) -> bool:
         """Whether it may merge units of one model, so that it compares those too."""
-        return self.pairing == "zip"
+        return self.pairing is not None and self.pairing.merges_own
+
+    @property
+    def aligns(self) -> bool:
+        """Whether it pairs units one-to-one."""
+        return self.pairing is not None and not self.pairing.merges_own
 
 
 TABLE: Mapping[str, Method] = {
     row.name: row
     for row in (
         Method("average"),
-        Method("weight-align", weights=True, pairing="align"),
-        Method("activation-align", activations=True, pairing="align"),
-        Method("weight-zip", weights=True, pairing="zip"),
-        Method("activation-zip", activations=True, pairing="zip"),
-        Method("mudsc-align", activations=True, weights=True, pairing="align"),
-        Method("mudsc-zip", activations=True, weights=True, pairing="zip"),
+        Method("weight-align", weights=True, pairing=ALIGN),
+        Method("activation-align", activations=True, pairing=ALIGN),
+        Method("weight-zip", weights=True, pairing=ZIP),
+        Method("activation-zip", activations=True, pairing=ZIP),
+        Method("mudsc-align", activations=True, weights=True, pairing=ALIGN),
+        Method("mudsc-zip", activations=True, weights=True, pairing=ZIP),
     )
 }
 
@@ -108,12 +113,14 @@ def aligning(method: Method) -> Method:
     Args:
         method: any; for one that compares nothing, all that can be compared counts.
     """
+    if method.aligns:
+        return method
     reads = (method.activations, method.weights)
     wanted = reads if method.matches else (True, True)
     return next(
         row
         for row in TABLE.values()
-        if row.pairing == "align" and (row.activations, row.weights) == wanted
+        if row.aligns and (row.activations, row.weights) == wanted
     )
 
 
@@ -132,7 +139,8 @@ def check_alpha(where: str, alpha: float) -> None:
     Raises:
         ValueError: if it is outside [0, 1].
     """
-    if not 0 <= alpha <= 1:
+    is_number = isinstance(alpha, int | float | np.number)
+    if not is_number or not 0 <= alpha <= 1:
         raise ValueError(
             f"{where}: expected alpha, the share of the weight similarity, in [0, 1], "
             f"got {alpha}. Pass 0.5 to count weights and activations alike."

@@ -1,4 +1,4 @@
-"""References: what the units of more than two models are aligned to.
+"""Multi-model alignment: what the units of more than two models are aligned to.
 
 Each is a way to choose one permutation per model, so that it makes no difference by
 which models one goes from one model to another (cycle consistency). They differ in
@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
+
+from jmudsc.paths import did_you_mean
 
 REFERENCES = ("first", "mean", "universe")
 
@@ -47,7 +49,8 @@ def check_reference(where: str, reference: str) -> None:
     """
     if reference not in REFERENCES:
         raise ValueError(
-            f'{where}: reference is "{reference}", needed is one of '
+            f'{where}: expected the name of a reference, got "{reference}"'
+            f"{did_you_mean(reference, REFERENCES) or '.'} Choose one of "
             f"{', '.join(REFERENCES)}."
         )
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmudsc.matching.assignment import zip_units
 from jmudsc.matching.match_options import MatchOptions
-from jmudsc.matching.multi_model import align_to, best_pairs
+from jmudsc.matching.multi_model import best_pairs
+from jmudsc.matching.pairing import ALIGN, Candidates
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 Unit = tuple[int, ...]
@@ -96,17 +96,21 @@ class _Matching:
 
     def rows(self, name: str, own: Sequence[Unit]) -> np.ndarray:
         """Match the units of a label under one set of outer units, one per model."""
-        spec, options, models = self.spec, self.options, len(own)
+        spec, models, units = self.spec, len(own), self.spec.labels[name].size
         if spec.labels[name].fixed:
-            return np.tile(np.arange(spec.labels[name].size), (models, 1))
-        if options.method.zips and is_innermost(spec, name):
-            similarity = _stacked(spec, name, self.grids[name], own)
-            return zip_units(similarity, models, options.a, options.b)
+            return np.tile(np.arange(units), (models, 1))
 
         def between(i: int, j: int) -> np.ndarray:
             return _scores(spec, self.grids, name, (i, j), (own[i], own[j]))
 
-        return align_to(options.reference, between, models, spec.labels[name].size)
+        def stacked() -> np.ndarray:
+            return _stacked(spec, name, self.grids[name], own)
+
+        pairing = self.options.method.pairing or ALIGN
+        if pairing.merges_own and not is_innermost(spec, name):
+            pairing = ALIGN
+        candidates = Candidates(models, units, between, stacked)
+        return pairing.pair(candidates, self.options.of_pairing)
 
 
 def _fill(

@@ -56,7 +56,7 @@ def candidate(
         merged = average(prepared.spec, prepared.trunks, assignment, prepared.shares)
         merged = merged if options.update_fn is None else to_device(merged)
         jax.block_until_ready(merged)
-    with watch.stage(None, "finishing"):
+    with watch.stage(None, "repairing"):
         repair = repaired_apart if options.separate else _repaired
         ended = repair(prepared, assignment, merged, batches, watch.progress)
         networks = [network for network, _ in ended]

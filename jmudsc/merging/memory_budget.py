@@ -1,4 +1,4 @@
-"""Room: how much memory models may take, and whether they fit into it."""
+"""Memory budget: how much memory models may take, and whether they fit into it."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""MergeResult: everything one merge produced."""
+"""Result: everything one merge produced."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +18,12 @@ class MergeResult:
         variables: the merged variables, a pytree of the parents' structure; where some
             leaves are separate, the first of `networks`.
         spec: the permutation spec the merge was made with, of the leaves it merged.
-        assignment: per label `int32[models, *parent units, units]`, the merged unit
+        assignment: per label `int32[models, *outer units, units]`, the merged unit
             that each unit of each model went to.
         history: the objective of each sweep of coordinate descent: the mean over
             labels of the mean similarity of matched units, in [-1, 1].
-        recipe: what decided the merge (method, alpha, weights, ...), plain JSON values.
+        recipe: what decided the merge (method, alpha, weights, ..., and the machine,
+            which decides the last bits), plain JSON values.
         changes: path of a leaf -> what refit and repair did with it after averaging, or
             why they could do nothing; empty without them.
         networks: where some leaves are separate, per model its variables: the leaves
@@ -30,7 +31,7 @@ class MergeResult:
             for its own `apply_fn`; empty otherwise.
         seconds: stage -> seconds of wall time, compilation included: deriving and
             checking the spec, statistics, matching and combining (over all balances
-            tried), finishing. They are in the report, not in the provenance: the same
+            tried), repairing. They are in the report, not in the provenance: the same
             merge takes another time.
     """
 

@@ -54,12 +54,19 @@ def save(
     Raises:
         TypeError: if `result` is no `MergeResult`.
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if the format cannot hold the variables, or the record is not JSON.
+        ValueError: if the format cannot hold the variables, the record is not JSON, or
+            the merge has several networks, of which each needs a path of its own.
     """
     if not isinstance(result, MergeResult):
         raise TypeError(
             f"save: expected a MergeResult, got a {type(result).__name__}. Pass what "
             "merge returned."
+        )
+    if result.networks:
+        raise ValueError(
+            f"{os.fspath(path)}: expected a single network, got a merge with separate "
+            f"leaves, of {len(result.networks)} networks. Save each of result.networks: "
+            "save(path, dataclasses.replace(result, variables=network, networks=()))."
         )
     record = record_of(result, extra or {}, notes or {})
     return save_with_record(path, result.variables, record, overwrite=overwrite)

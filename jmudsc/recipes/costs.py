@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from jmudsc.paths import flatten
 from jmudsc.recipes.flops import live_bytes, work_of
 from jmudsc.recipes.machine_speed import Rates
 from jmudsc.reordering.transport import form_of
-from jmudsc.repairs.table import asked
+from jmudsc.repairs.table import asked, Repair
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 # How many sweeps of matching are taken to be needed, with nothing remembered between
@@ -45,6 +45,10 @@ class Stage:
     host: Mapping[str, int] = field(default_factory=dict)
     device: Mapping[str, int] = field(default_factory=dict)
     seconds: float | None = None
+
+
+# What is on the device besides all that is there anyway, in bytes, and the seconds.
+Cost = tuple[Mapping[str, int], float]
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,9 @@ class Job:
         return len(self.prepared.options.balances)
 
     @property
-    def repairs(self) -> "list[Cost]":
-        """What each repair after averaging takes, in their order."""
-        options = self.prepared.options
-        names = [row.name for row in asked(options)]
-        return [_REPAIRS[name] for name in names if name in _REPAIRS]
-
-
-# Of a job, the rates of a machine and what is on the device anyway: a stage.
-Cost = Callable[[Job, Rates, Mapping[str, int]], Stage]
+    def repairs(self) -> list[Repair]:
+        """What is done after averaging that takes a pass over the batches."""
+        return [row for row in asked(self.prepared.options) if row.needs_batches]
 
 
 def moment_bytes(
@@ -153,7 +151,7 @@ def stages_of(job: Job, rates: Rates) -> list[Stage]:
         return [*stages, Stage("writing", parts, combining.device, seconds)]
     out = {**held, "merged": networks * largest}
     stages.append(replace(combining, device={**out, **combining.device}))
-    stages += [cost(job, rates, out) for cost in job.repairs]
+    stages += [_repairing(row, job, rates, out) for row in job.repairs]
     leaf = max(map(leaf_bytes, flatten(job.models[0]).values()))
     return [*stages, Stage("writing", {"one leaf": leaf}, out, written)]
 
@@ -236,51 +234,34 @@ def _combining(job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
     return Stage("combining", {}, device, job.balances * moved + compiled)
 
 
-def _refitting(job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
-    grams = work_of(job.program).grams / rates.flops
-    return _layerwise("refitting", job, rates, out, grams)
+def _repairing(row: Repair, job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
+    grams = work_of(job.program).grams / rates.flops if row.solves else 0.0
+    layer_by_layer = row.reads == "layers"
+    cost = _layerwise(job, rates, grams) if layer_by_layer else _updating(job, rates)
+    more, seconds = cost
+    known = seconds if job.batches is not None else None
+    return Stage(row.stage, {}, {**out, **more}, known)
 
 
-def _repairing(job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
-    return _layerwise("repairing", job, rates, out, 0.0)
-
-
-def _layerwise(
-    name: str, job: Job, rates: Rates, out: Mapping[str, int], more: float
-) -> Stage:
+def _layerwise(job: Job, rates: Rates, more: float) -> Cost:
     """All networks go through all batches together, layer by layer."""
-    networks = len(job.models) + 1
-    batches = job.batches or 1
+    networks, batches = len(job.models) + 1, job.batches or 1
     live = networks * batches * live_bytes(job.program)
-    device = {**out, "activations of all batches": live}
-    if job.batches is None:
-        return Stage(name, {}, device)
-    once = job.batches * (networks * _pass(job, rates) + more)
+    once = batches * (networks * _pass(job, rates) + more)
     # Equations are compiled one by one, those of one form once.
     forms = {
         (eqn.primitive.name, *(str(var.aval) for var in (*eqn.invars, *eqn.outvars)))
         for eqn in job.program.eqns
     }
     compiled = len(forms) * rates.program
-    return Stage(name, {}, device, job.balances * once + compiled)
+    return {"activations of all batches": live}, job.balances * once + compiled
 
 
-def _resetting(job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:
-    one = tree_bytes(job.models[0])
-    device = {**out, "updated": one, "activations": live_bytes(job.program)}
-    if job.batches is None:
-        return Stage("resetting statistics", {}, device)
-    passes = job.balances * (job.batches + 4) * _pass(job, rates)
+def _updating(job: Job, rates: Rates) -> Cost:
+    updated, live = tree_bytes(job.models[0]), live_bytes(job.program)
+    passes = job.balances * ((job.batches or 1) + 4) * _pass(job, rates)
     compiled = _forward_programs(job) * rates.program
-    return Stage("resetting statistics", {}, device, passes + compiled)
-
-
-# What each repair takes; the others take next to nothing.
-_REPAIRS: Mapping[str, Cost] = {
-    "least-squares": _refitting,
-    "rescale": _repairing,
-    "reset": _resetting,
-}
+    return {"updated": updated, "activations": live}, passes + compiled
 
 
 def _pass(job: Job, rates: Rates) -> float:
@@ -320,7 +301,7 @@ def _weight_flops(job: Job, name: str) -> float:
     sizes = [
         math.prod(job.merged[site.path].shape)
         for site in job.spec.labels[name].sites
-        if site.path not in job.spec.statistics
+        if job.spec.is_evidence(site.path)
     ]
     return sum(2 * size * per_parameter for size in sizes)
 

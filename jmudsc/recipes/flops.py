@@ -88,7 +88,7 @@ def _work_of_one(eqn: jex.JaxprEqn) -> Work:
 
 
 def _work_of_bodies(bodies: list[Work], runs: Bodies | None) -> Work:
-    runs = runs or Bodies()
+    runs, unknown = runs or Bodies(), frozenset().union(*(b.unknown for b in bodies))
     if runs.is_choice:
         bodies = [max(bodies, key=lambda body: body.flops)]
     steps = 1 if runs.steps is None else runs.steps
@@ -98,7 +98,7 @@ def _work_of_bodies(bodies: list[Work], runs: Bodies | None) -> Work:
         steps * sum(body.grams for body in bodies),
         1 + sum(body.equations for body in bodies),
         runs.steps is None or any(body.endless for body in bodies),
-        frozenset().union(*(body.unknown for body in bodies)),
+        unknown,
     )
 
 

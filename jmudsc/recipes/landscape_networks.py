@@ -6,6 +6,7 @@ parent is not the parent any more. A network merged by a zip is no mean of permu
 parents, so it is aligned to them as one more network, and is a corner of the plane.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,9 @@ def _prepared(
     path: Path, recipe: Recipe, named: Mapping[str, Any], networks: Sequence[PyTree]
 ) -> Prepared:
     """Find the spec of the networks, and what is merged of each."""
-    options, batches = recipe.options, named["batches"]
+    # The weights are of the parents alone.
+    options = dataclasses.replace(recipe.options, weights=None)
+    batches = named["batches"]
     functions = _per_model("apply_fn", named, recipe)
     spec = None
     if recipe.spec is not None:
@@ -151,7 +154,7 @@ def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
             "--overwrite first."
         )
     row = method_of("landscape", method)
-    if row.pairing == "align":
+    if row.aligns:
         stored, count = made["assignment"], saved.parents
         return {n: np.concatenate([stored[n], given[n][count:]]) for n in given}
     one_to_one = aligning(row)
@@ -223,9 +226,7 @@ def _in_order(saved: _Saved, number: int, rows: Rows) -> PyTree:
     trunk = combine(prepared.spec, [prepared.trunks[number]] * 2, own)
     if not saved.recipe.options.separate:
         return trunk
-    models = prepared.models
-    shares = [1 / len(models)] * len(models)
-    whole = put_together(prepared.apart, models, trunk, rows, shares)
+    whole = put_together(prepared.apart, prepared.models, trunk, rows, prepared.shares)
     is_merged = number >= saved.parents
     return whole[saved.parents :] if is_merged else whole[: saved.parents]
 

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from jmudsc.batches import Chained, first_batch
 from jmudsc.checkpoints.dtypes import abstract, check_savable
 from jmudsc.checkpoints.formats import format_of
-from jmudsc.checkpoints.load import open_variables
+from jmudsc.derivation.explain_failure import explain_failure
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.matching.methods import TABLE
@@ -31,7 +31,7 @@ from jmudsc.recipes.costs import Job, Stage, stages_of
 from jmudsc.recipes.machine_speed import measure_rates, Rates
 from jmudsc.recipes.merge import free_places, is_checked
 from jmudsc.recipes.reader import parse_keys
-from jmudsc.recipes.resolve import place, resolved, spec_by
+from jmudsc.recipes.resolve import open_model, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.recipes.yaml_keys import read_yaml
@@ -87,6 +87,24 @@ class Plan:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """What a merge is tried with, on shapes, to find what is wrong.
+
+    Attributes:
+        models: number of a model of the recipe -> the shapes of its variables: of those
+            that can be read and are like the first.
+        functions: key -> the function of every model of the recipe.
+        batch: the first.
+        options: of the merge.
+    """
+
+    models: Mapping[int, PyTree]
+    functions: Mapping[str, Sequence[Any]]
+    batch: PyTree
+    options: MergeOptions
+
+
 def plan_recipe(
     path: Path,
     *,
@@ -124,24 +142,26 @@ def plan_recipe(
             free_places(recipe, overwrite)
     say("importing", 0, 1)
     named = _named(problems, recipe)
-    options = _options(problems, recipe, named)
+    options = _options(problems, recipe)
+    functions = _functions(problems, recipe, named)
     say("looking at checkpoints", 0, 1)
     models = tuple(_model(problems, recipe, source) for source in recipe.models)
+    alike = _alike(problems, recipe, models)
+    count, batch = _batches(problems, named.get("batches"), options)
+    trial = _Trial(alike, functions, batch, options)
+    plan = Plan(recipe, models, count)
     shapes = [model.shapes for model in models if model]
     whole = bool(models) and all(models)
-    alike = bool(shapes) and _can_be_prepared(problems, recipe, shapes)
-    count, batch = _batches(problems, named.get("batches"), recipe)
-    plan = Plan(recipe, models, count)
     if whole and not fits(shapes, room() if memory is None else memory):
         plan = dataclasses.replace(plan, streamed=True)
-    if alike and models[0] and batch is not None and "apply_fn" in named:
+    if 0 in alike and batch is not None and "apply_fn" in functions:
         say("tracing the model", 0, 1)
-        inputs = _inputs(problems, path, plan, named, batch)
-        prepared = inputs and _prepared(problems, inputs, batch, options)
+        runs = _runs(problems, trial)
+        prepared = _prepared(problems, path, recipe, trial) if runs else None
         if prepared:
             plan = dataclasses.replace(plan, spec=prepared.spec)
             job = _job(problems, prepared, batch, plan)
-            if whole:
+            if len(alike) == len(models):
                 say("measuring the machine", 0, 1)
                 rates = rates or measure_rates()
                 stages = tuple(stages_of(job, rates))
@@ -186,28 +206,34 @@ def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
         ) from error
 
 
-def _options(
-    problems: list[str], recipe: Recipe, named: Mapping[str, Any]
-) -> MergeOptions:
+def _options(problems: list[str], recipe: Recipe) -> MergeOptions:
     """Return the options of a recipe; note how they contradict each other.
 
-    A function that cannot be imported is given all the same, by one that does nothing.
+    In the place of its functions are some that do nothing: these may be wrong.
     """
-    functions = {key: named.get(key, lambda *_: None) for key in recipe.functions}
+    functions = dict.fromkeys(recipe.functions, lambda *_: None)
     options = dataclasses.replace(recipe.options, **functions)
     problems += [f"recipe: {problem}" for problem in options.problems()]
     return options
 
 
+def _functions(
+    problems: list[str], recipe: Recipe, named: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Return the functions that can be run, one for each model."""
+    count, separate = len(recipe.models), recipe.options.separate
+    functions = {}
+    for key in ("apply_fn", "update_fn"):
+        if key in named:
+            with _noting(problems):
+                functions[key] = per_model("recipe", key, named[key], count, separate)
+    return functions
+
+
 def _model(problems: list[str], recipe: Recipe, source: Source) -> Model | None:
     """Look at a checkpoint, and whether what is in it could be saved."""
     with _noting(problems):
-        stored = open_variables(
-            place(recipe, source.path),
-            source.subtree,
-            rename=dict(source.rename),
-            separator=source.separator,
-        )
+        stored = open_model(recipe, source)
         shapes = abstract(stored.where, stored.variables)
         if recipe.output:
             check_savable(shapes, format_of(recipe.output))
@@ -215,28 +241,34 @@ def _model(problems: list[str], recipe: Recipe, source: Source) -> Model | None:
     return None
 
 
-def _can_be_prepared(
-    problems: list[str], recipe: Recipe, shapes: Sequence[PyTree]
-) -> bool:
-    """Note how models differ in what is merged; return whether that is known."""
-    trunks: Sequence[PyTree] = shapes
-    if recipe.options.separate:
-        trunks = ()
+def _alike(
+    problems: list[str], recipe: Recipe, models: Sequence[Model | None]
+) -> dict[int, PyTree]:
+    """Note how models differ in what is merged; return those like the first."""
+    known = {n: model.shapes for n, model in enumerate(models) if model}
+    trunks: Sequence[PyTree] = list(known.values())
+    if known and recipe.options.separate:
+        trunks = []
         with _noting(problems):
-            trunks = trunks_of("recipe", shapes, list(recipe.options.separate))
+            separate = list(recipe.options.separate)
+            trunks = trunks_of("recipe", list(known.values()), separate)
     if trunks:
         problems += [f"models: {difference}" for difference in differences(trunks)]
-    return bool(trunks)
+    return {
+        number: known[number]
+        for number, trunk in zip(known, trunks, strict=False)
+        if not differences([trunks[0], trunk])
+    }
 
 
 def _batches(
-    problems: list[str], batches: Any, recipe: Recipe
+    problems: list[str], batches: Any, options: MergeOptions
 ) -> tuple[int | None, PyTree | None]:
     """Return how many batches there are, and the first."""
     if batches is None:
         return None, None
     with _noting(problems):
-        check_batches("recipe", batches, recipe.options)
+        check_batches("recipe", batches, options)
         tasks = batches.tasks if isinstance(batches, Chained) else (batches,)
         counts = [len(task) for task in tasks if isinstance(task, Sized)]
         count = sum(counts) if len(counts) == len(tasks) else None
@@ -244,35 +276,20 @@ def _batches(
     return None, None
 
 
-def _inputs(
-    problems: list[str],
-    path: Path,
-    plan: Plan,
-    named: Mapping[str, Any],
-    batch: PyTree,
-) -> Inputs | None:
-    """Return what is merged, as shapes, once its functions are known to run on them."""
-    recipe, separate = plan.recipe, plan.recipe.options.separate
-    known = [number for number, model in enumerate(plan.models) if model]
-    shapes = [model.shapes for model in plan.models if model]
+def _runs(problems: list[str], trial: _Trial) -> bool:
+    """Note which functions do not run on shapes; return whether apply_fn does."""
+    runs = False
+    shapes = trial.models if trial.options.separate else {0: trial.models[0]}
     with _noting(problems):
-        functions = {
-            key: per_model("recipe", key, named[key], len(plan.models), separate)
-            for key in ("apply_fn", "update_fn")
-            if key in named
-        }
-        apply_fns = [functions["apply_fn"][number] for number in known]
-        heads = list(zip(apply_fns, shapes, strict=True))[: None if separate else 1]
-        if "update_fn" in functions:
-            with _noting(problems):
-                _run("update_fn", functions["update_fn"][0], shapes[0], batch)
-        for apply_fn, variables in heads:
-            _run("apply_fn", apply_fn, variables, batch)
-        spec = None
-        if recipe.spec is not None:
-            spec = spec_by(path, recipe, apply_fns[0], [batch], shapes[0])
-        return Inputs(apply_fns if separate else apply_fns[0], shapes, (), spec)
-    return None
+        for number, variables in shapes.items():
+            apply_fn = trial.functions["apply_fn"][number]
+            _run("apply_fn", apply_fn, variables, trial.batch)
+        runs = True
+    if "update_fn" in trial.functions:
+        with _noting(problems):
+            update_fn = trial.functions["update_fn"][0]
+            _run("update_fn", update_fn, trial.models[0], trial.batch)
+    return runs
 
 
 def _run(
@@ -282,6 +299,8 @@ def _run(
     try:
         jax.eval_shape(function, variables, batch)
     except Exception as error:  # a recipe's own code may raise any
+        if key == "apply_fn" and (why := explain_failure(function, variables, batch)):
+            raise ValueError(f"recipe: {why}") from error
         raise ValueError(
             f"recipe: {key}: expected a function that runs on the variables and a "
             f"batch, got {error!r}. Correct the function, or what it is given."
@@ -289,15 +308,23 @@ def _run(
 
 
 def _prepared(
-    problems: list[str], inputs: Inputs, batch: PyTree, options: MergeOptions
+    problems: list[str], path: Path, recipe: Recipe, trial: _Trial
 ) -> Prepared | None:
     """Find out what is merged; with nothing frozen if that is what is wrong."""
+    apply_fns = [trial.functions["apply_fn"][number] for number in trial.models]
+    spec, models = None, list(trial.models.values())
     with _noting(problems):
-        return prepare("recipe", inputs, batch, options)
-    if options.frozen:
-        with _noting([]):  # has been said
-            thawed = dataclasses.replace(options, frozen=())
-            return prepare("recipe", inputs, batch, thawed)
+        if recipe.spec is not None:
+            spec = spec_by(path, recipe, apply_fns[0], [trial.batch], models[0])
+        apply_fn = apply_fns if trial.options.separate else apply_fns[0]
+        inputs = Inputs(apply_fn, models, (), spec)
+        options = dataclasses.replace(trial.options, weights=None)
+        with _noting(problems):
+            return prepare("recipe", inputs, trial.batch, options)
+        if options.frozen:
+            options = dataclasses.replace(options, frozen=())
+            with _noting([]):  # it has been said
+                return prepare("recipe", inputs, trial.batch, options)
     return None
 
 

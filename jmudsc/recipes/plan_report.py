@@ -4,13 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jmudsc.paths import flatten
+from jmudsc.paths import flatten, plural
 from jmudsc.recipes.costs import Stage, SWEEPS
 from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.plan import Plan
 from jmudsc.recipes.report import table
 from jmudsc.recipes.schema import Recipe
-from jmudsc.recipes.yaml_keys import plural
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 
@@ -24,7 +23,11 @@ def plan_report(plan: Plan) -> str:
         Markdown.
     """
     recipe = plan.recipe
-    over = "" if plan.batches is None else f" over {plural(plan.batches, 'batch')}"
+    over = (
+        ""
+        if plan.batches is None
+        else f" over {plural(plan.batches, 'batch', 'batches')}"
+    )
     models = plural(len(recipe.models), "model")
     lines = [f"# Plan: {recipe.options.method} of {models}{over}"]
     lines += ["", *_models(plan)] if plan.models else []
@@ -83,7 +86,7 @@ def _labels(spec: PermutationSpec) -> list[str]:
         for (size, parents, fixed), names in kinds.items()
     ]
     header = ["labels", "count", "units", "in each of", "fixed, since it"]
-    counts = f"{len(labelled)} of {len(spec.axes)} leaves"
+    counts = f"{len(labelled)} of {plural(len(spec.axes), 'leaf', 'leaves')}"
     return [
         f"{plural(len(spec.labels), 'label')} on {counts}",
         "",

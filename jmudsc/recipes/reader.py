@@ -8,12 +8,12 @@ from typing import Any
 
 from jmudsc.merging.option_values import quoted
 from jmudsc.merging.options import MergeOptions, OPTIONS
+from jmudsc.paths import plural
 from jmudsc.recipes.import_path import ImportPath, read_import_path
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import read_sources, Source
 from jmudsc.recipes.yaml_keys import (
     path_text,
-    plural,
     read_keys,
     read_yaml,
     Reader,

@@ -7,6 +7,7 @@ import numpy as np
 
 from jmudsc.matching.methods import TABLE
 from jmudsc.merging.result import MergeResult
+from jmudsc.paths import plural
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -61,7 +62,8 @@ def report(result: MergeResult) -> str:
     lines += [f"- {key}: {_plain(value)}" for key, value in _decisive(result.recipe)]
     labels, leaves = result.spec.labels, result.spec.axes
     labelled = {site.path for label in labels.values() for site in label.sites}
-    lines += [f"- labels: {len(labels)} on {len(labelled)} of {len(leaves)} leaves"]
+    all_leaves = plural(len(leaves), "leaf", "leaves")
+    lines += [f"- labels: {len(labels)} on {len(labelled)} of {all_leaves}"]
     fixed = {n: label.fixed for n, label in result.spec.labels.items() if label.fixed}
     lines += [f"- label {name} stays in place: {why}" for name, why in fixed.items()]
     if result.history:

@@ -11,19 +11,19 @@ from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.formats import ending_of
-from jmudsc.checkpoints.load import load
+from jmudsc.checkpoints.load import load, open_variables, Stored
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.derivation.read_spec import read_spec
 from jmudsc.landscape.losses import Loss
 from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
 from jmudsc.merging.options import MergeOptions
-from jmudsc.paths import listed
+from jmudsc.paths import listed, plural
 from jmudsc.progress import Progress
 from jmudsc.recipes.import_path import ImportPath, resolve
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
-from jmudsc.recipes.yaml_keys import plural
+from jmudsc.recipes.yaml_text import decoded
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
@@ -40,6 +40,16 @@ def load_model(
         rename=dict(source.rename),
         separator=source.separator,
         lazy=lazy,
+    )
+
+
+def open_model(recipe: Recipe, source: Source) -> Stored:
+    """Find the variables of one model of a recipe, and how they are stored."""
+    return open_variables(
+        place(recipe, source.path),
+        source.subtree,
+        rename=dict(source.rename),
+        separator=source.separator,
     )
 
 
@@ -249,4 +259,4 @@ def _spec_text(file: Path) -> str:
             f"{file}: expected a spec, got no such file. Write one with jmudsc spec "
             "RECIPE."
         )
-    return file.read_text()
+    return decoded(str(file), file.read_bytes())

@@ -1,7 +1,7 @@
 """Combine: bring every model to the merged order and average."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -26,12 +26,31 @@ from jmudsc.sharding import sharding_of
 from jmudsc.spec.check_variables import check_covers, check_same
 from jmudsc.spec.permutation_spec import PermutationSpec
 
+# (the values of all models in the merged order, their shares) -> the merged values, of
+# the shape of each; used under `jit`.
+Average = Callable[[Sequence[jax.Array], Sequence[jax.Array]], jax.Array]
+
+
+def weighted_mean(
+    values: Sequence[jax.Array], shares: Sequence[jax.Array]
+) -> jax.Array:
+    """Average arrays of one shape.
+
+    Args:
+        values: one array per model.
+        shares: the share of each model, summing to 1.
+    """
+    return functools.reduce(
+        jnp.add, [share * x for share, x in zip(shares, values, strict=True)]
+    )
+
 
 def combine(
     spec: PermutationSpec,
     models: Sequence[PyTree],
     assignment: Mapping[str, np.ndarray],
     weights: Sequence[float] | None = None,
+    average: Average = weighted_mean,
 ) -> PyTree:
     """Merge the variables of models under an assignment.
 
@@ -47,6 +66,8 @@ def combine(
         assignment: label -> `int32[models, *outer units, units]`.
         weights: the share of each model, at least 0, divided by their sum; None for
             equal shares.
+        average: makes one array of those of all models, once they are in the merged
+            order; the same function for every leaf.
 
     Returns:
         Variables of the structure, shapes, dtypes and shardings of `models[0]`; of lazy
@@ -70,7 +91,7 @@ def combine(
 
     def merged(path: str) -> jax.Array:
         values = [present(model[path]) for model in leaves]
-        return combine_leaf(spec, path, values, moves, shares)
+        return combine_leaf(spec, path, values, moves, shares, average)
 
     def lazily(path: str, leaf: LazyArray) -> LazyArray:
         return replace(
@@ -92,6 +113,7 @@ def combine_leaf(
     values: Sequence[ArrayLike],
     moves: Mapping[str, Sequence[Move]],
     shares: tuple[float, ...],
+    average: Average = weighted_mean,
 ) -> jax.Array:
     """Merge one leaf, or arrays that have the axes of one, as `combine` does.
 
@@ -101,6 +123,7 @@ def combine_leaf(
         values: one array per model.
         moves: per label one move per model.
         shares: the share of each model, summing to 1.
+        average: as for `combine`.
 
     Returns:
         An array of the shape, dtype and sharding of the first.
@@ -113,6 +136,7 @@ def combine_leaf(
         form_of(spec, path),
         consumed_axes(spec, path),
         sharding_of(values[0]),
+        average,
     )
 
 
@@ -137,11 +161,14 @@ def shares_of(
     values = np.asarray(weights, float)
     if values.shape != (models,) or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError(
-            f"{where}: weights are {list(weights)}, needed are {models} finite numbers "
-            ">= 0, one per model."
+            f"{where}: expected {models} finite weights of at least 0, one per model, "
+            f"got {list(weights)}. Leave them out for equal shares."
         )
     if values.sum() == 0:
-        raise ValueError(f"{where}: all weights are 0, at least one must be positive.")
+        raise ValueError(
+            f"{where}: expected a weight above 0, got {list(weights)}. Leave them out "
+            "for equal shares."
+        )
     return tuple(float(value) for value in values / values.sum())
 
 
@@ -162,22 +189,27 @@ def check_assignment(
     problems = []
     for name, label in spec.labels.items():
         if name not in assignment:
-            problems.append(f"{name} is missing")
+            problems.append(f"{name}: is missing")
             continue
         row = np.asarray(assignment[name])
         needed = (models, *spec.row_shape(name))
         if row.shape != needed or not np.issubdtype(row.dtype, np.integer):
             problems.append(
-                f"{name} is {row.dtype}{list(row.shape)}, not int{list(needed)}"
+                f"{name}: expected int{list(needed)}, got {row.dtype}{list(row.shape)}"
             )
         elif row.min() < 0 or row.max() >= label.size:
-            problems.append(f"{name} has merged units outside 0..{label.size - 1}")
+            problems.append(
+                f"{name}: expected merged units in 0..{label.size - 1}, got "
+                f"{row.min()}..{row.max()}"
+            )
     problems += [
-        f"{name} is no label" for name in assignment if name not in spec.labels
+        f"{name}: is no label of the spec{paths.did_you_mean(name, spec.labels)}"
+        for name in assignment
+        if name not in spec.labels
     ]
     if problems:
         raise ValueError(
-            f"{where}: the assignment does not fit the spec, it must:\n"
+            f"{where}: expected an assignment that fits the spec, got another:\n"
             f"{paths.listed(problems)}\nPass the assignment that match returned for "
             "this spec."
         )
@@ -188,7 +220,7 @@ def consumed_axes(spec: PermutationSpec, path: str) -> tuple[bool, ...]:
     return tuple((path, axis) in spec.consumed for axis in range(len(spec.axes[path])))
 
 
-@functools.partial(jax.jit, static_argnames=("form", "consumed", "sharding"))
+@functools.partial(jax.jit, static_argnames=("form", "consumed", "sharding", "average"))
 def _combine_leaf(
     leaves: list[jax.Array],
     moves: list[list[Move]],
@@ -196,8 +228,9 @@ def _combine_leaf(
     form: LeafForm,
     consumed: tuple[bool, ...],
     sharding: NamedSharding | None,
+    average: Average,
 ) -> jax.Array:
-    merged = _merged(leaves, moves, shares, form, consumed)
+    merged = _merged(leaves, moves, shares, form, consumed, average)
     return (
         merged if sharding is None else lax.with_sharding_constraint(merged, sharding)
     )
@@ -209,6 +242,7 @@ def _merged(
     shares: tuple[ArrayLike, ...],
     form: LeafForm,
     consumed: tuple[bool, ...],
+    average: Average,
 ) -> jax.Array:
     dtype = jnp.result_type(leaves[0])
     if not jnp.issubdtype(dtype, jnp.number) or not leaves[0].size:
@@ -219,8 +253,7 @@ def _merged(
         move_leaf(jnp.asarray(leaf, wide), model, form, consumed)
         for leaf, model in zip(leaves, moves, strict=True)
     ]
-    parts = [jnp.asarray(s, wide) * x for s, x in zip(shares, moved, strict=True)]
-    mean = functools.reduce(jnp.add, parts)
+    mean = average(moved, [jnp.asarray(share, wide) for share in shares])
     if inexact:  # three thirds are not one
         return jnp.where(_agree(moved), moved[0], mean).astype(dtype)
     return jnp.where(_agree(leaves), leaves[0], jnp.round(mean).astype(dtype))

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.keys import check_key
 from jmudsc.reordering.blocks import Block, map_blocks, placed
 from jmudsc.reordering.transport import form_of, LeafForm, names_in_leaf, take_units
 from jmudsc.sharding import sharding_of
@@ -35,6 +36,7 @@ def random_permutations(spec: PermutationSpec, key: jax.Array) -> dict[str, np.n
     Returns:
         Per label `int32[*outer units, units]`, each row a permutation.
     """
+    check_key("random_permutations", key)
     shapes = {name: spec.row_shape(name) for name in spec.labels}
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     draws = np.asarray(jax.random.bits(key, (total,), jnp.uint32))
@@ -136,15 +138,15 @@ def _check_permutations(spec: PermutationSpec, perms: Mapping[str, Any]) -> None
     for name, row in perms.items():
         if name not in spec.labels:
             hint = paths.did_you_mean(name, spec.labels)
-            problems.append(f'"{name}" is no label of the spec{hint}')
+            problems.append(f"{name}: is no label of the spec{hint}")
         elif np.shape(row) != spec.row_shape(name):
             needed = spec.row_shape(name)
-            problems.append(f'"{name}" has shape {np.shape(row)}, needed {needed}')
+            problems.append(f"{name}: expected shape {needed}, got {np.shape(row)}")
         elif (np.sort(row, axis=-1) != np.arange(spec.labels[name].size)).any():
             last = spec.labels[name].size - 1
-            problems.append(f'"{name}" has a row that does not permute 0..{last}')
+            problems.append(f"{name}: a row is no permutation of 0..{last}")
     if problems:
         raise ValueError(
-            f"permute: {len(problems)} of {len(perms)} permutations do not fit:\n"
+            "permute: expected permutations that fit the spec, got others:\n"
             f"{paths.listed(problems)}\nDraw them with random_permutations(spec, key)."
         )

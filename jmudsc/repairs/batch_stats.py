@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.batches import check_iterable, no_batches
+from jmudsc.batches import check_iterable, checked, no_batches
 from jmudsc.reordering.combine import check_assignment, combine_leaf, shares_of
 from jmudsc.reordering.permute import permute_leaf
 from jmudsc.reordering.transport import moves_of
@@ -59,7 +59,7 @@ def reset_batch_stats(
     total: dict[str, Any] = {}
     after: dict[str, Any] = {}
     examples = 0
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(checked("reset_batch_stats", batches)):
         if number == 0:
             retained = _momenta(update, variables, batch)
             total = dict.fromkeys(retained, 0.0)
@@ -105,7 +105,7 @@ def pool_batch_stats(
     Args:
         spec: the permutation spec; it says which mean goes with which variance.
         models: the variables of each model.
-        assignment: label -> `int32[models, *parent units, units]`.
+        assignment: label -> `int32[models, *outer units, units]`.
         merged: what `combine` made of them.
         weights: the share of each model; None for equal shares.
 

@@ -14,12 +14,12 @@ import jax.extend.core as jex
 import numpy as np
 
 from jmudsc.derivation.program import Program, shape_of
-from jmudsc.derivation.rules.table import contraction
+from jmudsc.derivation.rules.primitive import Arithmetic, Moves
+from jmudsc.derivation.rules.table import contraction, primitive_of
 from jmudsc.derivation.running_statistics import running_statistics, Statistics
 from jmudsc.derivation.taps import value_axes
 from jmudsc.repairs.contractions import Form, form_of, unit_axes
 from jmudsc.repairs.leaf_entries import (
-    CASTS,
     Entries,
     entries_of,
     is_used_once,
@@ -30,8 +30,6 @@ from jmudsc.repairs.leaf_entries import (
 )
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import PermutationSpec
-
-_BODIES = {"scan", "while", "cond"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +134,7 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
             steps += _linears(finder, eqn)
         elif id(eqn) in finder.subtractions:
             steps += _norms(finder, eqn)
-        elif eqn.primitive.name in _BODIES:
+        elif primitive_of(eqn).bodies is not None:
             for path in leaves_below(finder.origins, eqn, axes.keys()):
                 finder.skipped[path] = f"is used inside a {eqn.primitive.name}"
     return Layers(tuple(steps), finder.skipped)
@@ -190,7 +188,7 @@ def _what_follows(finder: _Finder, var: Any, form: Form) -> tuple[Entries | None
             return bias, False
         if id(eqn) in finder.subtractions:
             return bias, eqn.invars[0] is var
-        if eqn.primitive.name == "add" and bias is None:
+        if primitive_of(eqn).arithmetic is Arithmetic.SUM and bias is None:
             other = eqn.invars[eqn.invars[0] is var]
             bias = _bias(finder.origins, other, places, kept)
             if bias is None:
@@ -222,7 +220,7 @@ def _bias(
 def _followed(eqn: Any, axis: int) -> int | None:
     """Return where an axis comes out of an equation whole, None if it does not."""
     name, params = eqn.primitive.name, eqn.params
-    if name in CASTS:
+    if primitive_of(eqn).entries is Moves.KEPT:
         return axis
     if name == "transpose":
         return params["permutation"].index(axis)

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
-from jmudsc.batches import batch_kind, check_iterable, no_batches
+from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
 from jmudsc.derivation.program import Program, trace, variables_of
 from jmudsc.repairs.contractions import contract
 from jmudsc.repairs.find_layers import find_layers, Layers, Linear, Norm
@@ -135,17 +135,10 @@ def log_skipped(log: logging.Logger, where: str, notes: Mapping[str, str]) -> No
     """
     lines = [f"{path} {why}" for path, why in notes.items() if why.startswith("is ")]
     if lines:
-        log.warning(
-            "%s: %d %s as %s:\n%s",
-            where,
-            len(lines),
-            *(
-                ("leaf stays", "it is")
-                if len(lines) == 1
-                else ("leaves stay", "they are")
-            ),
-            paths.listed(lines),
+        stay = paths.plural(
+            len(lines), "leaf stays as it is", "leaves stay as they are"
         )
+        log.warning("%s: %s:\n%s", where, stay, paths.listed(lines))
 
 
 @dataclass(frozen=True)
@@ -170,7 +163,7 @@ def _runs(
 ) -> list[_Run]:
     programs: dict[Any, tuple[Program, Layers]] = {}
     runs = []
-    for batch in batches:
+    for batch in checked(where, batches):
         kind = batch_kind(batch)
         if kind not in programs:
             program = trace(merger.apply_fn, variables, batch)

@@ -1,7 +1,7 @@
-"""Entries: which entries of which leaf a value of a program is made of.
+"""Leaf entries: which entries of which leaf a value of a program is made of.
 
 A value may be a leaf with its entries moved about (reshaped, transposed, cut out of a
-stack, repeated, cast). Where its entries come from is found by moving numbers about in
+stack, repeated, cast). Where its entries come from is found by moving indices about in
 the same way, so that values computed for it can be written back into the leaf.
 """
 
@@ -18,12 +18,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jmudsc.derivation.program import Program, shape_of, variables_of
+from jmudsc.derivation.rules.primitive import Moves
+from jmudsc.derivation.rules.table import primitive_of
 from jmudsc.sharding import placed_like
-
-CASTS = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint"}
-_MOVES = set(
-    "broadcast_in_dim dynamic_slice reshape rev slice squeeze transpose".split()
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +68,7 @@ def origins_of(program: Program) -> Origins:
         ins = variables_of(eqn.invars)
         for var in ins:
             users.setdefault(var, []).append(eqn)
-        if eqn.primitive.name in CASTS | _MOVES and len(ins) == 1 and ins[0] in moved:
+        if primitive_of(eqn).entries and len(ins) == 1 and ins[0] in moved:
             path, eqns = moved[ins[0]]
             moved[eqn.outvars[0]] = path, (*eqns, eqn)
     for var in variables_of(program.outvars):
@@ -95,7 +92,7 @@ def entries_of(origins: Origins, var: Any) -> Entries | None:
     shape = shape_of(origins.program.leaves[path])
     index = jnp.arange(np.prod(shape, dtype=int), dtype=jnp.int32).reshape(shape)
     for eqn in eqns:
-        if eqn.primitive.name in _MOVES:
+        if primitive_of(eqn).entries is not Moves.KEPT:
             ins = [v.val if isinstance(v, jex.Literal) else index for v in eqn.invars]
             index = eqn.primitive.bind(*ins, **eqn.params)
     return Entries(path, np.asarray(index))

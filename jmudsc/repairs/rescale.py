@@ -54,13 +54,15 @@ def repair(
     or inside a loop.
 
     It costs one pass of the batches through every model and the merged network; the
-    activations between two layers are held for all batches.
+    activations between two layers are held for all batches. Sums over samples are
+    computed in parts, as many as there are CPU cores: the last bits of the result
+    depend on their number.
 
     Args:
         spec: the permutation spec.
         apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
         models: the variables of each model.
-        assignment: label -> `int32[models, *parent units, units]`.
+        assignment: label -> `int32[models, *outer units, units]`.
         merged: what `combine` made of them.
         batches: what `apply_fn` takes, one by one; read once.
         weights: the share of each model; None for equal shares.

@@ -7,7 +7,7 @@ plan names it as a stage: all comes from these rows. A new repair is a file and 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import PyTree
 
@@ -29,7 +29,10 @@ class Repair:
         stage: what is told while it is done.
         apply: does it: `(merger, merged, batches, within)`, as `refit_layers`; with
             `settings` as a keyword too where it has some.
-        needs_batches: whether it reads calibration batches.
+        reads: how it goes through the calibration batches: `layers` runs the merged
+            network and all parents side by side, layer by layer; `updates` runs the
+            merged network alone, as often as there are batches. None if it needs none.
+        solves: whether it takes the Gram matrices of what goes into every layer.
         is_optional: whether it is left out, and no error, where there are no batches.
         on_trunk: whether it can be done to a trunk that has no head.
         on_heads: whether it is done to a network that has its own head, once its trunk
@@ -45,7 +48,8 @@ class Repair:
     option: str
     stage: str
     apply: Apply
-    needs_batches: bool = True
+    reads: Literal["layers", "updates"] | None = "layers"
+    solves: bool = False
     is_optional: bool = False
     on_trunk: bool = True
     on_heads: bool = True
@@ -55,16 +59,28 @@ class Repair:
     is_local: bool = True
     settings: type | None = None
 
+    @property
+    def needs_batches(self) -> bool:
+        """Whether it reads calibration batches."""
+        return self.reads is not None
+
 
 REPAIRS: tuple[Repair, ...] = (
-    Repair("least-squares", "refit", "refitting", refit_layers, settings=LeastSquares),
+    Repair(
+        "least-squares",
+        "refit",
+        "refitting",
+        refit_layers,
+        solves=True,
+        settings=LeastSquares,
+    ),
     Repair("rescale", "repair", "repairing", rescale_layers),
     Repair(
         "pooled",
         "repair",
         "pooling statistics",
         pool,
-        needs_batches=False,
+        reads=None,
         on_heads=False,  # the statistics of a head are those of one parent
         excludes=("least-squares", "reset"),
         because="sets running statistics itself",
@@ -75,6 +91,7 @@ REPAIRS: tuple[Repair, ...] = (
         "update_fn",
         "resetting statistics",
         reset,
+        reads="updates",
         is_optional=True,
         on_trunk=False,  # an update runs the whole network
         yields_to=("rescale",),

@@ -2,7 +2,7 @@
 
 An axis is fixed, or the units of a label, or a row-major product of axes (what a
 reshape makes), or a concatenation of axes. Nesting of labels is not part of the
-expression: it is a property of the label (`Label.parents` in `spec`).
+expression: it is a property of the label (`Label.parents`, its outer labels).
 """
 
 import itertools

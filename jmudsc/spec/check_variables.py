@@ -1,6 +1,6 @@
-"""Checks on variables before anything is computed with them."""
+"""Check variables: before anything is computed with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.batches import check_there
 from jmudsc.lazy import present
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -31,10 +32,34 @@ def check_arrays(name: str, tree: PyTree) -> None:
     ]
     if wrong:
         raise TypeError(
-            f"{name}: {len(wrong)} leaves are not arrays:\n{paths.listed(wrong)}\n"
+            f"{name}: expected arrays, got other leaves:\n{paths.listed(wrong)}\n"
             "Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings "
             "inside apply_fn (for Equinox: equinox.partition(model, is_array))."
         )
+
+
+def check_models(where: str, models: Any) -> None:
+    """Check that models are a list of trees, and not one tree or an iterator.
+
+    Args:
+        where: the caller, named in the error.
+        models: the variables of each model.
+
+    Raises:
+        TypeError: if they are anything else.
+    """
+    if isinstance(models, Sequence) and not isinstance(models, str):
+        return
+    kind = f"an object of type {type(models).__name__}"
+    advice = "Pass [first, second]."
+    if isinstance(models, Mapping):
+        kind = f"one mapping, of {paths.listed_in_line(models)}"
+    elif isinstance(models, Iterator):
+        kind, advice = f"a {type(models).__name__}", "Pass list(models)."
+    raise TypeError(
+        f"{where}: models: expected a list of the variables of each model, got {kind}. "
+        f"{advice}"
+    )
 
 
 def check_same(where: str, models: Sequence[PyTree]) -> None:
@@ -45,20 +70,23 @@ def check_same(where: str, models: Sequence[PyTree]) -> None:
         models: the variables of each model.
 
     Raises:
-        TypeError: if a leaf is not an array.
-        ValueError: listing every difference of every model from the first.
+        TypeError: if there is no list of models, or a leaf is not an array.
+        ValueError: if a leaf was deleted, or listing every difference of every model
+            from the first.
     """
+    check_models(where, models)
     if len(models) < 2:
         raise ValueError(
-            f"{where}: {len(models)} model given, at least 2 are needed; pass all that "
+            f"{where}: expected at least 2 models, got {len(models)}. Pass all that "
             "are to be merged."
         )
     for number, model in enumerate(models):
         check_arrays(f"{where}: model {number}", model)
+        check_there(f"{where}: model {number}", model)
     if problems := differences(models):
         raise ValueError(
-            f"{where}: the models differ in {len(problems)} places, they must have the "
-            f"same leaves, shapes and dtypes:\n{paths.listed(problems, most=30)}\n"
+            f"{where}: expected models with the same leaves, shapes and dtypes, got "
+            f"some that differ:\n{paths.listed(problems, most=30)}\n"
             "Merge checkpoints of one architecture; rename or cast leaves first."
         )
 
@@ -92,12 +120,12 @@ def check_finite(where: str, models: Sequence[PyTree]) -> None:
         for path, leaf in paths.flatten(model).items():
             if _is_inexact(leaf) and (bad := int(_non_finite(present(leaf)))):
                 problems.append(
-                    f"model {number}: {path} has {bad} of {np.size(leaf)} values that "
-                    "are NaN or infinite"
+                    f"model {number}: {bad} of {np.size(leaf)} values of {path} are "
+                    "NaN or infinite"
                 )
     if problems:
         raise ValueError(
-            f"{where}: {len(problems)} leaves are not finite, all must be:\n"
+            f"{where}: expected finite parameters, got others:\n"
             f"{paths.listed(problems)}\nTake an earlier checkpoint of that run."
         )
 
@@ -118,14 +146,14 @@ def check_covers(where: str, spec: PermutationSpec, leaves: Mapping[str, Any]) -
         sizes = tuple(axis.size for axis in axes)
         if path not in leaves:
             hint = paths.did_you_mean(path, leaves)
-            problems.append(f'the spec names "{path}", which is not there{hint}')
+            problems.append(f"{path}: is in the spec, but not in the variables{hint}")
         elif np.shape(leaves[path]) != sizes:
             shape = np.shape(leaves[path])
-            problems.append(f"{path} has shape {shape}, the spec says {sizes}")
-    problems += [f"{p} is not in the spec" for p in leaves if p not in spec.axes]
+            problems.append(f"{path}: the spec says shape {sizes}, got {shape}")
+    problems += [f"{p}: is not in the spec" for p in leaves if p not in spec.axes]
     if problems:
         raise ValueError(
-            f"{where}: the spec does not fit the variables in {len(problems)} places:\n"
+            f"{where}: expected variables that the spec fits, got others:\n"
             f"{paths.listed(problems)}\nDerive it from these variables with infer_spec."
         )
 

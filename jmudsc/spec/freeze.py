@@ -39,7 +39,7 @@ def freeze(spec: PermutationSpec, patterns: str | Iterable[str]) -> PermutationS
         "freeze",
         patterns,
         [*spec.labels, *spec.axes],
-        "label and no leaf",
+        "label or a leaf",
         "print(spec) shows the names there are.",
     )
     labels = dict(spec.labels)

@@ -1,4 +1,4 @@
-"""Notation: one axis as text, and the whole text that `print(spec)` shows, read back.
+"""Notation: specs as text, an axis, the rows of leaves, and all of `print(spec)`.
 
 `str(axis)` writes the notation, this reads it:
 
@@ -10,16 +10,20 @@ A label is any text without blanks, commas and the signs above, but for a number
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from jmudsc.paths import listed
+from jmudsc.paths import did_you_mean, listed
 from jmudsc.spec.axes import Axis, Concat, Family, Fixed, Product, Units
 from jmudsc.spec.permutation_spec import Site
 
 # The axes of one leaf: "4*P_1, 10", or one entry per axis, None for a fixed axis.
 Row = str | Sequence[str | int | Axis | None]
+# Leaf path -> one expression per axis.
+LeafAxes = Mapping[str, tuple[Axis, ...]]
+# Leaf path -> its shape.
+Shapes = Mapping[str, tuple[int, ...]]
 
 _TOKEN = re.compile(r"[+*(){}|#,]|[^\s+*(){}|#,]+")
 _SIGNS = set("+*(){}|#,")
@@ -33,16 +37,18 @@ class Table:
     Attributes:
         rows: leaf path -> its axes.
         sizes: label -> units.
-        parents: label -> the labels it is nested in, outermost first.
+        outer: label -> the labels it is nested in, outermost first.
         held: label -> why it is fixed itself.
         fixed: site -> why it may not be permuted.
+        alike: leaf path -> that of the leaf that it moves like.
     """
 
     rows: Mapping[str, Row]
     sizes: Mapping[str, int] = field(default_factory=dict)
-    parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    outer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[Site, str] = field(default_factory=dict)
+    alike: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_axis(text: str) -> Axis:
@@ -55,7 +61,7 @@ def parse_axis(text: str) -> Axis:
         The expression. Its labels have size 0: how many units they have is not said.
 
     Raises:
-        ValueError: saying what was found where, and what was needed.
+        ValueError: saying what was expected where, and what is there.
 
     Example:
         >>> str(parse_axis(" 4 * (P_1 + P_2)"))
@@ -67,14 +73,14 @@ def parse_axis(text: str) -> Axis:
         axis, at = _concat(tokens, 0)
         _expect(tokens, at, "", '"+", "*" or the end')
     except ValueError as error:
-        raise ValueError(f'"{text}" {error}') from None
+        raise ValueError(f'"{text}": {error}') from None
     return axis
 
 
 def _refuse(tokens: _Tokens, at: int, needed: str) -> NoReturn:
     text, start = tokens[at]
-    found = f'has "{text}"' if text else "ends"
-    raise ValueError(f"{found} at character {start + 1}, needed is {needed}")
+    found = f'"{text}"' if text else "the end"
+    raise ValueError(f"expected {needed} at character {start + 1}, got {found}")
 
 
 def _concat(tokens: _Tokens, at: int) -> tuple[Axis, int]:
@@ -134,14 +140,14 @@ _HEADS = {
     "leaf": re.compile(r"leaf\s+axes"),
     "fixed": re.compile(r"fixed\s+why"),
 }
-_COUNT = re.compile(r"\d+ labels on \d+ of \d+ leaves")
+_COUNT = re.compile(r"\d+ labels? on \d+ of \d+ (leaf|leaves)")
 _LABEL = re.compile(
-    r"(?P<name>\S+)\s+(?P<units>\d+)(?P<parents>(\s+[^\s(]\S*)*)"
+    r"(?P<name>\S+)\s+(?P<units>\d+)(?P<outer>(\s+[^\s(]\S*)*)"
     r"(\s+\(fixed: (?P<why>.*)\))?"
 )
 _SITE = re.compile(r"(?P<path>.*):(?P<axis>\d+)\s{2,}(?P<why>.*)")
 _Line = tuple[int, str]  # its number and its text
-_STATISTIC = re.compile(r"\s+\(running statistic\)$")
+_NOTE = re.compile(r"\s+\((running statistic|moves like (?P<like>.*))\)$")
 
 
 def read_table(where: str, text: str) -> Table:
@@ -162,29 +168,34 @@ def read_table(where: str, text: str) -> Table:
     lines, problems = _by_table(text)
     if "leaf" not in lines:
         raise ValueError(
-            f'{where}: the text has no table that starts with "leaf  axes"; pass all '
-            "that print(spec) shows, or a mapping of leaf paths to axes."
+            f'{where}: expected a text with a table that starts with "leaf  axes", got '
+            "one without. Pass all that print(spec) shows, or a mapping of leaf paths "
+            "to axes."
         )
     rows: dict[str, Row] = {}
+    alike: dict[str, str] = {}
     for number, line in lines["leaf"]:
-        path, *axes = re.split(r"\s{2,}", _STATISTIC.sub("", line), maxsplit=1)
+        path, *axes = re.split(r"\s{2,}", _NOTE.sub("", line), maxsplit=1)
         if path in rows:
             problems.append((number, f'"{path}" has a row already'))
         rows[path] = axes[0] if axes else ""
+        if (note := _NOTE.search(line)) and note["like"]:
+            alike[path] = note["like"]
     labels = _matched(lines.get("label", []), _LABEL, problems)
     sites = _matched(lines.get("fixed", []), _SITE, problems)
     if problems:
         wrong = [f"line {number}: {problem}" for number, problem in sorted(problems)]
         raise ValueError(
-            f"{where}: {len(wrong)} lines of the text cannot be read:\n"
-            f"{listed(wrong)}\nThey must be as print(spec) shows them."
+            f"{where}: expected lines as print(spec) shows them, got others:\n"
+            f"{listed(wrong)}\nCopy all that print(spec) shows."
         )
     return Table(
         rows,
         sizes={row["name"]: int(row["units"]) for row in labels},
-        parents={row["name"]: tuple(row["parents"].split()) for row in labels},
+        outer={row["name"]: tuple(row["outer"].split()) for row in labels},
         held={row["name"]: row["why"] for row in labels if row["why"]},
         fixed={Site(row["path"], int(row["axis"])): row["why"] for row in sites},
+        alike=alike,
     )
 
 
@@ -215,3 +226,106 @@ def _matched(
         if row is None
     ]
     return [row for _, _, row in found if row is not None]
+
+
+def by_leaf(
+    where: str, rows: Mapping[str, Row], leaves: Iterable[str]
+) -> dict[str, Row]:
+    """Find the leaf that each row is about.
+
+    Args:
+        where: the caller, named in the error.
+        rows: name -> row. A name is a path, or a path without its first part (`params`)
+            if that leaves one leaf that it can be.
+        leaves: the paths there are.
+
+    Returns:
+        Path -> row, in the order of `rows`.
+
+    Raises:
+        ValueError: listing the names that are no leaf, or one of several, or the same
+            leaf as another.
+    """
+    leaves = list(leaves)
+    found: dict[str, Row] = {}
+    problems = []
+    for name, row in rows.items():
+        meant = [path for path in leaves if path == name]
+        meant = meant or [path for path in leaves if path.partition("/")[2] == name]
+        if not meant:
+            short = [path.partition("/")[2] for path in leaves]
+            hint = did_you_mean(name, [*leaves, *filter(None, short)])
+            problems.append(f'"{name}" is no leaf{hint}')
+        elif len(meant) > 1:
+            problems.append(f'"{name}" can be {" or ".join(meant)}')
+        elif meant[0] in found:
+            problems.append(f'"{name}" is {meant[0]}, which has a row already')
+        else:
+            found[meant[0]] = row
+    if problems:
+        raise ValueError(
+            f"{where}: expected rows about one leaf each, got others:\n"
+            f"{listed(problems)}\nName leaves by their paths."
+        )
+    return found
+
+
+def axes_of(where: str, rows: Mapping[str, Row], shapes: Shapes) -> LeafAxes:
+    """Read rows as axes, with labels of size 0 where a row does not say it.
+
+    Args:
+        where: the caller, named in the error.
+        rows: leaf path -> row.
+        shapes: leaf path -> shape.
+
+    Returns:
+        Leaf path -> one expression per axis.
+
+    Raises:
+        ValueError: listing the rows with another number of axes than their leaf, or the
+            axes that cannot be read.
+    """
+    entries = {path: _entries(row) for path, row in rows.items()}
+    wrong = [
+        f"{path}: shape {shapes[path]} needs {len(shapes[path])}, got {len(entry)}"
+        for path, entry in entries.items()
+        if len(entry) != len(shapes[path])
+    ]
+    if wrong:
+        raise ValueError(
+            f"{where}: expected as many entries in a row as its leaf has axes, got "
+            f"others:\n{listed(wrong)}\nGive one entry per axis, None if it stays."
+        )
+    axes, problems = {}, []
+    for path, row in entries.items():
+        axes[path] = []
+        for number, (entry, length) in enumerate(zip(row, shapes[path], strict=True)):
+            try:
+                axes[path].append(_axis(entry, length))
+            except ValueError as error:
+                problems.append(f"{path}:{number}: {error}")
+    if problems:
+        raise ValueError(
+            f"{where}: expected axes that can be read, got others:\n"
+            f"{listed(problems)}\n"
+            'Write a label, a length, a product "4*P_1" or a concatenation "P_1+P_2".'
+        )
+    return {path: tuple(row) for path, row in axes.items()}
+
+
+def _entries(row: Row) -> Sequence[str | int | Axis | None]:
+    if isinstance(row, str):
+        return row.split(",") if row.strip() else []
+    return row
+
+
+def _axis(entry: str | int | Axis | None, length: int) -> Axis:
+    if entry is None:
+        return Fixed(length)
+    if isinstance(entry, str):
+        return Fixed(length) if entry.strip() == "None" else parse_axis(entry.strip())
+    if isinstance(entry, Fixed | Units | Product | Concat | Family):
+        return entry
+    if isinstance(entry, int) and not isinstance(entry, bool):
+        return Fixed(entry)
+    raise ValueError(f"expected text, a length, None or an axis, got {entry!r}")

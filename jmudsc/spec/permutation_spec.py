@@ -1,4 +1,4 @@
-"""PermutationSpec: which axes of which leaves must be permuted together."""
+"""Permutation spec: which axes of which leaves must be permuted together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,8 +25,8 @@ class Label:
 
     Attributes:
         size: number of units.
-        parents: the labels, outermost first, per unit of which this one may be permuted
-            anew; empty for most.
+        parents: its outer labels, outermost first: those it is nested in, per unit of
+            which it may be permuted anew; empty for most.
         sites: where the label occurs.
         fixed: why it may not be permuted itself, only what is nested in it: it is a
             stack of layers, or frozen; None for most.
@@ -50,11 +50,14 @@ class PermutationSpec:
         labels: label -> its record, in the order in which the program meets them.
         fixed: site -> why it may not be permuted, for every axis without a label, and
             for those with fixed parts beside the labels ("in part: ...").
-        consumed: the sites that a contraction sums over (the incoming axis of a map);
-            every other labelled site produces its label.
+        consumed: the sites that a contraction sums over (the incoming axis of a
+            kernel); every other labelled site produces its label.
         statistics: paths of BatchNorm running statistics: permuted and merged like any
             leaf, but no evidence of what a unit does.
         variances: path of a running mean -> that of the variance it goes with.
+        unread: paths of the leaves that the model does not read.
+        alike: path of such a leaf -> that of the leaf that it moves like (see
+            `move_alike`); like statistics, no evidence of what a unit does.
     """
 
     axes: Mapping[str, tuple[Axis, ...]]
@@ -63,6 +66,16 @@ class PermutationSpec:
     consumed: frozenset[Site] = frozenset()
     statistics: frozenset[str] = frozenset()
     variances: Mapping[str, str] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+    alike: Mapping[str, str] = field(default_factory=dict)
+
+    def is_evidence(self, path: str) -> bool:
+        """Whether a leaf says what the units on its axes do.
+
+        Args:
+            path: of the leaf.
+        """
+        return path not in self.statistics and path not in self.alike
 
     def children(self, name: str) -> tuple[str, ...]:
         """Return the labels nested directly in a label.
@@ -71,10 +84,10 @@ class PermutationSpec:
             name: a label.
 
         Returns:
-            The labels whose parents are this label's parents and then this label.
+            The labels whose outer labels are those of this label, and then this label.
         """
-        parents = (*self.labels[name].parents, name)
-        return tuple(n for n, label in self.labels.items() if label.parents == parents)
+        outer = (*self.labels[name].parents, name)
+        return tuple(n for n, label in self.labels.items() if label.parents == outer)
 
     def row_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one model's row of an assignment.
@@ -83,10 +96,10 @@ class PermutationSpec:
             name: a label.
 
         Returns:
-            `(*parent units, units)`.
+            `(*outer units, units)`.
         """
         label = self.labels[name]
-        return (*(self.labels[parent].size for parent in label.parents), label.size)
+        return (*(self.labels[outer].size for outer in label.parents), label.size)
 
     def compared_shape(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return `row_shape` in two parts: what stays in place, and what is compared.
@@ -98,12 +111,12 @@ class PermutationSpec:
             name: a label.
 
         Returns:
-            The sizes of its outermost parents that are fixed; those of its other
-            parents and its own.
+            The sizes of its outermost labels that are fixed; those of its other outer
+            labels and its own.
         """
         shape, apart = self.row_shape(name), 0
-        for parent in self.labels[name].parents:
-            if not self.labels[parent].fixed:
+        for outer in self.labels[name].parents:
+            if not self.labels[outer].fixed:
                 break
             apart += 1
         return shape[:apart], shape[apart:]
@@ -136,7 +149,7 @@ def fixed_sites(axes: Mapping[str, tuple[Axis, ...]]) -> dict[Site, str]:
 def labels_of(
     axes: Mapping[str, tuple[Axis, ...]],
     sizes: Mapping[str, int],
-    parents: Mapping[str, tuple[str, ...]],
+    outer: Mapping[str, tuple[str, ...]],
     fixed: Mapping[str, str | None] | None = None,
 ) -> dict[str, Label]:
     """Build the label records from the axis expressions.
@@ -144,7 +157,7 @@ def labels_of(
     Args:
         axes: leaf path -> one axis expression per axis.
         sizes: label -> units, in the order the labels should have.
-        parents: label -> its parents, outermost first; a missing label has none.
+        outer: label -> its outer labels, outermost first; a missing label has none.
         fixed: label -> why it may not be permuted itself.
 
     Returns:
@@ -158,7 +171,7 @@ def labels_of(
     return {
         label: Label(
             sizes[label],
-            tuple(parents.get(label, ())),
+            tuple(outer.get(label, ())),
             tuple(sites[label]),
             (fixed or {}).get(label),
         )
@@ -171,8 +184,10 @@ def _lines(spec: PermutationSpec) -> list[str]:
     labelled = {site.path for label in spec.labels.values() for site in label.sites}
     names = max([8, *map(len, spec.labels)])
     width = max([4, *map(len, spec.axes)])
+    noun = "label" if len(spec.labels) == 1 else "labels"
+    leaves = "leaf" if len(spec.axes) == 1 else "leaves"
     lines = [
-        f"{len(spec.labels)} labels on {len(labelled)} of {len(spec.axes)} leaves",
+        f"{len(spec.labels)} {noun} on {len(labelled)} of {len(spec.axes)} {leaves}",
         "",
         f"{'label':<{names}}{'units':>6}  per unit of",
     ]
@@ -182,6 +197,7 @@ def _lines(spec: PermutationSpec) -> list[str]:
     lines += ["", f"{'leaf':<{width}}  axes"]
     for path, axes in spec.axes.items():
         note = "  (running statistic)" if path in spec.statistics else ""
+        note = f"  (moves like {spec.alike[path]})" if path in spec.alike else note
         lines.append(f"{path:<{width}}  {', '.join(map(str, axes))}{note}".rstrip())
     if spec.fixed:
         fixed = {f"{path}:{axis}": why for (path, axis), why in spec.fixed.items()}

@@ -53,7 +53,10 @@ def refused(labels):
     names = ", ".join(labels)
     return pytest.raises(
         ValueError,
-        match=re.escape(f"check_spec: permuting {names} changes the outputs by more"),
+        match=re.escape(
+            f"check_spec: expected outputs that stay as they are when {names} "
+            f"{'is' if len(labels) == 1 else 'are'} permuted, got changes of more"
+        ),
     )
 
 
@@ -247,8 +250,8 @@ def test_the_error_names_the_sites_and_the_size_of_the_change(key):
     assert (
         text
         == """\
-check_spec: permuting P_0, P_x changes the outputs by more than 9.8e-04 of the \
-largest; they must stay as they are:
+check_spec: expected outputs that stay as they are when P_0, P_x are permuted, got \
+changes of more than 9.8e-04 of the largest output:
   P_0 changes outputs by N; it is on fc0/kernel:1, fc1/kernel:0
   P_x changes outputs by N; it is on fc0/bias:0
 Correct these labels, or derive the spec with infer_spec."""
@@ -266,8 +269,8 @@ def test_labels_that_are_wrong_only_together_are_all_named():
     spec = PermutationSpec(axes, labels_of(axes, {"P_0": 2, "P_1": 2}, {}))
     variables = {"a": np.array([[0, 1], [2, 3]], np.float32)}
     message = """\
-check_spec: permuting all labels together changes the outputs by more than 9.8e-04 \
-of the largest; they must stay as they are:
+check_spec: expected outputs that stay as they are when all labels together are \
+permuted, got changes of more than 9.8e-04 of the largest output:
   P_0 changes outputs by 0.0e+00; it is on a:0
   P_1 changes outputs by 0.0e+00; it is on a:1
 Correct these labels, or derive the spec with infer_spec."""
@@ -304,7 +307,7 @@ def test_an_error_cannot_hide_behind_units_that_are_alike(key):
 
 def test_a_smaller_tolerance_refuses_rounding(key):
     net = nets.build("mlp", "plain")
-    with pytest.raises(ValueError, match=re.escape("by more than 1.0e-12 of")):
+    with pytest.raises(ValueError, match=re.escape("of more than 1.0e-12 of")):
         check_spec(
             nets.spec_of("mlp", "plain"),
             net.apply_fn,
@@ -322,8 +325,8 @@ def test_outputs_that_are_not_finite_are_refused(key):
         return {"logits": net.apply_fn(v, x), "loss": jnp.log(-jnp.abs(x)).sum()}
 
     message = (
-        'check_spec: output "loss" is not finite, it must be; check the variables and '
-        "the range of the batch."
+        'check_spec: expected finite outputs, got NaN or infinity in "loss". Check the '
+        "variables and the range of the batch."
     )
     spec = infer_spec(apply_fn, net.variables, net.batch)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -333,8 +336,8 @@ def test_outputs_that_are_not_finite_are_refused(key):
 def test_a_spec_of_another_network_is_refused(key):
     net, spec = nets.build("mlp", "plain"), nets.spec_of("mlp", "plain")
     message = """\
-check_spec: the spec does not fit the variables in 1 places:
-  extra is not in the spec
+check_spec: expected variables that the spec fits, got others:
+  extra: is not in the spec
 Derive it from these variables with infer_spec."""
     leaves = {**net.variables, "extra": np.ones(3, np.float32)}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -6,7 +6,7 @@ import nets
 import numpy as np
 import pytest
 
-from jmudsc.derivation.program import evaluate, run, scan_operands, trace
+from jmudsc.derivation.program import evaluate_jaxpr, run, scan_operands, trace
 from jmudsc.derivation.terms.values import Place
 
 VARIABLES = {
@@ -171,9 +171,9 @@ def test_numpy_doubles_are_traced_as_jit_takes_them():
 def test_evaluate_inlines_calls():
     offset = jnp.arange(3.0)
     closed = jax.make_jaxpr(jax.jit(lambda x: jax.jit(jnp.sin)(x) + offset))(offset)
-    (output,) = evaluate(closed, [offset])
+    (output,) = evaluate_jaxpr(closed, [offset])
     np.testing.assert_allclose(output, np.sin(offset) + offset, rtol=1e-6)
-    inlined = jax.make_jaxpr(lambda x: evaluate(closed, [x]))(offset)
+    inlined = jax.make_jaxpr(lambda x: evaluate_jaxpr(closed, [x]))(offset)
     assert [eqn.primitive.name for eqn in inlined.jaxpr.eqns] == ["sin", "add"]
 
 
@@ -276,7 +276,7 @@ def test_a_leaf_that_is_not_an_array_is_named(where):
     bad = {"activation": jnp.tanh, "kernel": np.ones(3), "name": "mlp"}
     trees = {"variables": VARIABLES, "batch": BATCH, where: bad}
     message = f"""\
-{where}: 2 leaves are not arrays:
+{where}: expected arrays, got other leaves:
   activation: PjitFunction
   name: str
 Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings inside apply_fn \

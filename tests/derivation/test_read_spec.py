@@ -219,7 +219,7 @@ def test_a_product_of_two_labels_needs_the_size_of_one():
     net, spec = net_of("group norm"), spec_of("group norm")
     rows = rows_of(spec, str)
     message = (
-        "read_spec: the shapes leave open how many units some labels have:\n"
+        "read_spec: expected shapes that tell the units of every label, got:\n"
         "  params/conv0/bias:0 has length 12 and is P_0*P_1\n"
         "  params/conv0/kernel:3 has length 12 and is P_0*P_1\n"
         "  params/conv1/kernel:2 has length 12 and is P_0*P_1\n"
@@ -237,7 +237,7 @@ def test_lengths_that_disagree_are_listed_with_the_axis_that_told_the_size():
     net = nets.build("mlp", "plain")
     rows = {**GIT_RE_BASIN, "fc1/kernel": "P_1, P_0", "fc2/kernel": "2*P_1, 4"}
     message = (
-        "read_spec: 4 axes have not the length of what is on them:\n"
+        "read_spec: expected axes as long as what the rows put on them, got:\n"
         "  fc1/kernel:1 has length 7, but P_0 has 8; P_0 has 8 by fc0/kernel:1\n"
         "  fc1/bias:0 has length 7, but P_1 has 8; P_1 has 8 by fc1/kernel:0\n"
         "  fc2/kernel:0 has length 7, but 2*P_1 has 16; P_1 has 8 by fc1/kernel:0\n"
@@ -250,7 +250,7 @@ def test_lengths_that_disagree_are_listed_with_the_axis_that_told_the_size():
 
 def test_a_length_that_no_size_makes_is_refused():
     message = (
-        "read_spec: 2 axes have not the length of what is on them:\n"
+        "read_spec: expected axes as long as what the rows put on them, got:\n"
         "  a:0 has length 10, which 4*p cannot have\n"
         "  a:1 has length 2, which q+3 cannot have\n"
         "Correct these rows, or those that they disagree with."
@@ -269,7 +269,7 @@ def test_a_size_in_a_label_table_is_held_against_the_shapes():
 def test_axes_in_braces_need_an_axis_to_run_over():
     net = parts(a=(3, 4), b=(2, 4))
     message = (
-        "read_spec: 2 axes in braces have no axis to run over:\n"
+        "read_spec: expected a fixed axis for every pair of braces to run over, got:\n"
         "  a has {p|q}#0, but no axis 2#0\n"
         "  b has {p|q}#1, but no axis 2#1\n"
         "Mark the fixed axis with as many positions as there are axes in the braces."
@@ -291,7 +291,7 @@ def refused(message, rows, net=None, **options):
 def test_rows_of_no_leaf_are_listed_with_the_nearest_name():
     rows = {**GIT_RE_BASIN, "fc0/kernal": "6, P_0", "params/fc1/bia": "P_1", "x": "3"}
     refused(
-        "read_spec: 3 of 9 rows are not about one leaf each:\n"
+        "read_spec: expected rows about one leaf each, got others:\n"
         '  "fc0/kernal" is no leaf; did you mean "fc0/kernel"?\n'
         '  "params/fc1/bia" is no leaf; did you mean "params/fc1/bias"?\n'
         '  "x" is no leaf\n'
@@ -311,7 +311,7 @@ def test_a_name_may_lack_the_first_part_of_the_path_of_one_leaf_only():
         "a/v": "t",
     }
     refused(
-        "read_spec: 2 of 2 rows are not about one leaf each:\n"
+        "read_spec: expected rows about one leaf each, got others:\n"
         '  "w" can be a/w or b/w\n'
         '  "c" is no leaf\n'
         "Name leaves by their paths.",
@@ -322,7 +322,7 @@ def test_a_name_may_lack_the_first_part_of_the_path_of_one_leaf_only():
 
 def test_two_rows_of_one_leaf_are_refused():
     refused(
-        "read_spec: 1 of 7 rows are not about one leaf each:\n"
+        "read_spec: expected rows about one leaf each, got others:\n"
         '  "params/fc0/bias" is params/fc0/bias, which has a row already\n'
         "Name leaves by their paths.",
         {**GIT_RE_BASIN, "params/fc0/bias": "P_0"},
@@ -331,7 +331,7 @@ def test_two_rows_of_one_leaf_are_refused():
 
 def test_leaves_without_a_row_are_listed():
     refused(
-        "read_spec: 2 leaves are not covered by the rows:\n"
+        "read_spec: expected a row for every leaf, got none for:\n"
         "  params/fc2/bias\n"
         "  params/fc2/kernel\n"
         "Give each a row, all None if its axes stay.",
@@ -341,9 +341,10 @@ def test_leaves_without_a_row_are_listed():
 
 def test_rows_with_another_number_of_axes_are_listed():
     refused(
-        "read_spec: 2 rows have another number of axes than their leaves:\n"
-        "  params/fc0/bias has shape (8,), the row has 0 axes\n"
-        "  params/fc1/kernel has shape (8, 7), the row has 1 axes\n"
+        "read_spec: expected as many entries in a row as its leaf has axes, got "
+        "others:\n"
+        "  params/fc0/bias: shape (8,) needs 1, got 0\n"
+        "  params/fc1/kernel: shape (8, 7) needs 2, got 1\n"
         "Give one entry per axis, None if it stays.",
         {**GIT_RE_BASIN, "fc0/bias": "", "fc1/kernel": "P_0*P_1"},
     )
@@ -352,13 +353,13 @@ def test_rows_with_another_number_of_axes_are_listed():
 def test_axes_that_cannot_be_read_are_listed(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     refused(
-        "read_spec: 4 axes cannot be read:\n"
-        '  params/fc0/kernel:0 "6*" ends at character 3, needed is a label, a length, '
-        '"(" or "{"\n'
-        '  params/fc0/kernel:1 "P)" has ")" at character 2, needed is "+", "*" or the '
-        "end\n"
-        "  params/fc2/kernel:0 is 0.5, needed is text, a length, None or an axis\n"
-        "  params/fc2/kernel:1 is True, needed is text, a length, None or an axis\n"
+        "read_spec: expected axes that can be read, got others:\n"
+        '  params/fc0/kernel:0: "6*": expected a label, a length, "(" or "{" at '
+        "character 3, got the end\n"
+        '  params/fc0/kernel:1: "P)": expected "+", "*" or the end at character 2, got '
+        '")"\n'
+        "  params/fc2/kernel:0: expected text, a length, None or an axis, got 0.5\n"
+        "  params/fc2/kernel:1: expected text, a length, None or an axis, got True\n"
         'Write a label, a length, a product "4*P_1" or a concatenation "P_1+P_2".',
         {**GIT_RE_BASIN, "fc0/kernel": "6*, P)", "fc2/kernel": (0.5, True)},
     )
@@ -409,8 +410,9 @@ def test_parents_are_given_as_text_or_in_a_sequence():
 )
 def test_what_cannot_be_nested_is_refused(parents, problem):
     message = (
-        f"read_spec: labels cannot be nested as written:\n  {problem}\n"
-        "A label lies along with each of its parents on every leaf that it is on."
+        "read_spec: expected every label to lie along with its outer labels on every "
+        f"leaf that it is on, got:\n  {problem}\n"
+        "Correct the rows, or what the labels are nested in."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         nest(parents)
@@ -440,7 +442,7 @@ def test_in_a_concatenation_a_parent_must_be_beside_every_part():
 )
 def test_what_is_said_of_no_label_is_refused(what, values):
     refused(
-        f"read_spec: {what} names 1 labels that are on no leaf:\n"
+        f"read_spec: expected {what} of labels that are on leaves, got {what} of:\n"
         '  "P_9"; did you mean "P_1"?\n'
         "Correct the names, or put the labels on leaves.",
         GIT_RE_BASIN,
@@ -495,9 +497,9 @@ def test_a_label_whose_parent_is_overridden_away_must_be_nested_anew():
     spec = spec_of("experts")
     rows = {"router": "6, 4", "up": "4, 6, P_1", "down": "4, P_1, 3"}
     message = (
-        "override: labels cannot be nested as written:\n"
-        '  "P_1" is nested in "P_0", which is on no leaf\n'
-        "A label lies along with each of its parents on every leaf that it is on."
+        "override: expected every label to lie along with its outer labels on every "
+        'leaf that it is on, got:\n  "P_1" is nested in "P_0", which is on no leaf\n'
+        "Correct the rows, or what the labels are nested in."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         override(spec, rows)
@@ -526,7 +528,7 @@ def test_sizes_of_labels_that_are_kept_are_known_to_new_ones():
 def test_an_override_that_does_not_fit_is_refused():
     spec = nets.spec_of("mlp", "linen")
     message = (
-        "override: 1 axes have not the length of what is on them:\n"
+        "override: expected axes as long as what the rows put on them, got:\n"
         "  params/fc2/kernel:0 has length 7, but P_0 has 8\n"
         "Correct these rows, or those that they disagree with."
     )

@@ -20,7 +20,7 @@ network: {name: mlp, widths: [24], outputs: 16}
 training: {epochs: 3, batch_size: 15, learning_rate: 0.1}
 methods: [average, mudsc-zip]
 alphas: [0.2, 0.8]
-finishes: [none, refit by task]
+repairs: [none, refit by task]
 calibration: 300
 search: 400
 """
@@ -74,7 +74,7 @@ def test_networks_are_ranked_as_they_must_be(done):
     assert joint(text, "mudsc-zip") > joint(text, "average")
 
 
-def test_alpha_is_one_of_those_to_choose_from_and_the_same_for_a_finish(done):
+def test_alpha_is_one_of_those_to_choose_from_and_the_same_for_every_repair(done):
     _, text = done
     for alpha in rows(text)["mudsc-zip"][4].split(", "):
         assert alpha in ("0.2", "0.8")

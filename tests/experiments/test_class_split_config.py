@@ -22,7 +22,7 @@ network: {name: mlp, widths: [16, 12], outputs: 8}
 training: {epochs: 2, batch_size: 10, learning_rate: 1}
 methods: [average, mudsc-zip]
 alphas: [0, 0.5]
-finishes: [none]
+repairs: [none]
 calibration: 50
 search: null
 """
@@ -37,7 +37,7 @@ def test_every_key_is_read():
         train_split="train[:100]",
         methods=("average", "mudsc-zip"),
         alphas=(0.0, 0.5),
-        finishes=("none",),
+        repairs=("none",),
         calibration=50,
         search=None,
     )

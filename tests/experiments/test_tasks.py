@@ -72,12 +72,12 @@ def test_targets_are_what_they_are_called(key):
     split = toy()
     found = {name: joined(examples_of(name, split, key)) for name in NAMES}
     np.testing.assert_array_equal(found["classification"][1], split.classes)
-    for name in ("autoencoding", "denoising", "colourisation"):
+    for name in ("autoencoding", "denoising", "colorization"):
         np.testing.assert_array_equal(found[name][1], split.images)
     np.testing.assert_array_equal(found["autoencoding"][0], split.images)
     noise = found["denoising"][0] - split.images
     assert abs(float(noise.std()) - NOISE) < 0.01
-    gray = found["colourisation"][0]
+    gray = found["colorization"][0]
     assert (gray == gray[..., :1]).all()
     np.testing.assert_allclose(gray[..., 0], split.images.mean(axis=-1), atol=1e-6)
 
@@ -91,14 +91,14 @@ def test_turning_back_gives_the_images(key):
 
 
 def test_tasks_that_cannot_be_learned_are_said_at_once():
-    names = ("edge", "colourisation", "rotation")
+    names = ("edge", "colorization", "rotation")
     message = (
         "tasks: expected tasks for images of 8x6x1, got some that do not suit them:\n"
         '  edge: there is no such task; did you mean "edges"?\n'
-        "  colourisation: needs images in color.\n"
+        "  colorization: needs images in color.\n"
         "  rotation: needs square images.\n"
         "Choose from classification, autoencoding, denoising, edges, rotation, "
-        "colourisation."
+        "colorization."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         check_tasks("tasks", names, (8, 6, 1))

@@ -14,7 +14,7 @@ from jmudsc.matching.methods import METHODS
 
 FEW = """
 dataset: cifar10
-tasks: [edges, colourisation]
+tasks: [edges, colorization]
 network: {name: resnet-encoder, width: 2, blocks: [2, 2]}
 training: {epochs: 2, batch_size: 10, learning_rate: 1}
 """
@@ -25,11 +25,11 @@ def test_what_is_not_said_is_the_paper_s_comparison():
         dataset="cifar10",
         network=ResNetEncoder(2, (2, 2)),
         training=TrainConfig(epochs=2, batch_size=10, learning_rate=1.0),
-        tasks=("edges", "colourisation"),
+        tasks=("edges", "colorization"),
         code=8,
         methods=METHODS,
         alphas=(0.5,),
-        finishes=("none", "refit"),
+        repairs=("none", "refit"),
     )
 
 
@@ -46,16 +46,16 @@ def test_all_that_is_wrong_is_said_at_once():
         network: {name: resnet20, width: 1}
         training: {epochs: 2, batch_size: 10, learning_rate: 0.1}
         code: 0
-        finish: [none]
+        repair: [none]
     """
     message = (
         "experiment: correct 5 mistakes:\n"
         "  tasks: expected a list of some of classification, autoencoding, denoising, "
-        'edges, rotation, colourisation, got rotations; did you mean "rotation"?\n'
+        'edges, rotation, colorization, got rotations; did you mean "rotation"?\n'
         "  network: expected one of resnet-encoder, vgg-encoder, got "
         '"resnet20".\n'
         "  code: expected a number of channels, got 0.\n"
-        '  finish: there is no such key; did you mean "finishes"?\n'
+        '  repair: there is no such key; did you mean "repairs"?\n'
         "  dataset: this key is missing."
     )
     with pytest.raises(ValueError, match=re.escape(message) + "$"):

@@ -18,7 +18,7 @@ network: {name: vgg-encoder, channels: [[6]]}
 training: {epochs: 4, batch_size: 100, learning_rate: 0.1}
 methods: [mudsc-zip]
 alphas: [0.2, 0.8]
-finishes: [none, refit]
+repairs: [none, refit]
 code: 4
 calibration: 256
 search: 256

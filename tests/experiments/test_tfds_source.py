@@ -21,7 +21,7 @@ def drawn(split):
 
 with registered.skip_registration():
 
-    class TinyColours(tfds.core.GeneratorBasedBuilder):
+    class TinyColors(tfds.core.GeneratorBasedBuilder):
         """Random images whose class is the remainder of their number."""
 
         VERSION = tfds.core.Version("1.0.0")
@@ -47,7 +47,7 @@ with registered.skip_registration():
             for i, image in enumerate(drawn(split)):
                 yield i, {"image": image, "label": i % 3}
 
-    class TinySizes(TinyColours):
+    class TinySizes(TinyColors):
         """The same, said to differ in size."""
 
         SHAPE = (None, None, 3)
@@ -57,13 +57,13 @@ with registered.skip_registration():
 def folder(tmp_path_factory):
     """Prepare a tiny dataset."""
     path = tmp_path_factory.mktemp("tfds")
-    for builder in (TinyColours, TinySizes):
+    for builder in (TinyColors, TinySizes):
         builder(data_dir=path, file_format="array_record").download_and_prepare()
     return path
 
 
-def test_a_dataset_is_loaded_whole_and_standardised_by_its_training_images(folder):
-    train, test = load_splits("tiny_colours", data_dir=folder)
+def test_a_dataset_is_loaded_whole_and_standardized_by_its_training_images(folder):
+    train, test = load_splits("tiny_colors", data_dir=folder)
     assert train.images.shape == (30, 4, 4, 3)
     assert train.images.dtype == test.images.dtype == np.float32
     assert sorted(test.classes.tolist()) == sorted(i % 3 for i in range(12))
@@ -76,34 +76,34 @@ def test_a_dataset_is_loaded_whole_and_standardised_by_its_training_images(folde
 
 
 def test_images_keep_their_labels(folder):
-    train, _ = load_splits("tiny_colours", data_dir=folder)
+    train, _ = load_splits("tiny_colors", data_dir=folder)
     numbers = {image.tobytes(): i for i, image in enumerate(drawn("train"))}
-    source = open_source("tiny_colours", "train", folder)
+    source = open_source("tiny_colors", "train", folder)
     for example, label in zip(source, train.classes, strict=True):
         assert numbers[example["image"].tobytes()] % 3 == label
 
 
 def test_part_of_a_split_can_be_loaded(folder):
-    train, _ = load_splits("tiny_colours", "train[:10]", data_dir=folder)
-    whole, _ = load_splits("tiny_colours", data_dir=folder)
+    train, _ = load_splits("tiny_colors", "train[:10]", data_dir=folder)
+    whole, _ = load_splits("tiny_colors", data_dir=folder)
     assert np.array_equal(train.classes, whole.classes[:10])
 
 
 def test_a_stream_gives_the_same_batches_every_time(folder):
-    batches = stream("tiny_colours", "train", folder, size=8, side=4)
+    batches = stream("tiny_colors", "train", folder, size=8, side=4)
     first, again = list(batches), list(batches)
     assert [len(batch) for batch in first] == [8, 8, 8, 6]
     assert len(batches) == 4
     assert all(map(np.array_equal, first, again))
-    whole, _ = load_splits("tiny_colours", data_dir=folder)
+    whole, _ = load_splits("tiny_colors", data_dir=folder)
     joined = np.concatenate(first)
     both = [x[..., 0].ravel() for x in (joined, whole.images)]
     assert np.corrcoef(*both)[0, 1] == pytest.approx(1, abs=1e-5)
 
 
 def test_a_stream_keeps_the_classes_asked_for(folder):
-    chosen = stream("tiny_colours", "train", folder, size=4, side=4, classes=[0, 2])
-    labels = read_classes(open_source("tiny_colours", "train", folder))
+    chosen = stream("tiny_colors", "train", folder, size=4, side=4, classes=[0, 2])
+    labels = read_classes(open_source("tiny_colors", "train", folder))
     assert chosen.indices == np.flatnonzero(labels != 1).tolist()
 
 
@@ -153,17 +153,17 @@ def test_a_dataset_nobody_knows_is_an_error(tmp_path):
 def test_a_dataset_in_another_format_is_an_error(tmp_path, folder):
     import shutil
 
-    copy = tmp_path / "tiny_colours" / "1.0.0"
-    shutil.copytree(folder / "tiny_colours" / "1.0.0", copy)
+    copy = tmp_path / "tiny_colors" / "1.0.0"
+    shutil.copytree(folder / "tiny_colors" / "1.0.0", copy)
     info = copy / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     message = (
         f"{copy}: expected a dataset stored as array_record, which can be read by "
-        "position, got tfrecord. Remove it and run\n  tfds build tiny_colours "
+        "position, got tfrecord. Remove it and run\n  tfds build tiny_colors "
         f"--data_dir {tmp_path} --file_format array_record"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_splits("tiny_colours", data_dir=tmp_path)
+        load_splits("tiny_colors", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(("classes", "size", "count"), [([7], 4, 0), (None, 0, 30)])
@@ -174,7 +174,7 @@ def test_a_stream_of_nothing_is_an_error(classes, size, count, folder):
         "another size."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        stream("tiny_colours", "train", folder, size=size, classes=classes)
+        stream("tiny_colors", "train", folder, size=size, classes=classes)
 
 
 def test_digits_come_whole_only():

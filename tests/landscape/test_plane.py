@@ -51,8 +51,8 @@ def test_networks_on_a_line_do_not_make_a_corner(networks):
         plane.places["half"], np.array(plane.places["B"]) / 2, atol=1e-4
     )
     expected = (
-        "plane_through: expected three networks that are not on one line, got A, B, "
-        "half, which are. Add another network."
+        'plane_through: expected three networks that are not on one line, got "A", '
+        '"B", "half", which are. Add another network.'
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         plane_through({"A": a, "B": b, "half": half})

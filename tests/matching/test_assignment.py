@@ -222,8 +222,9 @@ def test_a_similarity_that_does_not_divide_is_refused(
 ):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     text = (
-        f"{method.__name__}: similarity has shape {shape} for {models} models; it must "
-        "be (models*units, models*units)."
+        f"{method.__name__}: expected a similarity of shape (models*units, "
+        f"models*units) for {models} models, got {shape}. Stack the units of all "
+        "models."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         method(np.zeros(shape), models)
@@ -235,8 +236,8 @@ def test_a_similarity_that_is_not_finite_is_refused(method, bad):
     similarity = draw(0, 2, 2)
     similarity[0, 3] = similarity[3, 0] = bad
     text = (
-        f"{method.__name__}: 2 of 16 similarities are not finite; every one must be, "
-        "give units that never change similarity 0."
+        f"{method.__name__}: expected finite similarities, got 2 of 16 that are NaN or "
+        "infinite. Give units that never change similarity 0."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         method(similarity, 2)
@@ -247,7 +248,7 @@ def test_zip_refuses_a_similarity_that_is_not_symmetric(place):
     similarity = draw(0, 2, 150 if max(place) > 3 else 2)
     similarity[place] += 0.5
     text = (
-        "zip_units: similarity is not symmetric, it must be; pass "
+        "zip_units: expected a symmetric similarity, got one that is not. Pass "
         "(similarity + similarity.T) / 2."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -257,7 +258,10 @@ def test_zip_refuses_a_similarity_that_is_not_symmetric(place):
 @pytest.mark.parametrize("name", ["a", "b"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
 def test_zip_refuses_a_share_outside_0_to_1(name, value):
-    text = f"zip_units: {name} is {value}, it must be in [0, 1]."
+    text = (
+        f"zip_units: expected {name} in [0, 1], got {value}. Leave it out for the "
+        "usual value."
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         zip_units(draw(0, 2, 2), 2, **{name: value})
 

@@ -97,7 +97,7 @@ def blend_of(spec, models, moments, assignment, label, alpha, within=True):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [(name, {}) for name, row in TABLE.items() if row.pairing == "align"]
+    [(name, {}) for name, row in TABLE.items() if row.aligns]
     # By weights alone zip starts from wrong pairs, and may stay with them.
     + [(m, {"a": 1.0}) for m in ("activation-zip", "mudsc-zip")],
 )
@@ -434,8 +434,7 @@ def test_an_unknown_method_is_refused(method, hint, key):
     spec, models, moments = strangers()
     text = (
         f'match: expected the name of a method, got "{method}"{hint} Choose one of '
-        "average, weight-align, activation-align, weight-zip, activation-zip, "
-        "mudsc-align, mudsc-zip."
+        f"{', '.join(METHODS)}."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         match(spec, models, moments, method=method, key=key)
@@ -457,7 +456,7 @@ def test_moments_of_other_models_are_refused(key):
     name, units = next((n, label.size) for n, label in spec.labels.items())
     text = (
         "match: the moments do not fit the spec and the 3 models:\n"
-        f"  {name} has {2 * units} stacked units, needed {3 * units}"
+        f"  {name}: expected {3 * units} stacked units, got {2 * units}"
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         match(spec, [*models, models[0]], moments, key=key)
@@ -476,9 +475,7 @@ def test_methods_that_read_activations_need_moments(method, key):
 
 def test_one_model_is_refused(key):
     spec, models, _ = strangers()
-    text = (
-        "match: 1 model given, at least 2 are needed; pass all that are to be merged."
-    )
+    text = "match: expected at least 2 models, got 1. Pass all that are to be merged."
     with pytest.raises(ValueError, match=re.escape(text)):
         match(spec, models[:1], method="average", key=key)
 
@@ -487,8 +484,8 @@ def test_models_that_differ_are_refused(key):
     spec, (a, b), _ = strangers()
     other = {**b, "0/bias": np.ones(9, np.float32)}
     text = (
-        "match: the models differ in 1 places, they must have the same leaves, shapes "
-        "and dtypes:\n"
+        "match: expected models with the same leaves, shapes and dtypes, got some that "
+        "differ:\n"
         "  0/bias is float32[8] in model 0, float32[9] in model 1\n"
         "Merge checkpoints of one architecture; rename or cast leaves first."
     )
@@ -501,8 +498,9 @@ def test_a_spec_of_another_network_is_refused(key):
     spec = tiny.spec_of("mlp")
     small = [{"b/bias": v["0/bias"]} for v in models]
     text = (
-        "match: the spec does not fit the variables in 6 places:\n"
-        '  the spec names "a/bias", which is not there; did you mean "b/bias"?\n'
+        "match: expected variables that the spec fits, got others:\n"
+        "  a/bias: is in the spec, but not in the variables; did you mean "
+        '"b/bias"?\n'
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         match(spec, small, method="average", key=key)

@@ -142,10 +142,10 @@ def test_weights_are_read_where_the_row_says_so(row):
 @pytest.mark.parametrize("row", ROWS)
 def test_there_is_a_one_to_one_method_that_reads_the_same(row):
     like = aligning(row)
-    assert like.pairing == "align"
+    assert like.aligns
     if row.matches:
         assert (like.activations, like.weights) == (row.activations, row.weights)
-    if row.pairing == "align":
+    if row.aligns:
         assert like is row
 
 
@@ -158,16 +158,14 @@ def test_a_recipe_names_it(row):
 
 
 def test_a_method_combines_as_its_row_says(key, monkeypatch):
-    """A row is all that a new method needs."""
-
     def first(spec, models, assignment, weights):
         del spec, assignment, weights
         return {path: jnp.asarray(leaf) for path, leaf in models[0].items()}
 
-    monkeypatch.setitem(TABLE, "first", Method("first", combine=first))
+    monkeypatch.setitem(TABLE, "average", Method("average", combine=first))
     _, models, batches, _ = problem()
     apply_fn = tiny.NETS["attention"].apply_fn
-    merged = merge(apply_fn, models, batches, method="first", key=key)
+    merged = merge(apply_fn, models, batches, method="average", key=key)
     for path, leaf in models[0].items():
         np.testing.assert_array_equal(merged.variables[path], leaf)
 

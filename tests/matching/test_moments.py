@@ -259,8 +259,8 @@ def test_a_label_that_no_activation_has_is_left_out(derived):
 
 def test_no_batches_are_refused():
     text = (
-        "collect: there are no batches, at least one is needed; pass a list of batches "
-        "(an iterator may already have been consumed)."
+        "collect: expected at least one batch, got none. Pass a list of batches; an "
+        "iterator may have been read before."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         collect(
@@ -276,9 +276,9 @@ def test_activations_that_are_not_finite_are_refused():
     inside = bad["b/kernel"][[2, 5]]
     later = int(((inside > 0).any(axis=0)).sum())  # inf, or the nan of inf - inf
     text = (
-        "collect: activations are not finite in batch 1, they must be:\n"
-        f"  {first}: 2 of 8 units of model 1\n"
-        f"  {second}: {later} of 6 units of model 1\n"
+        "collect: expected finite activations, got others in batch 1:\n"
+        f"  {first}: 2 of 8 units of model 1 are NaN or infinite\n"
+        f"  {second}: {later} of 6 units of model 1 are NaN or infinite\n"
         "Check the range of the input."
     )
     poison = {**good, "a/bias": good["a/bias"]}
@@ -299,8 +299,8 @@ def test_models_that_the_spec_does_not_fit_are_refused():
     v = tiny.variables(tiny.MLP, 0)
     other = {**v, "a/bias": np.ones(9, np.float32)}
     text = (
-        "collect: the spec does not fit the variables in 1 places:\n"
-        "  a/bias has shape (9,), the spec says (8,)\n"
+        "collect: expected variables that the spec fits, got others:\n"
+        "  a/bias: the spec says shape (8,), got (9,)\n"
         "Derive it from these variables with infer_spec."
     )
     with pytest.raises(ValueError, match=re.escape(text)):

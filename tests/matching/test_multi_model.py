@@ -171,7 +171,10 @@ def test_permuted_copies_are_matched_to_any_reference(name, method, reference, k
 
 
 def test_an_unknown_reference_is_refused(key):
-    text = '{}: reference is "last", needed is one of first, mean, universe.'
+    text = (
+        '{}: expected the name of a reference, got "last". Choose one of first, mean, '
+        "universe."
+    )
     with pytest.raises(ValueError, match=re.escape(text.format("align"))):
         align(np.eye(4), 2, "last")
     spec, _, models, moments = copies("mlp")

@@ -200,7 +200,7 @@ def test_a_value_that_is_not_finite_is_found_on_disk(batches, tmp_path):
     files = [save_variables(tmp_path / str(n), m) for n, m in enumerate(models)]
     lazy = [jmudsc.load(file, lazy=True) for file in files]
     with pytest.raises(
-        ValueError, match="model 1: out has 1 of 48 values that are NaN"
+        ValueError, match="model 1: 1 of 48 values of out are NaN or infinite"
     ):
         jmudsc.merge(apply_fn, lazy, batches, key=jax.random.key(0))
 

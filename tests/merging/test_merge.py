@@ -183,7 +183,10 @@ def test_a_spec_that_is_given_is_checked(key):
     models, batches = problem()
     spec = broken_spec()
     label = tiny.label_at(spec, "a/kernel", 1)
-    text = f"check_spec: permuting {label} changes the outputs by more than"
+    text = (
+        f"check_spec: expected outputs that stay as they are when {label} is permuted, "
+        "got changes of more than"
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, key=key, spec=spec)
     result = merge(NET.apply_fn, models, batches, key=key, spec=spec, check=False)
@@ -194,8 +197,8 @@ def test_a_spec_of_another_network_is_refused(key):
     models, batches = problem()
     spec = tiny.spec_of("recurrent")
     text = (
-        "merge: the spec does not fit the variables in 10 places:\n"
-        '  the spec names "in/bias", which is not there'
+        "merge: expected variables that the spec fits, got others:\n"
+        "  in/bias: is in the spec, but not in the variables"
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, key=key, spec=spec)
@@ -259,13 +262,13 @@ def test_every_stage_tells_its_seconds(key):
         "statistics",
         "matching",
         "combining",
-        "finishing",
+        "repairing",
     ]
     assert all(taken >= 0 for taken in result.seconds.values())
     assert whole / 2 < sum(result.seconds.values()) <= whole
     spec = result.spec
     short = merge(NET.apply_fn, models, None, method="average", key=key, spec=spec)
-    assert list(short.seconds) == ["matching", "combining", "finishing"]
+    assert list(short.seconds) == ["matching", "combining", "repairing"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -286,9 +289,9 @@ def test_batches_that_can_be_read_once_are_refused(kind, method, key):
 @pytest.mark.parametrize(
     ("batches", "kind"),
     [
-        (3, "int"),
-        (np.zeros((4, 3), np.float32), "single array, float32[4, 3]"),
-        ({"image": np.zeros((4, 3))}, "dict"),
+        (3, "an object of type int"),
+        (np.zeros((4, 3), np.float32), "a single array, float32[4, 3]"),
+        ({"image": np.zeros((4, 3))}, "an object of type dict"),
     ],
 )
 def test_batches_that_are_not_several_are_refused(batches, kind, key, monkeypatch):
@@ -308,8 +311,8 @@ def test_batches_that_are_not_several_are_refused(batches, kind, key, monkeypatc
     }
     for where, call in calls.items():
         text = (
-            f"{where}: batches is a {kind}, it must be an iterable of batches; pass "
-            "[x] for a single batch, list(x) for several that are stacked."
+            f"{where}: expected an iterable of batches, got {kind}. Pass [x] for a "
+            "single batch, list(x) for several that are stacked."
         )
         with pytest.raises(TypeError, match=re.escape(text)):
             call()
@@ -318,7 +321,10 @@ def test_batches_that_are_not_several_are_refused(batches, kind, key, monkeypatc
 @pytest.mark.parametrize("method", METHODS)
 def test_no_batches_at_all_are_refused(method, key):
     models, _ = problem()
-    text = "merge: there are no batches, at least one is needed; the iterable is empty."
+    text = (
+        "merge: expected at least one batch, got an empty iterable. Pass a list of "
+        "batches."
+    )
     for empty in ([], Fresh([])):
         with pytest.raises(ValueError, match=re.escape(text)):
             merge(NET.apply_fn, models, empty, method=method, key=key)
@@ -352,13 +358,9 @@ def test_without_batches_there_must_be_a_spec(method, key):
 def test_a_wrong_method_or_balance_is_refused_before_any_work(key):
     models, batches = problem()
     batches = Fresh(batches)
-    listed = (
-        "average, weight-align, activation-align, weight-zip, activation-zip, "
-        "mudsc-align, mudsc-zip"
-    )
     text = (
-        f'merge: method: expected one of {listed}, got "mudsc-zap"; did you mean '
-        '"mudsc-zip"?'
+        f'merge: method: expected one of {", ".join(METHODS)}, got "mudsc-zap"; '
+        'did you mean "mudsc-zip"?'
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models, batches, method="mudsc-zap", key=key)
@@ -373,9 +375,7 @@ def test_a_wrong_method_or_balance_is_refused_before_any_work(key):
 
 def test_one_model_is_refused(key):
     models, batches = problem()
-    text = (
-        "merge: 1 model given, at least 2 are needed; pass all that are to be merged."
-    )
+    text = "merge: expected at least 2 models, got 1. Pass all that are to be merged."
     with pytest.raises(ValueError, match=re.escape(text)):
         merge(NET.apply_fn, models[:1], batches, key=key)
 
@@ -385,8 +385,8 @@ def test_models_that_differ_are_refused_with_all_their_differences(key):
     other = {**b, "d/bias": np.ones(2), "a/bias": np.ones(9, np.float32)}
     del other["c/bias"]
     text = (
-        "merge: the models differ in 3 places, they must have the same leaves, shapes "
-        "and dtypes:\n"
+        "merge: expected models with the same leaves, shapes and dtypes, got some that "
+        "differ:\n"
         "  model 1 lacks c/bias\n"
         "  model 1 has d/bias, model 0 has not\n"
         "  a/bias is float32[8] in model 0, float32[9] in model 1\n"
@@ -401,8 +401,8 @@ def test_models_that_are_not_finite_are_refused(key):
     b = {**b, "b/bias": b["b/bias"].copy()}
     b["b/bias"][[1, 3]] = np.nan, np.inf
     text = (
-        "merge: 1 leaves are not finite, all must be:\n"
-        "  model 1: b/bias has 2 of 6 values that are NaN or infinite\n"
+        "merge: expected finite parameters, got others:\n"
+        "  model 1: 2 of 6 values of b/bias are NaN or infinite\n"
         "Take an earlier checkpoint of that run."
     )
     with pytest.raises(ValueError, match=re.escape(text)):

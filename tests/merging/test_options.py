@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from jmudsc import merge
+from jmudsc import merge, METHODS
 from jmudsc.merging.option_values import as_tuple
 from jmudsc.merging.options import (
     dumped,
@@ -141,8 +141,7 @@ def test_the_reference_is_recorded_where_there_are_more_than_two_models():
 WRONG = {
     "method": (
         "mudsc-zap",
-        "expected one of average, weight-align, activation-align, weight-zip, "
-        'activation-zip, mudsc-align, mudsc-zip, got "mudsc-zap"; did you mean '
+        f'expected one of {", ".join(METHODS)}, got "mudsc-zap"; did you mean '
         '"mudsc-zip"?',
     ),
     "alpha": (

@@ -101,18 +101,18 @@ def test_permuted_copies_with_heads_of_their_own_compute_what_they_did(name, sep
         assert_computes(NETS[name], network, models[0])
 
 
-FINISHES = [
+REPAIRS = [
     {"refit": "least-squares"},
     {"repair": "rescale"},
 ]
 
 
-@pytest.mark.parametrize("finish", FINISHES, ids=["refit", "repair"])
+@pytest.mark.parametrize("repairs", REPAIRS, ids=["refit", "repair"])
 @pytest.mark.parametrize(("name", "separate"), [CUTS[1], STREAMS[1]], ids=str)
-def test_permuted_copies_are_finished_to_what_they_did(name, separate, finish):
+def test_permuted_copies_are_repaired_to_what_they_did(name, separate, repairs):
     """Also where a head makes units of the trunk, which is in the merged order."""
     models = copies(name)
-    options = {"method": "activation-align", "separate": separate, **finish}
+    options = {"method": "activation-align", "separate": separate, **repairs}
     result = merged(name, models, **options)
     for network in result.networks:
         assert_computes(NETS[name], network, models[0], 1e-4)
@@ -365,7 +365,8 @@ def test_activations_that_separate_leaves_come_before_cannot_be_read():
 
 def test_patterns_that_match_nothing_are_listed():
     text = (
-        "merge: 1 of 2 patterns match no leaf of any model:\n"
+        "merge: expected every pattern to match a leaf of any model, got some that "
+        "match none:\n"
         '  "c/kernal"; did you mean "c/kernel"?\n'
         "Patterns are of whole leaf paths."
     )
@@ -386,8 +387,8 @@ def test_trunks_that_differ_are_refused():
     first, second = copies("mlp")
     second = {**second, "a/bias": np.ones(9, np.float32), "d": np.ones(2, np.float32)}
     text = (
-        "merge: the models differ in 2 places, they must have the same leaves, shapes "
-        "and dtypes:\n  model 1 has d, model 0 has not\n  a/bias is float32[8]"
+        "merge: expected models with the same leaves, shapes and dtypes, got some that "
+        "differ:\n  model 1 has d, model 0 has not\n  a/bias is float32[8]"
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         merged("mlp", [first, second], separate="c/*")

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from fused_attention import attend
 
 from jmudsc.derivation.program import trace
 from jmudsc.recipes.flops import live_bytes, work_of
@@ -26,6 +27,15 @@ def chosen(x, w, v):
     return jax.lax.cond(x.sum() > 0, lambda: x @ w, lambda: x @ v @ v.T @ w)
 
 
+def solving(decomposition):
+    """A decomposition of a matrix as it is."""
+    return lambda x: decomposition(x, **NOT_SYMMETRIZED.get(decomposition, {}))
+
+
+NOT_SYMMETRIZED = {
+    jax.lax.linalg.cholesky: {"symmetrize_input": False},
+    jax.lax.linalg.eigh: {"symmetrize_input": False},
+}
 CASES = {
     "product": (lambda x, w: x @ w, [(4, 5), (5, 3)], 2 * 4 * 5 * 3),
     "two": (lambda x, w, v: x @ w @ v, [(4, 5), (5, 3), (3, 2)], 2 * 4 * (15 + 6)),
@@ -39,6 +49,30 @@ CASES = {
     "while": (looped, [(4, 5), (5, 5)], 2 * 4 * 25),
     "cond": (chosen, [(4, 5), (5, 3), (5, 2)], 2 * 4 * (10 + 10 + 15)),
     "sum": (lambda x: x.sum(), [(4, 5)], 0),
+    "cholesky": (solving(jax.lax.linalg.cholesky), [(2, 9, 9)], 2 * 9**3 // 3),
+    "eigh": (solving(jax.lax.linalg.eigh), [(2, 4, 4)], 2 * 9 * 4**3),
+    "lu": (solving(jax.lax.linalg.lu), [(2, 3, 3)], 2 * 2 * 3**3 // 3),
+    "qr": (solving(jax.lax.linalg.qr), [(5, 3)], 4 * 9 * (5 - 1)),
+    "singular values": (
+        lambda x: jax.lax.linalg.svd(x, compute_uv=False),
+        [(3, 6)],
+        4 * 6 * 9 - 4 * 9,
+    ),
+    "svd": (
+        solving(jax.lax.linalg.svd),
+        [(3, 6)],
+        4 * 36 * 3 + 8 * 6 * 9 + 9 * 27,
+    ),
+    "triangular": (
+        lambda x, y: jax.lax.linalg.triangular_solve(x, y, left_side=True),
+        [(2, 3, 3), (2, 3, 5)],
+        2 * 9 * 5,
+    ),
+    "attention": (
+        lambda q, k, v: attend(q, k, v),
+        [(2, 5, 3, 4), (2, 6, 3, 4), (2, 6, 3, 7)],
+        2 * 2 * 3 * 5 * 6 * (4 + 7),
+    ),
 }
 
 
@@ -48,6 +82,14 @@ def test_operations_are_those_counted_by_hand(name):
     work = work_of(traced(function, *shapes))
     assert work.flops == flops
     assert work.endless == (name == "while")
+    assert not work.unknown
+
+
+def test_what_no_cost_is_known_of_is_named():
+    def run(x):
+        return jax.lax.cond(x.sum() > 0, lambda x: jnp.abs(jnp.fft.fft(x)), jnp.tanh, x)
+
+    assert work_of(traced(run, (4, 5))).unknown == {"fft"}
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "attention"])

@@ -17,6 +17,7 @@ from jmudsc.recipes.machine_speed import measure_rates, Rates
 from jmudsc.recipes.merge import spec_of
 from jmudsc.recipes.plan import plan_recipe
 from jmudsc.recipes.plan_report import plan_report, size_text
+from jmudsc.repairs.table import REPAIRS
 
 MODEL = """
 import jax
@@ -30,6 +31,9 @@ def batches(count):
 
 def stream():
     return iter(batches(2))
+
+def update_fn(variables, x):
+    return variables
 
 both = [apply_fn, apply_fn]
 three = [apply_fn] * 3
@@ -227,7 +231,8 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
     found = planned(project, {"frozen": ["on"], "output": "x.npz"})
     (problem,) = found.problems
     assert problem.startswith(
-        'freeze: 1 of 1 patterns match no label and no leaf:\n  "on'
+        "freeze: expected every pattern to match a label or a leaf, got some that "
+        'match none:\n  "on'
     )
 
 
@@ -252,21 +257,20 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
         ),
         (
             {"batches": {"factory": "plan_model:batches", "count": 0}},
-            "recipe: there are no batches, at least one is needed; the iterable is "
-            "empty.",
+            "recipe: expected at least one batch, got an empty iterable. Pass a list "
+            "of batches.",
         ),
         (
             {"separate": ["head/*"]},
-            "recipe: 1 of 1 patterns match no leaf of any model:\n"
+            "recipe: expected every pattern to match a leaf of any model, got some "
+            "that match none:\n"
             '  "head/*"\nPatterns are of whole leaf paths.',
         ),
         (
             {"separate": ["in"]},
-            "recipe: expected every label of merged leaves to have activations "
-            "before the separate leaves, got 1 without:\n"
-            "  P_0\n"
-            "Use a method that compares weights alone, or merge what comes before "
-            "these labels too.",
+            "recipe: expected every label of merged leaves to have activations before "
+            "the separate leaves, got 1 without:\n  P_0\nUse a method that compares "
+            "weights alone, or merge what comes before these labels too.",
         ),
     ],
     ids=["model", "update", "iterator", "empty", "pattern", "unread"],
@@ -350,4 +354,15 @@ def test_a_spec_by_hand_must_fit_every_model_whose_head_is_its_own(project):
         },
     )
     (problem,) = found.problems
-    assert "the spec does not fit the variables in 1 places:\n  extra is not" in problem
+    assert "variables that the spec fits, got others:\n  extra: is not" in problem
+
+
+@pytest.mark.parametrize("row", REPAIRS, ids=lambda row: row.name)
+def test_a_repair_that_reads_batches_is_a_stage_that_takes_time(row, project):
+    value = "plan_model:update_fn" if row.option == "update_fn" else row.name
+    found = planned(project, {row.option: value})
+    assert found.problems == ()
+    seconds = {stage.name: stage.seconds for stage in found.stages}
+    assert (row.stage in seconds) == row.needs_batches
+    if row.needs_batches:
+        assert seconds[row.stage] > 0

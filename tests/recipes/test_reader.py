@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from jmudsc import METHODS
 from jmudsc.merging.options import MergeOptions, OPTIONS
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.import_path import ImportPath
@@ -103,14 +104,13 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         'aply_fn: there is no such key; did you mean "apply_fn"?',
         'batches: expected "module:name" or {factory: "module:name", ...}, got '
         '"my_data". Write the module, a colon and the name in it.',
-        "method: expected one of average, weight-align, activation-align, weight-zip, "
-        'activation-zip, mudsc-align, mudsc-zip, got "mudsc-zp"; did you mean '
+        f'method: expected one of {", ".join(METHODS)}, got "mudsc-zp"; did you mean '
         '"mudsc-zip"?',
         'alpha: expected a number in [0, 1], "search" or "auto", got 1.5. It is the '
         "share of the weight similarity.",
         'reference: expected one of first, mean, universe, got "last".',
-        "weights: expected one number of at least 0 for each model, not all of "
-        "them 0, got [-1, 1]. Leave them out for equal shares.",
+        "weights: expected one number of at least 0 for each model, not all of them 0, "
+        "got [-1, 1]. Leave them out for equal shares.",
         "seed: expected a whole number in [0, 2**32), got True. Leave it out for 0.",
         "spec: expected a path, got ['spec.txt']. Put it in quotes.",
         'frozen: expected a list of patterns of labels or leaves, got "P_0". Put each '

@@ -288,8 +288,8 @@ def test_the_tree_keeps_its_structure():
 def test_weights_that_are_no_shares_are_refused(weights):
     spec, drawn = tiny.spec_of("mlp"), draw("mlp", 2)
     text = (
-        f"combine: weights are {list(weights)}, needed are 2 finite numbers >= 0, one "
-        "per model."
+        "combine: expected 2 finite weights of at least 0, one per model, got "
+        f"{list(weights)}. Leave them out for equal shares."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         combine(spec, drawn, stay(spec, 2), weights)
@@ -297,7 +297,10 @@ def test_weights_that_are_no_shares_are_refused(weights):
 
 def test_weights_that_are_all_0_are_refused():
     spec, drawn = tiny.spec_of("mlp"), draw("mlp", 2)
-    text = "combine: all weights are 0, at least one must be positive."
+    text = (
+        "combine: expected a weight above 0, got [0.0, 0.0]. Leave them out for equal "
+        "shares."
+    )
     with pytest.raises(ValueError, match=re.escape(text)):
         combine(spec, drawn, stay(spec, 2), (0.0, 0.0))
 
@@ -312,11 +315,11 @@ def test_an_assignment_that_does_not_fit_is_refused_with_all_its_faults():
     rows[value][1, 2, 3] = 5
     rows["stray"] = np.zeros((2, 3), np.int32)
     text = (
-        "combine: the assignment does not fit the spec, it must:\n"
-        f"  {head} is missing\n"
-        f"  {inner} is float32[2, 3, 4], not int[2, 3, 4]\n"
-        f"  {value} has merged units outside 0..4\n"
-        "  stray is no label\n"
+        "combine: expected an assignment that fits the spec, got another:\n"
+        f"  {head}: is missing\n"
+        f"  {inner}: expected int[2, 3, 4], got float32[2, 3, 4]\n"
+        f"  {value}: expected merged units in 0..4, got 0..5\n"
+        "  stray: is no label of the spec\n"
         "Pass the assignment that match returned for this spec."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -326,7 +329,7 @@ def test_an_assignment_that_does_not_fit_is_refused_with_all_its_faults():
 def test_an_assignment_of_fewer_models_is_refused():
     spec, drawn = tiny.spec_of("recurrent"), draw("recurrent", 3)
     (label,) = spec.labels
-    text = f"  {label} is int32[2, 7], not int[3, 7]\n"
+    text = f"  {label}: expected int[3, 7], got int32[2, 7]\n"
     with pytest.raises(ValueError, match=re.escape(text)):
         combine(spec, drawn, stay(spec, 2))
 
@@ -335,8 +338,8 @@ def test_models_that_differ_are_refused():
     spec, (a, b) = tiny.spec_of("mlp"), draw("mlp", 2)
     half = {**b, "a/bias": b["a/bias"].astype(np.float16)}
     text = (
-        "combine: the models differ in 1 places, they must have the same leaves, "
-        "shapes and dtypes:\n"
+        "combine: expected models with the same leaves, shapes and dtypes, got some "
+        "that differ:\n"
         "  a/bias is float32[8] in model 0, float16[8] in model 1\n"
         "Merge checkpoints of one architecture; rename or cast leaves first."
     )
@@ -348,9 +351,29 @@ def test_a_spec_of_other_variables_is_refused():
     spec, drawn = tiny.spec_of("mlp"), draw("mlp", 2)
     more = [{**v, "d/bias": np.ones(2, np.float32)} for v in drawn]
     text = (
-        "combine: the spec does not fit the variables in 1 places:\n"
-        "  d/bias is not in the spec\n"
+        "combine: expected variables that the spec fits, got others:\n"
+        "  d/bias: is not in the spec\n"
         "Derive it from these variables with infer_spec."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         combine(spec, more, stay(spec, 2))
+
+
+def test_values_in_the_merged_order_are_averaged_as_asked(key):
+    spec, drawn = tiny.spec_of("attention"), draw("attention", 3)
+    perms = [random_permutations(spec, k) for k in jax.random.split(key, 3)]
+    rows = {name: np.stack([p[name] for p in perms]) for name in spec.labels}
+
+    def median(values, shares):
+        assert len(shares) == len(values) == 3
+        return jnp.median(jnp.stack(values), axis=0)
+
+    moved = [permute(spec, v, p) for v, p in zip(drawn, perms, strict=True)]
+    merged = combine(spec, moved, rows, average=median)
+    back = [
+        combine(spec, [v, v], {n: r[[i, i]] for n, r in rows.items()})
+        for i, v in enumerate(moved)
+    ]
+    for path, leaf in merged.items():
+        np.testing.assert_array_equal(leaf, np.median([v[path] for v in back], axis=0))
+        np.testing.assert_array_equal(back[1][path], drawn[1][path])

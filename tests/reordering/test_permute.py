@@ -252,21 +252,21 @@ def test_permutations_that_do_not_fit_are_all_listed():
         "b": np.tile([1, 2, 3, 4], (3, 1)),
     }
     message = """\
-permute: 5 of 5 permutations do not fit:
-  "c" has a row that does not permute 0..1
-  "aa" is no label of the spec; did you mean "a"?
-  "zzzzz" is no label of the spec
-  "a" has shape (4,), needed (3,)
-  "b" has a row that does not permute 0..3
+permute: expected permutations that fit the spec, got others:
+  c: a row is no permutation of 0..1
+  aa: is no label of the spec; did you mean "a"?
+  zzzzz: is no label of the spec
+  a: expected shape (3,), got (4,)
+  b: a row is no permutation of 0..3
 Draw them with random_permutations(spec, key)."""
     with refused(message):
         permute(spec, {"x": np.ones((3, 4, 2))}, perms)
 
 
-def test_a_nested_label_needs_a_row_per_unit_of_its_parents():
+def test_a_nested_label_needs_a_row_per_unit_of_its_outer_labels():
     message = """\
-permute: 1 of 1 permutations do not fit:
-  "b" has shape (4,), needed (3, 4)
+permute: expected permutations that fit the spec, got others:
+  b: expected shape (3, 4), got (4,)
 Draw them with random_permutations(spec, key)."""
     with refused(message):
         permute(NESTED, random_leaves(NESTED), {"b": np.arange(4)})
@@ -275,8 +275,8 @@ Draw them with random_permutations(spec, key)."""
 def test_variables_the_spec_does_not_fit_are_refused(key):
     spec = make_spec({"x": (A,)})
     message = """\
-permute: the spec does not fit the variables in 1 places:
-  x has shape (4,), the spec says (3,)
+permute: expected variables that the spec fits, got others:
+  x: the spec says shape (3,), got (4,)
 Derive it from these variables with infer_spec."""
     with refused(message):
         permute(spec, {"x": np.ones(4)}, random_permutations(spec, key))

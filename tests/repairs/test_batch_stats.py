@@ -217,8 +217,8 @@ def test_equal_batches_are_traced_once():
 
 def test_no_batches_are_refused():
     text = (
-        "reset_batch_stats: there are no batches, at least one is needed; pass a list "
-        "of batches (an iterator may already have been consumed)."
+        "reset_batch_stats: expected at least one batch, got none. Pass a list of "
+        "batches; an iterator may have been read before."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         reset_batch_stats(update_plain, plain(), [])

@@ -62,7 +62,7 @@ def test_where_both_pairings_agree_heads_apart_are_repaired_as_whole_heads_are()
     average = combine(whole, parents, together)
     expected = repair(whole, apply_fn, parents, together, average, batches)
     parts = apply_fn, parents, split, "repair", batches
-    found = paths.flatten(script().finished(whole, apart, *parts))
+    found = paths.flatten(script().repaired(whole, apart, *parts))
     assert script().differing(whole, split) == 0
     for path, leaf in paths.flatten(expected).items():
         np.testing.assert_allclose(found[path], leaf, 1e-4, 1e-5, err_msg=path)

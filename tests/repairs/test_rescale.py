@@ -182,8 +182,8 @@ def test_batches_are_needed():
     rows = stay(spec, 2)
     merged = combine(spec, models, rows)
     text = (
-        "repair: there are no batches, at least one is needed; pass a list of batches "
-        "(an iterator may already have been consumed)."
+        "repair: expected at least one batch, got none. Pass a list of batches; an "
+        "iterator may have been read before."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
         repair(spec, MLP.apply_fn, models, rows, merged, [])

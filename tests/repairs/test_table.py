@@ -216,7 +216,7 @@ def test_a_new_repair_is_a_row(monkeypatch):
     def doubled(merger, merged, batches, within=None):
         return jax.tree.map(lambda leaf: 2 * leaf, merged), {"b/bias": "doubled"}
 
-    row = Repair("double", "repair", "doubling", doubled, needs_batches=False)
+    row = Repair("double", "repair", "doubling", doubled, reads=None)
     monkeypatch.setattr(table, "REPAIRS", (*REPAIRS, row))
     assert names_of("repair") == ("rescale", "pooled", "double")
     merger, merged = merger_of([parent(0)] * 2)

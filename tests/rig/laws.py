@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 
 from jmudsc.derivation.interpreter import _constant
-from jmudsc.derivation.program import evaluate
+from jmudsc.derivation.program import evaluate_jaxpr
 from jmudsc.derivation.rules.table import apply_rule
 from jmudsc.derivation.terms.axis_terms import Terms
 
@@ -15,7 +15,7 @@ from jmudsc.derivation.terms.axis_terms import Terms
 def walk(fn, args):
     """The axes of operands and outputs of a function after the rules, and the tags."""
     closed = jax.make_jaxpr(fn)(*args)
-    flat = jax.make_jaxpr(lambda *args: evaluate(closed, args))(*args)
+    flat = jax.make_jaxpr(lambda *args: evaluate_jaxpr(closed, args))(*args)
     jaxpr, terms = flat.jaxpr, Terms()
     axes = {v: [terms.leaf(n) for n in v.aval.shape] for v in jaxpr.invars}
     for var, value in zip(jaxpr.constvars, flat.consts, strict=True):

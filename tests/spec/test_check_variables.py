@@ -23,7 +23,7 @@ def test_models_of_one_kind_are_the_same():
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_model_is_not_enough(count):
     with refused(
-        f"merge: {count} model given, at least 2 are needed; pass all that are to be "
+        f"merge: expected at least 2 models, got {count}. Pass all that are to be "
         "merged."
     ):
         check_same("merge", [GOOD] * count)
@@ -33,7 +33,7 @@ def test_every_difference_of_every_model_is_listed():
     second = {"bias": np.ones(4, np.float32), "scale": np.ones(3, np.float32)}
     third = {**GOOD, "kernel": np.ones((2, 3), np.float16)}
     message = """\
-merge: the models differ in 4 places, they must have the same leaves, shapes and dtypes:
+merge: expected models with the same leaves, shapes and dtypes, got some that differ:
   model 1 lacks kernel
   model 1 has scale, model 0 has not
   bias is float32[3] in model 0, float32[4] in model 1
@@ -65,8 +65,8 @@ def test_a_leaf_that_is_not_finite_is_named(bad, dtype):
     kernel = np.ones((2, 3), np.float32)
     kernel[1, 0] = kernel[1, 2] = bad
     message = """\
-merge: 1 leaves are not finite, all must be:
-  model 1: params/kernel has 2 of 6 values that are NaN or infinite
+merge: expected finite parameters, got others:
+  model 1: 2 of 6 values of params/kernel are NaN or infinite
 Take an earlier checkpoint of that run."""
     with refused(message):
         check_finite(
@@ -81,11 +81,11 @@ Take an earlier checkpoint of that run."""
 def test_every_model_and_leaf_that_is_not_finite_is_listed():
     bad = jax.tree.map(lambda x: x * np.float32(np.nan), GOOD)
     message = """\
-merge: 4 leaves are not finite, all must be:
-  model 0: bias has 3 of 3 values that are NaN or infinite
-  model 0: kernel has 6 of 6 values that are NaN or infinite
-  model 2: bias has 3 of 3 values that are NaN or infinite
-  model 2: kernel has 6 of 6 values that are NaN or infinite
+merge: expected finite parameters, got others:
+  model 0: 3 of 3 values of bias are NaN or infinite
+  model 0: 6 of 6 values of kernel are NaN or infinite
+  model 2: 3 of 3 values of bias are NaN or infinite
+  model 2: 6 of 6 values of kernel are NaN or infinite
 Take an earlier checkpoint of that run."""
     with refused(message):
         check_finite("merge", [bad, GOOD, bad])
@@ -104,10 +104,10 @@ def test_a_spec_covers_the_leaves_it_was_made_for(spec):
 def test_every_leaf_the_spec_does_not_fit_is_listed(spec):
     leaves = {"biass": GOOD["bias"], "kernel": np.ones((3, 2), np.float32)}
     message = """\
-permute: the spec does not fit the variables in 3 places:
-  the spec names "bias", which is not there; did you mean "biass"?
-  kernel has shape (3, 2), the spec says (2, 3)
-  biass is not in the spec
+permute: expected variables that the spec fits, got others:
+  bias: is in the spec, but not in the variables; did you mean "biass"?
+  kernel: the spec says shape (2, 3), got (3, 2)
+  biass: is not in the spec
 Derive it from these variables with infer_spec."""
     with refused(message):
         check_covers("permute", spec, leaves)
@@ -115,8 +115,8 @@ Derive it from these variables with infer_spec."""
 
 def test_a_leaf_of_another_rank_does_not_fit(spec):
     message = """\
-match: the spec does not fit the variables in 1 places:
-  bias has shape (3, 1), the spec says (3,)
+match: expected variables that the spec fits, got others:
+  bias: the spec says shape (3,), got (3, 1)
 Derive it from these variables with infer_spec."""
     with refused(message):
         check_covers("match", spec, {**GOOD, "bias": np.ones((3, 1))})
@@ -124,8 +124,8 @@ Derive it from these variables with infer_spec."""
 
 def test_a_missing_leaf_without_a_near_name_gets_no_suggestion(spec):
     message = """\
-permute: the spec does not fit the variables in 1 places:
-  the spec names "bias", which is not there
+permute: expected variables that the spec fits, got others:
+  bias: is in the spec, but not in the variables
 Derive it from these variables with infer_spec."""
     with refused(message):
         check_covers("permute", spec, {"kernel": GOOD["kernel"]})
@@ -133,7 +133,7 @@ Derive it from these variables with infer_spec."""
 
 def test_leaves_that_are_no_arrays_are_named():
     text = (
-        "merge: model 1: 1 leaves are not arrays:\n  f: function\n"
+        "merge: model 1: expected arrays, got other leaves:\n  f: function\n"
         "Pass arrays or jax.ShapeDtypeStructs only; keep functions and strings inside "
         "apply_fn (for Equinox: equinox.partition(model, is_array))."
     )

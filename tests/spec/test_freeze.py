@@ -93,7 +93,8 @@ def test_a_leaf_without_labels_may_be_named():
 
 def test_patterns_that_match_nothing_are_listed():
     message = (
-        "freeze: 2 of 3 patterns match no label and no leaf:\n"
+        "freeze: expected every pattern to match a label or a leaf, got some that "
+        "match none:\n"
         '  "P_7"; did you mean "P_1"?\n'
         '  "a/kernal"; did you mean "a/kernel"?\n'
         "print(spec) shows the names there are."

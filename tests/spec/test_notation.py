@@ -39,21 +39,21 @@ def test_parentheses_around_one_thing_are_nothing():
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", 'ends at character 1, needed is a label, a length, "(" or "{"'),
-        ("4*", 'ends at character 3, needed is a label, a length, "(" or "{"'),
-        ("4**P", 'has "*" at character 3, needed is a label, a length, "(" or "{"'),
-        ("P_1 P_2", 'has "P_2" at character 5, needed is "+", "*" or the end'),
-        ("P_1)", 'has ")" at character 4, needed is "+", "*" or the end'),
-        ("(a+b*c", 'ends at character 7, needed is "+", "*" or ")"'),
-        ("a,b", 'has "," at character 2, needed is "+", "*" or the end'),
-        ("3#a", 'has "a" at character 3, needed is a number'),
-        ("{a|b", 'ends at character 5, needed is "+", "*", "|" or "}"'),
-        ("{a|b}", 'ends at character 6, needed is "#" and the number of an axis'),
-        ("a#0", 'has "#" at character 2, needed is "+", "*" or the end'),
+        ("", 'expected a label, a length, "(" or "{" at character 1, got the end'),
+        ("4*", 'expected a label, a length, "(" or "{" at character 3, got the end'),
+        ("4**P", 'expected a label, a length, "(" or "{" at character 3, got "*"'),
+        ("P_1 P_2", 'expected "+", "*" or the end at character 5, got "P_2"'),
+        ("P_1)", 'expected "+", "*" or the end at character 4, got ")"'),
+        ("(a+b*c", 'expected "+", "*" or ")" at character 7, got the end'),
+        ("a,b", 'expected "+", "*" or the end at character 2, got ","'),
+        ("3#a", 'expected a number at character 3, got "a"'),
+        ("{a|b", 'expected "+", "*", "|" or "}" at character 5, got the end'),
+        ("{a|b}", 'expected "#" and the number of an axis at character 6, got the end'),
+        ("a#0", 'expected "+", "*" or the end at character 2, got "#"'),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(text, problem):
-    message = f'"{text}" {problem}'
+    message = f'"{text}": {problem}'
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         parse_axis(text)
 
@@ -86,7 +86,7 @@ def test_every_table_of_a_printed_spec_is_read():
         "step": "",
     }
     assert table.sizes == {"heads": 3, "inner": 4, "rest": 2}
-    assert table.parents == {
+    assert table.outer == {
         "heads": (),
         "inner": ("S_0", "heads"),
         "rest": ("heads",),
@@ -113,18 +113,18 @@ def test_lines_that_are_no_part_of_a_printed_spec_are_listed():
     refused(
         "hello\nlabel  units  per unit of\nP_0 eight\nleaf  axes\na  P_0\na  P_0\n"
         "fixed  why\nb  is an input",
-        "here: 4 lines of the text cannot be read:\n"
+        "here: expected lines as print(spec) shows them, got others:\n"
         '  line 1: "hello" is in no table\n'
         '  line 3: "P_0 eight" is no row of its table\n'
         '  line 6: "a" has a row already\n'
         '  line 8: "b  is an input" is no row of its table\n'
-        "They must be as print(spec) shows them.",
+        "Copy all that print(spec) shows.",
     )
 
 
 def test_a_text_without_leaves_is_refused():
     refused(
         "spec.txt",
-        'here: the text has no table that starts with "leaf  axes"; pass all that '
-        "print(spec) shows, or a mapping of leaf paths to axes.",
+        'here: expected a text with a table that starts with "leaf  axes", got one '
+        "without. Pass all that print(spec) shows, or a mapping of leaf paths to axes.",
     )

@@ -143,7 +143,7 @@ def test_columns_stay_aligned_under_long_names():
     assert (
         str(PermutationSpec(axes, labels, fixed))
         == """\
-1 labels on 1 of 1 leaves
+1 label on 1 of 1 leaf
 
 label          units  per unit of
 decoder_hidden     3

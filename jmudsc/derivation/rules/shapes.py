@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jmudsc.derivation.rules import genericity
 from jmudsc.derivation.rules.common import (
     BY_POSITION,
     by_position,
@@ -17,7 +18,7 @@ from jmudsc.derivation.rules.common import (
     unknown,
 )
 from jmudsc.derivation.rules.positions import hand_on
-from jmudsc.derivation.rules.primitive import AxisTerms, Entries, Primitive
+from jmudsc.derivation.rules.primitive import AxisTerms, Moves, Primitive
 from jmudsc.derivation.terms.axis_terms import Terms
 
 
@@ -137,7 +138,8 @@ PRIMITIVES = (
         rule=broadcast_in_dim,
         positions=hand_on,
         axis_map=_after_broadcast,
-        entries=Entries.LAID_OUT,
+        genericity=genericity.broadcast,
+        entries=Moves.LAID_OUT,
         cost=negligible,
     ),
     Primitive(
@@ -145,7 +147,8 @@ PRIMITIVES = (
         rule=reshape,
         positions=hand_on,
         axis_map=_after_reshape,
-        entries=Entries.LAID_OUT,
+        genericity=genericity.reshaped,
+        entries=Moves.LAID_OUT,
         cost=negligible,
     ),
     Primitive(
@@ -153,7 +156,8 @@ PRIMITIVES = (
         rule=squeeze,
         positions=hand_on,
         axis_map=_after_squeeze,
-        entries=Entries.LAID_OUT,
+        genericity=genericity.laid_out(_after_squeeze),
+        entries=Moves.LAID_OUT,
         cost=negligible,
     ),
     Primitive(
@@ -161,16 +165,31 @@ PRIMITIVES = (
         rule=transpose,
         positions=hand_on,
         axis_map=_after_transpose,
-        entries=Entries.LAID_OUT,
+        genericity=genericity.laid_out(_after_transpose),
+        entries=Moves.LAID_OUT,
         cost=negligible,
     ),
-    Primitive("rev", rule=rev, entries=Entries.TAKEN, cost=negligible),
-    Primitive("device_put", rule=identity, cost=negligible),
-    Primitive("name", rule=identity, cost=negligible),
     Primitive(
-        "optimization_barrier", rule=identity, positions=hand_on, cost=negligible
+        "rev",
+        rule=rev,
+        genericity=genericity.reordered,
+        entries=Moves.TAKEN,
+        cost=negligible,
+    ),
+    Primitive("device_put", rule=identity, genericity=genericity.kept, cost=negligible),
+    Primitive("name", rule=identity, genericity=genericity.kept, cost=negligible),
+    Primitive(
+        "optimization_barrier",
+        rule=identity,
+        positions=hand_on,
+        genericity=genericity.kept,
+        cost=negligible,
     ),
     Primitive(
-        "sharding_constraint", rule=identity, entries=Entries.KEPT, cost=negligible
+        "sharding_constraint",
+        rule=identity,
+        genericity=genericity.kept,
+        entries=Moves.KEPT,
+        cost=negligible,
     ),
 )

@@ -13,7 +13,7 @@ from laws import check_law, random_arrays, walk, written
 
 import jmudsc
 from jmudsc.derivation.rules import common, elementwise, table
-from jmudsc.derivation.rules.primitive import Entries, Primitive
+from jmudsc.derivation.rules.primitive import Moves, Primitive
 
 LEAKY = jex.Primitive("leaky")
 LEAKY.def_abstract_eval(lambda x: x)
@@ -78,7 +78,7 @@ def test_the_units_of_a_network_with_a_kernel_may_be_permuted():
 
 
 def test_a_whole_record_is_registered():
-    record = Primitive("leaky", rule=elementwise.aligned, entries=Entries.KEPT)
+    record = Primitive("leaky", rule=elementwise.aligned, entries=Moves.KEPT)
     jmudsc.register_rule(LEAKY, record)
     (eqn,) = jax.make_jaxpr(LEAKY.bind)(jnp.ones(3)).jaxpr.eqns
     assert table.primitive_of(eqn) is record

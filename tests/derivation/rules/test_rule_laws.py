@@ -6,9 +6,12 @@ permuted by the same. What is left free is compared with what was written by han
 fixed shapes in `test_rules`.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rule_cases
+from fused_attention import attending, Mask
 from jax import lax
 from laws import check_law, random_arrays, walk
 
@@ -187,10 +190,117 @@ def transform(generator):
     return lambda x: jnp.fft.fft(x, axis=axis).real, [shape]
 
 
+def decomposition(generator):
+    *batch, n = some(generator, 3, 4)
+    fn = [
+        lambda x: lax.linalg.cholesky(
+            x @ jnp.matrix_transpose(x) + jnp.eye(n)[None, None]
+        ),
+        lambda x: lax.linalg.eigh(x),
+        lambda x: lax.linalg.qr(x, full_matrices=False),
+        lambda x: lax.linalg.lu(x),
+    ][generator.integers(4)]
+    return fn, [(*batch, n, n)]
+
+
+def singular_values(generator):
+    shape = some(generator, 4)
+    vectors = bool(generator.integers(2))
+    return lambda x: lax.linalg.svd(x, full_matrices=False, compute_uv=vectors), [shape]
+
+
+def triangular_system(generator):
+    *batch, n, sides = some(generator, 3)
+    left = bool(generator.integers(2))
+    shape = (n, sides) if left else (sides, n)
+
+    def fn(x, y):
+        return lax.linalg.triangular_solve(x, y, left_side=left, lower=True)
+
+    return fn, [(*batch, n, n), (*batch, *shape)]
+
+
+def linear_system(generator):
+    *batch, n, sides = some(generator, int(generator.integers(2, 4)), 4)
+    return jnp.linalg.solve, [(*batch, n, n), (*batch, n, sides)]
+
+
+def pooled_gradient(generator):
+    shape = (*some(generator, 3, 6), int(generator.integers(2, 5)))
+    size = (1, *some(generator, 2, 4), 1)
+
+    def pool(x):
+        return lax.reduce_window(x, -np.inf, lax.max, size, size, "SAME")
+
+    if generator.random() < 0.5:
+        return jax.grad(lambda x: (pool(x) ** 2).sum()), [shape]
+    return lambda x, y: jax.jvp(pool, (x,), (y,))[1], [shape, shape]
+
+
+def gradient_of_a_sum(generator):
+    shape = some(generator, 3)
+    return jax.grad(lambda x: (jnp.sin(x) * x + x).sum()), [shape]
+
+
+def nearly_best(generator):
+    shape = some(generator, 3, 6)
+    axis = axis_of(generator, shape)
+    return lambda x: lax.approx_max_k(x, 2, reduction_dimension=axis), [shape]
+
+
+def bits(generator):
+    shape = some(generator, 2)
+    dtype = [np.int8, np.int16, np.int32][generator.integers(3)]
+
+    def fn(x):
+        cut = lax.bitcast_convert_type(x, dtype)
+        return cut, lax.bitcast_convert_type(cut + 1, np.float32)
+
+    return fn, [shape]
+
+
+def draws(generator):
+    shape, drawn = some(generator, 2), some(generator, 2)
+
+    def one(key, number):
+        key = jax.random.fold_in(jax.random.split(key)[1], number)
+        return jax.random.normal(key, drawn)
+
+    def fn(x, y):
+        made = (rule_cases.keys(x), rule_cases.unsigned(y))
+        return jax.vmap(jax.vmap(one))(*made)
+
+    return fn, [(*shape, 2), shape]
+
+
+def composition(generator):
+    shape = some(generator, 3)
+    axis = axis_of(generator, shape)
+    return lax.composite(lambda x: jnp.exp(x).sum(axis), name="rig.sum"), [shape]
+
+
+def fused_attention(generator):
+    batch, time, keys, heads, width, out = some(generator, 6)
+    groups = int(generator.integers(1, 3))
+    layout = ("BTNH", "BNTH")[generator.integers(2)]
+    causal = bool(generator.integers(2))
+
+    def shape(positions, heads, width):
+        middle = (positions, heads) if layout == "BTNH" else (heads, positions)
+        return (batch, *middle, width)
+
+    bias = (1, groups * heads, 1, keys)
+    fn = attending(mask=Mask.CAUSAL if causal else Mask.NO_MASK, layout=layout)
+    shapes = [shape(time, groups * heads, width), shape(keys, heads, width)]
+    return fn, [*shapes, shape(keys, heads, out), bias]
+
+
 CASES = (
     elementwise, broadcast, transpose, reduction, cumulative, product, convolution,
     transposed_convolution, pooling, concatenation, parts, slices, padding,
-    dynamic_part, tiles, order, best, one_hot, reversal, transform,
+    dynamic_part, tiles, order, best, one_hot, reversal, transform, decomposition,
+    singular_values, triangular_system, linear_system, pooled_gradient,
+    gradient_of_a_sum, nearly_best, bits, draws, composition, fused_attention,
 )  # fmt: skip
 
 
