@@ -246,3 +246,21 @@ def test_a_lazy_array_becomes_an_array_where_one_is_wanted(tmp_path):
     assert_same_bits(jax.tree.map(jnp.asarray, lazy), models[0])
     half = np.asarray(lazy["out"], np.float16)
     np.testing.assert_array_equal(half, np.asarray(models[0]["out"], np.float16))
+
+
+def test_leaves_that_are_alike_are_carried_from_disk_too(tmp_path, key):
+    net = tiny.MLP
+    models = [tiny.variables(net, seed) for seed in range(2)]
+    models = [
+        {**model, **{f"ema/{path}": 2 * leaf for path, leaf in model.items()}}
+        for model in models
+    ]
+    for number, model in enumerate(models):
+        save_variables(tmp_path / f"{number}.npz", model)
+    lazy = [load(tmp_path / f"{number}.npz", lazy=True) for number in range(2)]
+    options = {"method": "mudsc-zip", "alike": {"ema/*": "*"}, "key": key}
+    batches = [tiny.batch(net, 0)]
+    found = merge(net.apply_fn, lazy, batches, **options)
+    expected = merge(net.apply_fn, models, batches, **options)
+    for path, leaf in paths.flatten(expected.variables).items():
+        np.testing.assert_array_equal(paths.flatten(found.variables)[path], leaf)
