@@ -22,6 +22,7 @@ def blocks(language, page):
 
 
 def apply_fn(variables, x):
+    variables = variables.get("params", variables)
     return jax.nn.relu(x @ variables["in"]) @ variables["head"]["out"]
 
 
@@ -71,10 +72,12 @@ def heads(folder):
     def reconstruct(variables, x):
         return jax.nn.relu(x @ variables["in"]) @ variables["decoder"]["out"]
 
+    averaged = [{"params": network(n), "ema": network(n)} for n in range(2)]
     out = jnp.float32(np.random.default_rng(2).normal(size=(8, 4)))
     return merged_so_far(folder) | {
         "classify": apply_fn,
         "reconstruct": reconstruct,
+        "models": averaged,
         "a": network(0),
         "b": {"in": network(1)["in"], "decoder": {"out": out}},
     }
@@ -110,3 +113,22 @@ def test_a_page_runs_and_prints_what_it_says(name, tmp_path, monkeypatch, capsys
     if name not in SILENT:
         said = "".join(blocks("text", PAGES[name]))
         assert printed == said + PRINTED_LAST.get(name, "")
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r": (\S+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(listed) == sorted(PAGES)
+
+
+def test_every_public_name_is_in_the_reference():
+    names = re.findall(r"^::: jmudsc\.(\w+)$", PAGES["reference"], re.M)
+    submodules = {"experiments", "landscape", "recipes"}
+    assert sorted(names) == sorted(set(jmudsc.__all__) - submodules)
+
+
+def test_the_folders_of_the_readme_are_those_there_are_in_the_order_of_their_use():
+    readme = (ROOT / "README.md").read_text()
+    layout = (ROOT / "tests" / "test_layout.py").read_text()
+    table = re.search(r"^MAY_IMPORT = (\{.*?^\})", layout, re.M | re.S)
+    folders = [name.replace(".", "/") for name in eval(table.group(1))]
+    assert re.findall(r"^\| `([\w/]+)/` \|", readme, re.M) == folders

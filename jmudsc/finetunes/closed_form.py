@@ -107,6 +107,21 @@ def lot(piece: Piece) -> np.ndarray:
     return solved(piece.evidence["inputs"], deltas, rtol=rtol)
 
 
+def lot_of_scales(piece: Piece) -> np.ndarray:
+    """Weight the deltas of a scale by the mean squares of what it multiplies (eq. 12).
+
+    Other leaves, and entries that multiply nothing, are averaged.
+    """
+    mean = np.asarray(np.mean(piece.deltas, axis=0, dtype=np.float64))
+    if "squares" not in piece.evidence:
+        return mean
+    squares = piece.evidence["squares"]
+    total = np.sum(squares, axis=0)
+    pairs = zip(squares, piece.deltas, strict=True)
+    weighted = np.sum([square * delta for square, delta in pairs], axis=0)
+    return np.where(total > 0, weighted / np.where(total > 0, total, 1), mean)
+
+
 def solved(
     grams: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],

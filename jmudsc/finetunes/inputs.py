@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jmudsc import paths
 from jmudsc.batches import batch_kind
 from jmudsc.derivation.program import Program, run, trace
+from jmudsc.derivation.terms.values import Place
 from jmudsc.finetunes.kernels import indexed, Kernel, kernels_of
 from jmudsc.finetunes.leaf_layout import Layout
 from jmudsc.repairs.contractions import rows
@@ -74,6 +76,63 @@ def input_moments(
             total[path] = total.get(path, 0.0) + to_host(gram).astype(np.float64)
             count[path] = count.get(path, 0) + samples[path]
     return {path: gram / count[path] for path, gram in total.items()}
+
+
+def scale_moments(
+    apply_fn: ApplyFn,
+    variables: PyTree,
+    batches: Iterable[PyTree],
+    chosen: Sequence[str],
+) -> Moments:
+    """Return the mean of x^2 over what each entry of a scale multiplies.
+
+    Args:
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        variables: of the model.
+        batches: its own task's.
+        chosen: the paths of the scales.
+
+    Returns:
+        Path -> an array of the shape of the leaf, float64.
+    """
+    shapes = {path: np.shape(leaf) for path, leaf in paths.flatten(variables).items()}
+    total = {path: np.zeros(shapes[path]) for path in chosen}
+    count = {path: np.zeros(shapes[path]) for path in chosen}
+    leaves = jax.tree.leaves(variables)
+    for batch in batches:
+        program = trace(apply_fn, variables, batch)
+        scales = kernels_of(program).scales
+        uses = [(path, use) for path in chosen for use in scales[path]]
+        places = [use.operand for _, use in uses]
+        values = _run(program, [*leaves, *jax.tree.leaves(batch)], places)
+        for (path, use), value in zip(uses, values, strict=True):
+            squares = np.square(to_host(value).astype(np.float64))
+            index = np.broadcast_to(use.view.index(), squares.shape).reshape(-1)
+            size = total[path].size
+            summed = np.bincount(index, squares.reshape(-1), minlength=size)
+            total[path] += summed.reshape(shapes[path])
+            count[path] += np.bincount(index, minlength=size).reshape(shapes[path])
+    return {path: total[path] / np.maximum(count[path], 1) for path in chosen}
+
+
+def scales_in(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> list[str]:
+    """Return the leaves that scale activations, and do nothing else.
+
+    Args:
+        apply_fn: `(variables, batch) -> outputs`.
+        variables: arrays or their shapes.
+        batch: one batch.
+    """
+    kernels = kernels_of(trace(apply_fn, variables, batch))
+    return [
+        path
+        for path in kernels.scales
+        if path not in kernels.uses and path not in kernels.tables
+    ]
+
+
+def _run(program: Program, args: Sequence[Any], places: Sequence[Place]) -> list[Any]:
+    return jax.jit(lambda args: run(program, args, places))(args)
 
 
 def _letters(stacked: int, use: Kernel) -> str:

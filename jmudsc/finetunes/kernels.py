@@ -99,18 +99,33 @@ class Kernel:
         return np.stack([matrix(self.form, step) for step in steps])
 
 
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """One use of a leaf as the scale of activations: the gamma of a norm.
+
+    Attributes:
+        view: the factor, as a view of the leaf, as large as the activations.
+        operand: where the activations are.
+    """
+
+    view: View
+    operand: Place
+
+
 @dataclass(frozen=True)
 class Kernels:
     """What a program does with its leaves.
 
     Attributes:
         uses: path -> every use as a kernel.
+        scales: path -> every use as a scale.
         stacked: path -> over how many of its leading axes loops run.
         tables: the leaves of which entries are looked up.
         views: every value outside loops that is a leaf with its entries moved about.
     """
 
     uses: dict[str, list[Kernel]] = field(default_factory=dict)
+    scales: dict[str, list[Scale]] = field(default_factory=dict)
     stacked: dict[str, int] = field(default_factory=dict)
     tables: set[str] = field(default_factory=set)
     views: dict[Any, View] = field(default_factory=dict)
@@ -193,6 +208,10 @@ def _walk(
             _enter(eqn, views, data, loops, found)
         elif name in ("dot_general", "conv_general_dilated") and len(eqn.invars) == 2:
             _contract(eqn, views, data, loops, found)
+        elif name == "mul" and len(seen) == 1 and data.intersection(ins):
+            place = Place(next(var for var in ins if var in data), loops)
+            view = views[seen[0]]
+            found.scales.setdefault(view.path, []).append(Scale(view, place))
         elif name == "gather" and eqn.invars[0] in views:
             found.tables.add(views[eqn.invars[0]].path)
         if any(var in data for var in ins):

@@ -203,6 +203,8 @@ def _rule(job: Job, leaves: Leaves) -> Rule:
     plan = leaves.plan
     is_statistic = plan.is_statistic and plan.method.base != "unused"
     if is_statistic or (plan.method.cuts == "matrices" and not plan.cuts_matrices):
+        if plan.method.vectors is not None and job.vectors == "average":
+            return plan.method.vectors
         return _VECTORS["average" if is_statistic else job.vectors]
     assert plan.method.rule is not None
     return plan.method.rule

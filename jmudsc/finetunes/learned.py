@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 
 from jmudsc.finetunes.fisher import gradient_squares
-from jmudsc.finetunes.inputs import input_layouts, input_moments
+from jmudsc.finetunes.inputs import (
+    input_layouts,
+    input_moments,
+    scale_moments,
+    scales_in,
+)
 from jmudsc.finetunes.job import Evidence, Job, LeafPlan
 from jmudsc.finetunes.request import Request
 from jmudsc.finetunes.tree_scope import thresholds
@@ -55,7 +60,21 @@ def _inputs(
         for number, model in enumerate(request.models)
     ]
 
+    scales = []
+    if own[0].method.vectors is not None:
+        found = scales_in(request.apply_fn, request.donor, first)
+        scales = [path for path in found if path in merged and path not in known]
+    squares = [
+        scale_moments(
+            request.apply_fn, model, request.tasks.of(number, samples), scales
+        )
+        for number, model in enumerate(request.models)
+    ]
+
     def evidence(path: str, number: int) -> Mapping[str, Any]:
+        if path in scales:
+            runs = merged[path].layout.runs
+            return {"squares": [runs(each[path])[number] for each in squares]}
         if path not in known:
             return {}
         return {"inputs": [each[path][number] for each in moments]}

@@ -24,10 +24,10 @@ from jmudsc.finetunes.learned import learned
 from jmudsc.finetunes.plan_job import plan_job
 from jmudsc.finetunes.recorded import changes_of, recorded
 from jmudsc.finetunes.request import in_memory, parted, Request, trunk_of
+from jmudsc.finetunes.shared_start import strangers_hint, wrong_base_hint
 from jmudsc.finetunes.task_batches import task_batches
 from jmudsc.finetunes.tree_checks import check_all_finite, check_trees
 from jmudsc.merging.result import MergeResult
-from jmudsc.merging.shared_start import wrong_base_hint
 from jmudsc.progress import silent, timed
 from jmudsc.types import ApplyFn
 
@@ -42,7 +42,7 @@ def merge_finetunes(
     *,
     apply_fn: ApplyFn | Sequence[ApplyFn] | None = None,
     batches: Iterable[PyTree] | None = None,
-    key: jax.Array | None = None,
+    key: Any = None,
     weight: Any = 1.0,
     lambda_: Any = None,
     **options: Any,
@@ -87,7 +87,8 @@ def merge_finetunes(
             task it is (None: of all); `score`, a function of variables (with
             `separate` of those of all networks) that is larger for better ones;
             `lambdas`, the scales that a search tries; `check`, whether to warn of a
-            base that is probably a wrong one; `progress`; and as in `merge`:
+            base that is probably a wrong one, or models that share no start;
+            `progress`; and as in `merge`:
             `separate`, patterns of leaves that every model keeps its own of, heads say
             (then `apply_fn` and `update_fn` may be one for each model), `update_fn`,
             `refit` (its ridge is `refit_ridge`) and `repair`.
@@ -99,7 +100,7 @@ def merge_finetunes(
         assignment leaves all units in place: nothing is matched.
 
     Raises:
-        TypeError: if a leaf is no array, or `batches` is a single batch.
+        TypeError: if a leaf is no array, `batches` is a single batch, or `key` no key.
         ValueError: if the trees differ, an option does not fit, or something that the
             method needs is missing; everything that is wrong at once.
 
@@ -126,10 +127,8 @@ def merge_finetunes(
     seconds: dict[str, float] = {}
     with timed(seconds, "learning"):
         job = plan_job(_WHERE, request, layouts_by_function(whole))
-        if common.check and job.base is not None:
-            hint = wrong_base_hint(_WHERE, job.models, job.base)
-            if hint is not None:
-                _log.warning("%s", hint)
+        if common.check:
+            _warn_of_start(job)
         job = learned(_WHERE, job, request)
     with timed(seconds, "merging"):
         end, told = _done(job, request, whole)
@@ -166,6 +165,16 @@ def layouts_by_function(request: Request) -> dict[str, Layout] | None:
     kernels = kernels_of(trace(request.first_fn, shapes, first))
     leaves = paths.flatten(shapes)
     return layouts_by_use(kernels, {path: x.shape for path, x in leaves.items()})
+
+
+def _warn_of_start(job: Job) -> None:
+    """Warn of models that probably do not share a start, or not the base."""
+    if job.base is None:
+        hint = strangers_hint(_WHERE, job.models)
+    else:
+        hint = wrong_base_hint(_WHERE, job.models, job.base)
+    if hint is not None:
+        _log.warning("%s", hint)
 
 
 def _done(job: Job, request: Request, whole: Request) -> tuple[Ended, dict[str, Any]]:

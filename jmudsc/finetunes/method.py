@@ -41,6 +41,8 @@ class Method:
             them, `layers` follows the data through them.
         by_column: an option and its value with which each column of a matrix counts by
             itself.
+        vectors: what merges leaves that hold no matrix, where a method by matrix knows
+            more of them than to average.
         is_elementwise: whether a rule looks at each entry by itself, so that a leaf can
             be merged part by part in a fast cache.
         measures: what a rule must know of a whole piece first, for its evidence.
@@ -62,6 +64,7 @@ class Method:
     learns: Literal["thresholds", "inputs", "gradients"] | None = None
     runs: Literal["greedy", "layers"] | None = None
     by_column: tuple[str, bool] | None = None
+    vectors: Rule | None = None
     is_elementwise: bool = False
     measures: Callable[[Piece], Mapping[str, Any]] | None = None
     check: Check = no_problems

@@ -48,6 +48,7 @@ BY_DATA = (
         closed_form.lot,
         cuts="matrices",
         options=(SAMPLES, RTOL),
+        vectors=closed_form.lot_of_scales,
         learns="inputs",
     ),
     Method(

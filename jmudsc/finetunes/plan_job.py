@@ -20,6 +20,7 @@ from jmudsc.finetunes.option import Number
 from jmudsc.finetunes.request import Request
 from jmudsc.finetunes.settings import is_like, matched, problems_of
 from jmudsc.finetunes.tree_checks import counted, is_float
+from jmudsc.keys import check_key
 from jmudsc.repairs.table import asked, clashes, names_of
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def plan_job(
     alpha = common.calibrate_alpha
     alphas = {m.name: alpha or m.calibration for m in methods.values()}
     calibrate = alphas if common.calibrate else None
-    entropy = _entropy(request.key)
+    entropy = _entropy(where, request.key)
     return Job(
         base, models, plans, entropy, vectors=common.vectors, calibrate=calibrate
     )
@@ -96,10 +97,11 @@ def _methods(where: str, request: Request) -> dict[str, Method]:
     return {name: method_of(name) for name in names}
 
 
-def _entropy(key: jax.Array | None) -> tuple[int, ...]:
+def _entropy(where: str, key: Any) -> tuple[int, ...]:
     """Return the numbers that a key consists of."""
     if key is None:
         return ()
+    check_key(where, key)
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     data = jax.random.key_data(key) if is_typed else key
     return tuple(map(int, np.asarray(data).reshape(-1)))

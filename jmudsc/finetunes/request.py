@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from jmudsc import paths
@@ -120,7 +119,7 @@ class Request:
     common: Common = field(default_factory=Common)
     apply_fn: Any = None
     tasks: TaskBatches | None = None
-    key: jax.Array | None = None
+    key: Any = None
 
     @property
     def donor(self) -> PyTree:

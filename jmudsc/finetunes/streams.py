@@ -1,9 +1,4 @@
-"""Streams: networks run side by side, stopped at every kernel to be given a new one.
-
-What a layer should be depends on what the layers before it make of the data once they
-have been changed. So batches go through the networks one equation after another, and
-what is changed while they are stopped is what they go on with.
-"""
+"""Streams: what goes into every kernel of a network, which may be given a new one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.derivation.program import Program
+from jmudsc.derivation.program import Program, variables_of
 from jmudsc.finetunes.kernels import indexed, Kernel, kernels_of
 from jmudsc.repairs.contractions import columns, unit_axes
+from jmudsc.repairs.stepwise import values_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,33 +70,8 @@ def inputs_at(
         leaves: path -> array.
         batch: what the model is run on.
     """
-    stops = {id(layer.kernel.eqn): layer.kernel.operand.var for layer in layers}
-    path_of = {var: path for path, var in program.leaves.items()}
-    made = {var: eqn for eqn in program.eqns for var in eqn.outvars}
-    last = {var: eqn for eqn in program.eqns for var in _variables(eqn)}
-    data = map(jnp.asarray, jax.tree.leaves(batch))
-    values: dict[Any, Any] = dict(zip(program.inputs, data, strict=True))
-
-    def value(var: Any) -> Any:
-        if isinstance(var, jex.Literal):
-            return var.val
-        if var in values:
-            return values[var]
-        if var in path_of:
-            return leaves[path_of[var]]
-        if var in program.consts:
-            return program.consts[var]
-        return _evaluated(made[var], [value(v) for v in made[var].invars])[var]
-
-    for eqn in program.eqns:
-        if id(eqn) in stops:
-            yield values[stops[id(eqn)]]
-        inputs = _variables(eqn)
-        if any(var in values for var in inputs):
-            values |= _evaluated(eqn, [value(var) for var in eqn.invars])
-            for var in inputs:
-                if last[var] is eqn:
-                    values.pop(var, None)
+    stops = [(layer.kernel.eqn, layer.kernel.operand.var) for layer in layers]
+    return values_at(program, stops, leaves, batch)
 
 
 def _with_bias(
@@ -108,7 +79,7 @@ def _with_bias(
 ) -> Layer:
     """Add the bias to a layer: a leaf added to its output, one entry a unit."""
     out = kernel.eqn.outvars[0]
-    users = [eqn for eqn in program.eqns if out in _variables(eqn)]
+    users = [eqn for eqn in program.eqns if out in variables_of(eqn.invars)]
     if len(users) != 1 or users[0].primitive.name not in ("add", "add_any"):
         return Layer(kernel, index)
     other = users[0].invars[users[0].invars[0] is out]
@@ -123,13 +94,3 @@ def _with_bias(
     if not is_whole:
         return Layer(kernel, index)
     return Layer(kernel, index, views[other].path, by_unit)
-
-
-def _variables(eqn: Any) -> list[Any]:
-    return [var for var in eqn.invars if not isinstance(var, jex.Literal)]
-
-
-def _evaluated(eqn: Any, ins: list[Any]) -> dict[Any, Any]:
-    outs = eqn.primitive.bind(*ins, **eqn.params)
-    outs = outs if eqn.primitive.multiple_results else [outs]
-    return dict(zip(eqn.outvars, outs, strict=True))

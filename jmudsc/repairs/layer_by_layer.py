@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.extend.core as jex
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
-from jmudsc.derivation.program import Program, trace, variables_of
+from jmudsc.derivation.program import Program, trace
 from jmudsc.repairs.contractions import contract
 from jmudsc.repairs.find_layers import find_layers, Layers, Linear, Norm
 from jmudsc.repairs.leaf_entries import read
 from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.stepwise import values_at
 from jmudsc.repairs.targets import arrays, Leaves, Targets, targets_of
 from jmudsc.spec.check_variables import check_same
 
@@ -169,7 +168,8 @@ def _runs(
             program = trace(merger.apply_fn, variables, batch)
             programs[kind] = program, find_layers(program, merger.spec)
         program, layers = programs[kind]
-        ways = [_inputs_of_layers(program, layers, n, batch) for n in networks]
+        stops = [(step.eqn, step.operand) for step in layers.steps]
+        ways = [values_at(program, stops, n, batch) for n in networks]
         runs.append(_Run(layers, ways))
     if not runs:
         raise no_batches(where)
@@ -180,51 +180,3 @@ def _runs(
             "others for some. Pass batches of one shape."
         )
     return runs
-
-
-def _inputs_of_layers(
-    program: Program, layers: Layers, leaves: Leaves, batch: PyTree
-) -> Iterator[jax.Array]:
-    """Evaluate a program, stopping at every layer to yield what goes into it.
-
-    `leaves` may be changed while it stops. What is made of leaves alone is therefore
-    computed where it is used, and again after every stop.
-    """
-    path_of = {var: path for path, var in program.leaves.items()}
-    made = {var: eqn for eqn in program.eqns for var in eqn.outvars}
-    last = {id(var): eqn for eqn in program.eqns for var in eqn.invars}
-    stops = {id(layer.eqn): layer.operand for layer in layers.steps}
-    data = map(jnp.asarray, jax.tree.leaves(batch))
-    values: dict[Any, Any] = dict(zip(program.inputs, data, strict=True))
-    constant: dict[Any, Any] = {}
-
-    def value(var: Any) -> Any:
-        if isinstance(var, jex.Literal):
-            return var.val
-        if var in values:
-            return values[var]
-        if var in path_of:
-            return leaves[path_of[var]]
-        if var in program.consts:
-            return program.consts[var]
-        if var not in constant:
-            eqn = made[var]
-            constant.update(_evaluated(eqn, [value(v) for v in eqn.invars]))
-        return constant[var]
-
-    for eqn in program.eqns:
-        if id(eqn) in stops:
-            yield values[stops[id(eqn)]]
-            constant.clear()
-        inputs = variables_of(eqn.invars)
-        if any(var in values for var in inputs):
-            values |= _evaluated(eqn, [value(var) for var in eqn.invars])
-            for var in inputs:
-                if last[id(var)] is eqn:
-                    values.pop(var, None)
-
-
-def _evaluated(eqn: Any, ins: list[Any]) -> dict[Any, Any]:
-    outs = eqn.primitive.bind(*ins, **eqn.params)
-    outs = outs if eqn.primitive.multiple_results else [outs]
-    return dict(zip(eqn.outvars, outs, strict=True))

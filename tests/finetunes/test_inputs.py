@@ -182,3 +182,31 @@ def test_a_kernel_shared_by_the_steps_of_a_loop_sees_them_all():
     )
     assert ours.shape == (1, 4, 4)
     close(ours, theirs)
+
+
+def normed(v, x):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    z = centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
+    return (z * v["scale"][None] + v["bias"][None]) @ v["kernel"]
+
+
+NORMED = tiny.Tiny(normed, {"scale": (6,), "bias": (6,), "kernel": (6, 4)}, (6,))
+
+
+def test_lot_weights_the_scales_of_norms_by_what_they_multiply():
+    base = tiny.variables(NORMED, 0)
+    models, xs = fine_tunes(base, 2, size=1.0), [data(n) for n in range(2)]
+    found = run("lot", models, xs, normed, base)
+    squares = []
+    for x in xs:
+        x = x.astype(float)
+        x -= x.mean(axis=1, keepdims=True)
+        z = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-6)
+        squares.append(np.square(z).mean(axis=0))
+    deltas = [m["scale"].astype(float) - base["scale"] for m in models]
+    total = sum(s * d for s, d in zip(squares, deltas, strict=True))
+    close(found["scale"], base["scale"] + total / sum(squares))
+    mean = np.mean([m["bias"] for m in models], axis=0)
+    close(found["bias"], mean)
+    summed = run("lot", models, xs, normed, base, vectors="sum")
+    close(summed["scale"], base["scale"] + sum(deltas))

@@ -371,3 +371,13 @@ def test_however_many_entries_are_merged_at_once_the_bits_are_the_same(
     by_piece = merge_finetunes(models, BASE, method, **options).variables
     for path, leaf in whole.items():
         assert parts[path].tobytes() == leaf.tobytes() == by_piece[path].tobytes()
+
+
+def test_a_key_must_be_one():
+    with pytest.raises(TypeError, match="merge_finetunes: key: expected one PRNG key"):
+        merge_finetunes(MODELS, BASE, "dare_ties", key=3)
+    raw, typed = (
+        merge_finetunes(MODELS, BASE, "dare_ties", key=key).variables["a/kernel"]
+        for key in (jax.random.PRNGKey(3), jax.random.key(3))
+    )
+    assert np.array_equal(raw, typed)

@@ -11,8 +11,8 @@ import tiny
 from finetuned import fine_tunes
 
 from jmudsc.finetunes.merge_finetunes import merge_finetunes
+from jmudsc.finetunes.shared_start import apart, strangers_hint, wrong_base_hint
 from jmudsc.lazy import in_memory
-from jmudsc.merging.shared_start import apart, shared_start_hint, wrong_base_hint
 
 NET = tiny.MLP
 
@@ -47,19 +47,19 @@ def tuned(seed):
     return trained(base(0), task(seed))
 
 
-def test_models_of_one_base_are_told_and_strangers_are_not():
-    said = shared_start_hint("merge", [tuned(1), tuned(2)])
-    assert said is not None
-    assert said.startswith("merge: these models look fine-tuned from one start (median")
-    assert "0 of 3 matrices equal): their units correspond as they are." in said
-    assert shared_start_hint("merge", [base(0), base(1)]) is None
-    assert shared_start_hint("merge", [tuned(1), tuned(2), base(1)]) is None
+def test_strangers_are_told_and_models_of_one_base_are_not():
+    said = strangers_hint("x", [base(0), base(1)])
+    assert said.startswith("x: the models are as far from each other as networks that")
+    assert said.endswith("Use jmudsc.merge, which matches them first.")
+    assert strangers_hint("x", [tuned(1), tuned(2)]) is None
+    assert strangers_hint("x", [tuned(1), tuned(2), base(1)]) is None
+    assert strangers_hint("x", [tuned(1)]) is None
 
 
 def test_what_is_equal_is_counted():
     frozen = tuned(2) | {"a/kernel": tuned(1)["a/kernel"]}
-    said = shared_start_hint("merge", [tuned(1), frozen])
-    assert "1 of 3 matrices equal" in said
+    found = apart(tuned(1), frozen)
+    assert (found.equal, found.leaves) == (1, 3)
 
 
 def test_the_right_base_is_not_doubted_and_a_stranger_is():
@@ -107,7 +107,7 @@ def _telling(leaf, read):
 
 def test_trees_without_matrices_tell_nothing():
     assert apart({"b": np.ones(3)}, {"b": np.ones(3)}) is None
-    assert shared_start_hint("x", [{"b": np.ones(3)}, {"b": np.ones(3)}]) is None
+    assert strangers_hint("x", [{"b": np.ones(3)}, {"b": -np.ones(3)}]) is None
     assert wrong_base_hint("x", [{"b": np.ones(3)}], {"b": np.zeros(3)}) is None
 
 
@@ -118,5 +118,9 @@ def test_merging_warns_of_a_wrong_base(caplog, check):
         merge_finetunes(models, base(0), check=check)
         assert not caplog.records
         merge_finetunes(models, base(1), check=check)
-    assert len(caplog.records) == check
-    assert all("probably a wrong one" in r.message for r in caplog.records)
+        merge_finetunes([base(0), base(1)], method="linear", check=check)
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2 * check
+    if check:
+        assert "probably a wrong one" in said[0]
+        assert "Use jmudsc.merge" in said[1]

@@ -18,8 +18,8 @@ from jmudsc import paths
 from jmudsc.lazy import present
 from jmudsc.sharding import to_host
 
-# Nearer than this models share a start; a base farther than the other is a stranger's.
-NEAR, STRANGE = 0.7, 1.2
+# Farther than this are networks that do not share a start.
+STRANGE = 1.2
 # How much farther than from each other models may be from their base.
 FARTHER = 2.0
 _MOST_LEAVES, _MOST_ENTRIES = 16, 2**24
@@ -67,26 +67,24 @@ def apart(first: PyTree, second: PyTree) -> Apart | None:
     return Apart(median, squares**0.5, equal, len(relatives))
 
 
-def shared_start_hint(where: str, models: Sequence[PyTree]) -> str | None:
-    """Return what to tell a user whose models were trained from one base.
+def strangers_hint(where: str, models: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what to tell a user whose models do not share a start.
 
     Args:
         where: the caller.
-        models: the variables of each model, of one structure.
+        models: the leaves of each model.
 
     Returns:
-        A sentence; None if the models do not look so.
+        A sentence; None if two of the models look so, or there is one only.
     """
     found = [apart(a, b) for a, b in itertools.combinations(models, 2)]
-    pairs = [pair for pair in found if pair is not None]
-    if not pairs or max(pair.relative for pair in pairs) >= NEAR:
+    nearest = min((pair.relative for pair in found if pair), default=0.0)
+    if nearest <= STRANGE:
         return None
-    farthest = max(pairs, key=lambda pair: pair.relative)
     return (
-        f"{where}: these models look fine-tuned from one start (median relative "
-        f"distance {farthest.relative:.2g}, {farthest.equal} of {farthest.leaves} "
-        "matrices equal): their units correspond as they are, and merge_finetunes("
-        'models, base, method="task_arithmetic") merges them without matching.'
+        f"{where}: the models are as far from each other as networks that were trained "
+        f"apart (median relative distance {nearest:.2g}): their units are in different "
+        "orders. Use jmudsc.merge, which matches them first."
     )
 
 
