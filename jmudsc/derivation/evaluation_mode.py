@@ -6,6 +6,7 @@ shows in the program. All of it can be meant, so it is said and not refused.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,13 @@ from jmudsc.derivation.rules.table import axis_map, primitive_of
 from jmudsc.paths import plural
 
 # What draws random numbers; the words of a key may be drawn from too.
-_DRAWING = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
+_DRAWING = {
+    "random_bits",
+    "random_gamma",
+    "threefry2x32",
+    "rng_bit_generator",
+    "rng_uniform",
+}
 _SCALING = (Arithmetic.PRODUCT, Arithmetic.QUOTIENT)
 
 _log = logging.getLogger(__name__)
@@ -105,11 +112,12 @@ def _loses_samples(program: Program) -> str | None:
     if not _counts(program) or any(_may_run_over(program, var) for var in outputs):
         return None
     shapes = ", ".join(sorted({str(list(shape_of(var))) for var in outputs}))
+    shapes = f" of shape {shapes}, as a loss has" if outputs else ""
     sizes = " or ".join(str(n) for n in sorted(_leading(program)))
     return (
         f"apply_fn: expected outputs with an axis for the samples of a batch, {sizes} "
-        f"here, got {plural(len(outputs), 'output')} of shape {shapes}, as a loss has. "
-        "Return the outputs of the network, so that their order is kept."
+        f"here, got {plural(len(outputs), 'output')}{shapes}. Return the outputs of "
+        "the network, so that their order is kept."
     )
 
 
@@ -182,6 +190,7 @@ def _look(eqns: Iterable[Any], seen: _Samples) -> None:
         kept = _kept(eqn, seen.along)
         sums = _sums_samples(eqn, seen.along)
         computed = primitive_of(eqn).arithmetic
+        is_root = computed is Arithmetic.ROOT or eqn.primitive.name == "pow"
         pooled, roots = seen.pooled.intersection(ins), seen.roots.intersection(ins)
         if kept and roots and computed in _SCALING:
             seen.found.update(map(_core, roots))
@@ -189,18 +198,28 @@ def _look(eqns: Iterable[Any], seen: _Samples) -> None:
             seen.along[out] = kept
             if not kept and (sums or pooled):
                 seen.pooled.add(out)
-            if not kept and (roots or (pooled and computed is Arithmetic.ROOT)):
+            if not kept and (roots or (pooled and is_root)):
                 seen.roots.add(out)
 
 
 def _kept(eqn: Any, along: Mapping[Any, frozenset[int]]) -> frozenset[int]:
     """Return the axes of the outputs of an equation that run over samples."""
+    if eqn.primitive.name == "reshape" and 0 in _of(along, eqn.invars[0]):
+        before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+        is_joined = after[:1] and after[0] in _leading_products(before)
+        if is_joined or before[0] in _leading_products(after):
+            return frozenset([0])
     return frozenset(
         after
         for number, var in enumerate(eqn.invars)
         for before, after in axis_map(eqn, number).items()
         if before in _of(along, var)
     )
+
+
+def _leading_products(shape: tuple[int, ...]) -> set[int]:
+    """Return the sizes that the first axes have together: samples and positions."""
+    return {math.prod(shape[:number]) for number in range(1, len(shape) + 1)}
 
 
 def _sums_samples(eqn: Any, along: Mapping[Any, frozenset[int]]) -> bool:

@@ -132,7 +132,8 @@ def merge(
         The merged variables with spec, assignment, history and what decided the merge.
 
     Raises:
-        TypeError: if `batches` is no iterable, or a single batch, or `spec` no spec.
+        TypeError: if `batches` is no iterable, or a single batch, `models` no list,
+            `key` no key, `spec` no spec, or `apply_fn` takes something else.
         ValueError: if the models differ or are not finite, the spec is wrong, batches
             are missing, empty or can be read only once, an argument is out of range, or
             separate leaves cannot follow a zip.

@@ -26,13 +26,16 @@ def as_tuple(value: Any) -> Any:
 
 
 def as_pairs(value: Any) -> Any:
-    """Return a mapping as a tuple of its items, others as they are.
+    """Return a mapping, or a list of pairs, as a tuple of pairs, others as they are.
 
     Example:
         >>> as_pairs({"ema/*": "params/*"})
         (('ema/*', 'params/*'),)
     """
-    return tuple(value.items()) if isinstance(value, Mapping) else value
+    value = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(tuple(x) if isinstance(x, list) else x for x in value)
 
 
 def one_of(known: Sequence[str]) -> Reader:

@@ -5,14 +5,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.derivation.evaluation_mode import unread_statistics, warn_of_mode
 from jmudsc.derivation.infer_spec import spec_of_program
-from jmudsc.derivation.program import Program, trace
+from jmudsc.derivation.program import Program, trace, unread
 from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import Inputs, per_model
 from jmudsc.merging.options import MergeOptions
@@ -108,10 +108,11 @@ def prepare(
     check_same(where, trunks)
     networks = list(zip(apply_fns, models, strict=True))[: None if patterns else 1]
     programs = _programs(where, networks, batch)
-    specs = [inputs.spec] * len(networks) if inputs.spec else []
-    if not specs:
+    if inputs.spec is None:
         with (watch or Watch()).stage("deriving the spec", "deriving"):
             specs = [spec_of_program(program) for program in programs]
+    else:
+        specs = _given(inputs.spec, len(networks), programs)
     specs = [move_alike(where, spec, options.alike) for spec in specs]
     if options.frozen:
         specs[0] = freeze(specs[0], options.frozen)
@@ -119,6 +120,15 @@ def prepare(
         _warn_of_unread(where, specs[0], programs[0])
     apart = take_apart(where, specs, models, trunks)
     return Prepared(options, shares, apply_fns, update_fns, models, trunks, apart)
+
+
+def _given(
+    spec: PermutationSpec, count: int, programs: Sequence[Program]
+) -> list[PermutationSpec]:
+    """Repeat a spec for every network, with the leaves that each does not read."""
+    if not programs:
+        return [spec] * count
+    return [replace(spec, unread=unread(program)) for program in programs]
 
 
 def _programs(

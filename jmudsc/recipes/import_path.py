@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jmudsc.merging.option_values import quoted
-from jmudsc.paths import did_you_mean
+from jmudsc.paths import cut, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def resolve(path: ImportPath, folder: Path) -> Any:
         if not hasattr(named, part):
             hint = did_you_mean(part, dir(named)) or "."
             raise ValueError(
-                f'expected "{part}" in {module_name}, as "{path.name}" says, got a '
+                f'expected "{cut(part)}" in {cut(module_name)}, as "{cut(path.name)}" says, got a '
                 f"module without it{hint} Correct the name."
             )
         named = getattr(named, part)
@@ -99,7 +99,7 @@ def _module(name: str, folder: Path) -> Any:
         if error.name not in (name, name.split(".")[0]):
             raise
         raise ValueError(
-            f'expected a module "{name}", got none, neither installed nor in {folder}. '
+            f'expected a module "{cut(name)}", got none, neither installed nor in {folder}. '
             "Install it or correct the name."
         ) from error
 

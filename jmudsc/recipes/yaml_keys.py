@@ -8,6 +8,9 @@ from jmudsc.merging.option_values import quoted, Reader
 from jmudsc.paths import cut, did_you_mean, listed, plural
 from jmudsc.recipes.yaml_text import plain_values
 
+# As long as any file system takes them.
+_LONGEST_PATH = 4096
+
 
 def read_yaml(path: Path, expected: str) -> Any:
     """Read plain values from a file.
@@ -81,4 +84,9 @@ def path_text(value: Any) -> str:
     """
     if not isinstance(value, str) or not value:
         raise ValueError(f"expected a path, got {quoted(value)}. Put it in quotes.")
+    if len(value) > _LONGEST_PATH or "\0" in value:
+        raise ValueError(
+            f"expected a path of at most {_LONGEST_PATH} characters, none of them "
+            f"zero, got {quoted(value)}. Correct it."
+        )
     return value

@@ -184,3 +184,42 @@ def test_deriving_a_spec_warns(caplog):
         infer_spec(apply_fn, variables, X)
     expected = [f"infer_spec: {text}" for text in (DRAWS, normalizes(MEAN, VAR))]
     assert caplog.messages == expected
+
+
+def by_hand(flattened, root):
+    """Return a network that normalizes by the batch over two axes, or one of both."""
+
+    def apply_fn(v, x):
+        h = x @ v["in"]
+        rows = h.reshape(-1, 8) if flattened else h
+        axes = 0 if flattened else (0, 1)
+        rows = (rows - rows.mean(axes)) * root(rows.var(axes) + 1e-5)
+        return jax.nn.relu(rows.reshape(h.shape)) @ v["out"]
+
+    shapes = {"in": (4, 8), "out": (8, 2), "mean": (8,), "var": (8,)}
+    return apply_fn, {path: np.ones(shape) for path, shape in shapes.items()}
+
+
+ROOTS = {
+    "rsqrt": jax.lax.rsqrt,
+    "pow": lambda v: jnp.power(v, -0.5),
+    "sqrt": lambda v: 1 / jnp.sqrt(v),
+}
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("flattened", [True, False])
+def test_norms_by_the_batch_are_found_however_they_are_written(flattened, root):
+    apply_fn, variables = by_hand(flattened, ROOTS[root])
+    found = signs(apply_fn, variables, np.ones((16, 5, 4), np.float32))
+    assert found == [normalizes("mean", "var")]
+
+
+def test_numbers_of_another_distribution_are_random_too():
+    draw = lambda v, x: x @ v * jax.random.gamma(jax.random.key(0), 1.0, (16, 1))
+    assert signs(draw, np.ones((4, 3), np.float32)) == [DRAWS]
+
+
+def test_no_outputs_are_told_to_be_none():
+    (found,) = signs(lambda v, x: (), {"in": np.ones((4, 3))})
+    assert found == LOSS.replace("1 output of shape [], as a loss has", "0 outputs")

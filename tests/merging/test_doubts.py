@@ -213,8 +213,10 @@ def test_leaves_that_are_left_behind_are_named(caplog):
 def test_a_spec_that_is_given_tells_as_much(caplog):
     models = [{**model, "ema/a/bias": 2 * model["a/bias"]} for model in MODELS]
     spec = infer_spec(NET.apply_fn, models[0], BATCHES[0])
-    found = warnings_of(caplog, NET.apply_fn, models, BATCHES, spec=spec)
-    assert found == [UNREAD.format("1 leaf is", "stays", "  ema/a/bias")]
+    by_hand = dataclasses.replace(spec, unread=frozenset())
+    for given in (spec, by_hand):
+        found = warnings_of(caplog, NET.apply_fn, models, BATCHES, spec=given)
+        assert found == [UNREAD.format("1 leaf is", "stays", "  ema/a/bias")]
     alike = {"spec": spec, "alike": {"ema/*": "*"}}
     assert warnings_of(caplog, NET.apply_fn, models, BATCHES, **alike) == []
 

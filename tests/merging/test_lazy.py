@@ -246,3 +246,17 @@ def test_a_lazy_array_becomes_an_array_where_one_is_wanted(tmp_path):
     assert_same_bits(jax.tree.map(jnp.asarray, lazy), models[0])
     half = np.asarray(lazy["out"], np.float16)
     np.testing.assert_array_equal(half, np.asarray(models[0]["out"], np.float16))
+
+
+def test_leaves_that_are_alike_are_carried_from_disk_too(tmp_path, batches, key):
+    models = [network(jax.random.key(seed)) for seed in range(2)]
+    models = [{**x, "ema": jax.tree.map(lambda leaf: 2 * leaf, x)} for x in models]
+    for number, model in enumerate(models):
+        save_variables(tmp_path / f"{number}.npz", model)
+    lazy = [jmudsc.load(tmp_path / f"{number}.npz", lazy=True) for number in range(2)]
+    options = {"alike": {"ema/*": "*"}, "key": key}
+    found = jmudsc.merge(apply_fn, lazy, batches, **options)
+    expected = jmudsc.merge(apply_fn, models, batches, **options)
+    jax.tree.map(
+        np.testing.assert_array_equal, read_all(found.variables), expected.variables
+    )

@@ -457,7 +457,7 @@ def test_without_refit_and_repair_nothing_is_told(key):
     models, batches = problem()
     result = merge(NET.apply_fn, models, batches, method="average", key=key)
     assert not result.changes
-    assert sorted(result.recipe) == ["alpha", "method", "weights"]
+    assert sorted(result.recipe) == ["alpha", "machine", "method", "weights"]
 
 
 def test_pooled_statistics_need_no_batches(key, caplog):

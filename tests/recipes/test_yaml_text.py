@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from jmudsc.recipes.import_path import read_import_path
+from jmudsc.recipes.import_path import ImportPath, read_import_path, resolve
 from jmudsc.recipes.reader import read_recipe
+from jmudsc.recipes.yaml_keys import path_text
 from jmudsc.recipes.yaml_text import decoded, plain_values
 
 WHERE = "recipe.yaml"
@@ -205,3 +206,21 @@ def test_long_keys_and_values_are_cut(tmp_path):
     key, value = str(error.value).splitlines()[1:]
     assert key == f"  {'k' * 100}... (100000 characters): there is no such key."
     assert value.endswith(f'got "{"x" * 100}... (100000 characters)".')
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
+def test_paths_that_no_file_system_takes_are_refused(path):
+    shown = f"{'x' * 100}... (5000 characters)" if "x" in path else path
+    with refused(
+        "expected a path of at most 4096 characters, none of them zero, got "
+        f'"{shown}". Correct it.'
+    ):
+        path_text(path)
+
+
+def test_long_names_of_modules_are_cut(tmp_path):
+    with pytest.raises(ValueError, match="expected a module") as error:
+        resolve(ImportPath(f"{'m' * 5000}:f"), tmp_path)
+    assert str(error.value).startswith(
+        f'expected a module "{"m" * 100}... (5000 characters)", got none, neither'
+    )
