@@ -183,6 +183,11 @@ CASES = {
     "reshape split": (lambda x: lax.reshape(x, (2, 3, 4)), [(6, 4)], "a*b c -> a b c"),
     "reshape merge": (lambda x: lax.reshape(x, (6, 4)), [(2, 3, 4)], "a b c -> a*b c"),
     "reshape all": (lambda x: lax.reshape(x, (24,)), [(2, 3, 4)], "a b c -> a*b*c"),
+    "reshape transposed": (
+        lambda x: lax.reshape(x, (8, 3), (2, 0, 1)),
+        [(2, 3, 4)],
+        "a b c -> c*a b",
+    ),
     "reshape mixed": (lambda x: lax.reshape(x, (2, 12)), [(6, 4)], "a*b c -> a b*c"),
     "reshape two groups": (
         lambda x: lax.reshape(x, (6, 4, 5)),

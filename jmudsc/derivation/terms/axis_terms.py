@@ -221,10 +221,8 @@ class Terms:
         if a == b or self._size[a] == 1:
             return
         forms = self._form[a], self._form[b]
-        if forms[0] == FREE:
-            self._bind(a, b)
-        elif forms[1] == FREE:
-            self._bind(b, a)
+        if FREE in forms:
+            self._bind(*((a, b) if forms[0] == FREE else (b, a)))
         elif forms == (FAMILY, FAMILY) and self.split(a) != self.split(b):
             self._postponed.append((a, b))  # the axes they run over may be tied later
         elif forms[0] == FAMILY:
@@ -316,11 +314,12 @@ class Terms:
 
     def _laid_out(self, factors: Sequence[Term]) -> Sequence[Term]:
         """Put the members of a family, if they are cut, in the place of its axis."""
-        for split, family in [factors[-2:]] if len(factors) > 1 else []:
-            if self.form(family) == FAMILY and self.split(family) == self.root(split):
-                if CONCAT in map(self.form, members := self.members(family)):
-                    return [*factors[:-2], self.concat(members)]
-        return factors
+        if len(factors) < 2 or self.form(factors[-1]) != FAMILY:
+            return factors
+        *outer, axis, family = factors
+        is_beside, members = self.split(family) == self.root(axis), self.members(family)
+        is_cut = CONCAT in map(self.form, members)
+        return [*outer, self.concat(members)] if is_beside and is_cut else factors
 
     def _become(self, made: Term | None, *terms: Term) -> None:
         for term in map(self.root, terms if made else ()):
