@@ -82,8 +82,8 @@ def resolve(path: ImportPath, folder: Path) -> Any:
         if not hasattr(named, part):
             hint = did_you_mean(part, dir(named)) or "."
             raise ValueError(
-                f'expected "{cut(part)}" in {cut(module_name)}, as "{cut(path.name)}" says, got a '
-                f"module without it{hint} Correct the name."
+                f'expected "{cut(part)}" in {cut(module_name)}, as "{cut(path.name)}" '
+                f"says, got a module without it{hint} Correct the name."
             )
         named = getattr(named, part)
     return named if path.args is None else _called(path, named)
@@ -99,8 +99,8 @@ def _module(name: str, folder: Path) -> Any:
         if error.name not in (name, name.split(".")[0]):
             raise
         raise ValueError(
-            f'expected a module "{cut(name)}", got none, neither installed nor in {folder}. '
-            "Install it or correct the name."
+            f'expected a module "{cut(name)}", got none, neither installed nor in '
+            f"{folder}. Install it or correct the name."
         ) from error
 
 

@@ -88,8 +88,8 @@ def _subtree(value: Any) -> str | tuple[str, ...] | None:
         return tuple(value)
     if not isinstance(value, str | None):
         raise ValueError(
-            f"expected a name or a list of names, got {quoted(value)}. Name what of the "
-            "checkpoint is the variables."
+            f"expected a name or a list of names, got {quoted(value)}. Name what of "
+            "the checkpoint is the variables."
         )
     return value
 
@@ -111,7 +111,8 @@ def _rename(value: Any) -> tuple[tuple[str, str | None], ...]:
 def _separator(value: Any) -> str | None:
     if not isinstance(value, str | None):
         raise ValueError(
-            f'expected a text to split names at, got {quoted(value)}. Write "" for none.'
+            f"expected a text to split names at, got {quoted(value)}. "
+            'Write "" for none.'
         )
     return value
 
