@@ -1,7 +1,7 @@
 """Blocks: arrays taken apart until each axis is fixed or the units of one label.
 
-Every operation on labelled arrays goes through `map_blocks`. Arrays of numpy stay on the
-host and compile nothing; those of JAX, traced or not, stay what they are.
+Every operation on labelled arrays goes through `map_blocks`. Arrays of numpy stay on
+the host and compile nothing; those of JAX, traced or not, stay what they are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
