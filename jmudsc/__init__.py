@@ -2,6 +2,8 @@
 
 Merging:
     merge: merge two or more networks; the one call that does it all.
+    merge_finetunes: merge models that were trained from one base.
+    FINETUNE_METHODS: the methods of `merge_finetunes`, by name.
     MergeResult: what `merge` returns: variables, spec, assignment and history.
 
 The steps of a merge, each usable alone:
@@ -68,6 +70,8 @@ if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc.derivation.infer_spec import infer_spec as infer_spec
     from jmudsc.derivation.read_spec import override as override, read_spec as read_spec
     from jmudsc.derivation.rules.table import register_rule as register_rule
+    from jmudsc.finetunes.merge_finetunes import merge_finetunes as merge_finetunes
+    from jmudsc.finetunes.methods import FINETUNE_METHODS as FINETUNE_METHODS
     from jmudsc.matching.assignment import align as align, zip_units as zip_units
     from jmudsc.matching.coordinate_descent import (
         Match as Match,
@@ -115,6 +119,8 @@ _NAMES_OF = {
     "derivation.infer_spec": "infer_spec",
     "derivation.read_spec": "override read_spec",
     "derivation.rules.table": "register_rule",
+    "finetunes.merge_finetunes": "merge_finetunes",
+    "finetunes.methods": "FINETUNE_METHODS",
     "matching.assignment": "align zip_units",
     "matching.coordinate_descent": "Match match matcher",
     "matching.methods": "METHODS",

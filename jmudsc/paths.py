@@ -1,12 +1,16 @@
 """Leaf paths: the `"/"`-joined names by which every other module speaks of leaves."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
+
+# A name of more characters is like no other.
+_LONGEST = 300
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
@@ -59,6 +63,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
         >>> nearest("params/Dense_0/kernal", ["params/Dense_0/kernel", "step"])
         'params/Dense_0/kernel'
     """
+    if len(name) > _LONGEST:  # comparing takes the square of it
+        return None
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return close[0] if close else None
 
@@ -77,6 +83,37 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
         True
     """
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def starred(pattern: str, names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return for every name that matches a pattern what its `*` stand for.
+
+    Args:
+        pattern: a pattern of whole names, in which every `*` stands for any text, the
+            first for as much as it can.
+        names: key -> name.
+
+    Returns:
+        Key -> the texts.
+
+    Example:
+        >>> starred("ema/*", {"a": "ema/kernel", "b": "params/kernel"})
+        {'a': ('kernel',)}
+    """
+    regex = re.compile("(.*)".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+    found = {key: regex.fullmatch(name) for key, name in names.items()}
+    return {key: match.groups() for key, match in found.items() if match}
+
+
+def filled(pattern: str, texts: Sequence[str]) -> str:
+    """Put texts in the place of the `*` of a pattern, one for each.
+
+    Example:
+        >>> filled("params/*", ["kernel"])
+        'params/kernel'
+    """
+    first, *rest = pattern.split("*")
+    return first + "".join(x for pair in zip(texts, rest, strict=True) for x in pair)
 
 
 def check_patterns(
@@ -121,6 +158,30 @@ def listed(lines: Iterable[str], most: int = 10) -> str:
     if len(lines) > most:
         shown.append(f"  and {len(lines) - most} more")
     return "\n".join(shown)
+
+
+def listed_in_line(names: Iterable[Any], most: int = 3) -> str:
+    """Join names for an error in one line: the first `most`, then a count.
+
+    Example:
+        >>> listed_in_line(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
+    names = [cut(str(name), 40) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def cut(text: str, most: int = 200) -> str:
+    """Return a text for an error, its middle left out if it is long.
+
+    Example:
+        >>> cut("a" * 3000, most=30)
+        'aaaaaaaaaaaaaaa... (3000 characters)'
+    """
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}... ({len(text)} characters)"
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:

@@ -20,12 +20,25 @@ TOP = {
     "docs",
     "examples",
     "jmudsc",
+    "mkdocs.yml",
     "pyproject.toml",
     "scripts",
     "tests",
 }
 ADDED = {"PKG-INFO", ".gitignore"}
-ENDINGS = {"", ".cff", ".cfg", ".md", ".npz", ".png", ".py", ".toml", ".typed", ".yaml"}
+ENDINGS = {
+    "",
+    ".cff",
+    ".cfg",
+    ".md",
+    ".npz",
+    ".png",
+    ".py",
+    ".toml",
+    ".typed",
+    ".yaml",
+    ".yml",
+}
 
 
 def main() -> None:

@@ -8,7 +8,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jmudsc"
 # The ground, which every folder may import: modules that know no spec.
-GROUND = {"batches", "digests", "lazy", "paths", "progress", "sharding", "types"}
+GROUND = {
+    "batches",
+    "digests",
+    "keys",
+    "lazy",
+    "paths",
+    "progress",
+    "sharding",
+    "types",
+}
 # Folder -> the folders that it may import, besides the ground and itself.
 MAY_IMPORT = {
     "spec": "",
@@ -18,9 +27,13 @@ MAY_IMPORT = {
     "derivation": "spec reordering derivation.terms derivation.rules",
     "checkpoints": "",
     "matching": "spec reordering derivation derivation.terms",
-    "repairs": "spec reordering derivation derivation.rules",
+    "repairs": "spec reordering derivation derivation.terms derivation.rules",
     "merging": (
         "spec reordering derivation derivation.terms checkpoints matching repairs"
+    ),
+    "finetunes": (
+        "spec reordering derivation derivation.terms checkpoints matching repairs "
+        "merging"
     ),
     "landscape": "",
     "recipes": (

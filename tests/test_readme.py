@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import jax
-import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,20 +21,6 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
             exec(block, scope)
     assert "P_0" in capsys.readouterr().out
     assert (tmp_path / "merged").is_dir()
-
-
-PRINTED_LAST = {"spec": 'is frozen by "params/Conv_0/*"\n', "derivation": ""}
-
-
-@pytest.mark.parametrize("name", PRINTED_LAST)
-def test_a_page_runs_and_prints_what_it_says(name, capsys):
-    page = (ROOT / "docs" / f"{name}.md").read_text()
-    scope = {}
-    with jax.numpy_rank_promotion("allow"):
-        for block in blocks("python", page):
-            exec(block, scope)
-    printed = capsys.readouterr().out
-    assert printed == "".join(blocks("text", page)) + PRINTED_LAST[name]
 
 
 def test_each_of_the_two_commands_is_one_line_that_installs_and_runs():

@@ -9,6 +9,7 @@ import os
 
 from etils import epath
 
+from jmudsc.checkpoints.urls import reached
 from jmudsc.paths import listed
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -48,7 +49,7 @@ def find_item(path: str | os.PathLike[str]) -> epath.Path:
 def _absolute(path: str | os.PathLike[str]) -> epath.Path:
     text = os.fspath(path)
     if "://" in text:
-        return epath.Path(text)
+        return reached(text)
     return epath.Path(os.path.abspath(os.path.expanduser(text)))
 
 

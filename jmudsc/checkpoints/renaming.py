@@ -1,12 +1,11 @@
 """Renaming: give the leaves of a stored tree the names that a model has for them."""
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints.subtrees import nested, Route, routes_of, separator_hint
-from jmudsc.paths import did_you_mean, flatten, listed
+from jmudsc.paths import did_you_mean, filled, flatten, listed, starred
 
 # Pattern of leaf paths -> the new path, or None to leave the leaves out.
 Rename = Mapping[str, str | None]
@@ -61,14 +60,14 @@ def renamed(where: str, tree: PyTree, rename: Rename) -> PyTree:
     names = {path: path for path in flatten(tree)}
     unmatched = []
     for old, new in rename.items():
-        found = _matched(old, names)
+        found = starred(old, names)
         if not found:
             unmatched.append(f'"{old}"{did_you_mean(old, names.values())}')
         for path, texts in found.items():
             if new is None:
                 del names[path]
             else:
-                names[path] = _filled(new, texts)
+                names[path] = filled(new, texts)
     if unmatched:
         raise ValueError(
             f"{where}: expected patterns that match a leaf, got {len(unmatched)} of "
@@ -110,18 +109,6 @@ def split(where: str, tree: PyTree, separator: str) -> PyTree:
     pieces = {path: _pieces(keys, separator) for path, keys in routes.items()}
     _check_distinct(where, pieces)
     return nested(where, [(keys, leaves[path]) for path, keys in pieces.items()])
-
-
-def _matched(pattern: str, names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Return for every path whose name matches what its `*` stand for."""
-    regex = re.compile("(.*)".join(map(re.escape, pattern.split("*"))), re.DOTALL)
-    found = {path: regex.fullmatch(name) for path, name in names.items()}
-    return {path: match.groups() for path, match in found.items() if match}
-
-
-def _filled(new: str, texts: Collection[str]) -> str:
-    first, *rest = new.split("*")
-    return first + "".join(x for pair in zip(texts, rest, strict=True) for x in pair)
 
 
 def _pieces(keys: Route, separator: str) -> Route:

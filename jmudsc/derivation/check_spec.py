@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.keys import check_key
 from jmudsc.reordering.permute import draws_of, permutations_by, permute
 from jmudsc.sharding import placed_like, to_host
 from jmudsc.spec.check_variables import check_covers
@@ -45,6 +46,7 @@ def check_spec(
         ValueError: if the spec does not fit the variables, the outputs are not finite,
             or they change; the labels at fault are named.
     """
+    check_key("check_spec", key)
     check_covers("check_spec", spec, paths.flatten(variables))
     bits, noise = map(np.asarray, _drawn(key, draws_of(spec), _floats_in(variables)))
     perms = _moving(spec, permutations_by(spec, bits))

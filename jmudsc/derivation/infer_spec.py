@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from jaxtyping import PyTree
 
 from jmudsc.derivation.axis_expressions import express_all
+from jmudsc.derivation.evaluation_mode import warn_of_mode
 from jmudsc.derivation.interpreter import Walk, walk
 from jmudsc.derivation.nesting import outer_labels_of
-from jmudsc.derivation.program import Program, shape_of, trace
+from jmudsc.derivation.program import Program, shape_of, trace, unread
 from jmudsc.derivation.rules.primitive import AxisTerms
 from jmudsc.derivation.running_statistics import running_statistics
 from jmudsc.derivation.terms.axis_terms import Term, Terms
 from jmudsc.derivation.terms.origins import sources as sources_of
+from jmudsc.spec.alike import Alike, move_alike
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import fixed_sites, labels_of, PermutationSpec, Site
@@ -32,11 +34,13 @@ class Roles:
         consumed: the sites that a contraction sums over.
         statistics: the paths of running statistics.
         variances: path of a running mean -> that of the variance it goes with.
+        unread: the paths of the leaves that no output depends on.
     """
 
     consumed: frozenset[Site]
     statistics: frozenset[str]
     variances: dict[str, str]
+    unread: frozenset[str]
 
 
 def infer_spec(
@@ -45,13 +49,15 @@ def infer_spec(
     batch: PyTree,
     *,
     frozen: str | Iterable[str] = (),
+    alike: Alike = (),
 ) -> PermutationSpec:
     """Derive the permutation symmetries of a model from one trace of it.
 
     Two axes get one label where the program needs them in the same order (a
     contraction pairs them, an elementwise operation aligns them); axes that the program
     treats by position are fixed, with the reason. A primitive without a rule fixes all
-    it touches.
+    it touches. A model that is not in evaluation mode, as far as its program shows, is
+    told so in a warning.
 
     Args:
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
@@ -59,15 +65,31 @@ def infer_spec(
         variables: a pytree of arrays or `jax.ShapeDtypeStruct`s; nothing is allocated.
         batch: one batch, of arrays or shapes as well.
         frozen: patterns of labels and leaves to keep in place, as for `freeze`.
+        alike: patterns of leaves that `apply_fn` does not read, with the leaves that
+            they move like, as for `merge`.
 
     Returns:
         The spec; `print(spec)` shows it as a table.
 
     Raises:
         TypeError: if a leaf is not an array.
-        ValueError: if a pattern matches nothing.
+        ValueError: if a pattern matches nothing, or a leaf cannot move like another.
     """
     program = trace(apply_fn, variables, batch)
+    warn_of_mode("infer_spec", program)
+    spec = spec_of_program(program)
+    return freeze(move_alike("infer_spec", spec, alike), frozen)
+
+
+def spec_of_program(program: Program) -> PermutationSpec:
+    """Derive the permutation symmetries of a traced model, as `infer_spec` does.
+
+    Args:
+        program: the traced model.
+
+    Returns:
+        The spec.
+    """
     seen = _walked(program)
     terms, leaf_axes = seen.terms, seen.leaf_axes
     _pin_unused(program, seen)
@@ -80,15 +102,15 @@ def infer_spec(
     sizes = {name: terms.size(atom) for atom, name in names.items()}
     reasons = {name: terms.reason(atom) for atom, name in held.items()}
     role = _roles(program, seen)
-    spec = PermutationSpec(
+    return PermutationSpec(
         axes=axes,
         labels=labels_of(axes, sizes, outer, reasons),
         fixed=_fixed(terms, names, leaf_axes, axes),
         consumed=role.consumed,
         statistics=role.statistics,
         variances=role.variances,
+        unread=role.unread,
     )
-    return freeze(spec, frozen)
 
 
 def roles(program: Program) -> Roles:
@@ -118,6 +140,7 @@ def _roles(program: Program, seen: Walk) -> Roles:
         consumed=_consumed(seen),
         statistics=frozenset(p for s in found for p in (s.mean, s.variance) if p),
         variances={s.mean: s.variance for s in found if s.mean},
+        unread=unread(program),
     )
 
 

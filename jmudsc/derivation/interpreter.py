@@ -16,12 +16,13 @@ import numpy as np
 from jmudsc.derivation import index_order
 from jmudsc.derivation.interactions import interactions
 from jmudsc.derivation.program import open_jaxpr, Program, scan_operands, shape_of
-from jmudsc.derivation.rules.common import pin_all
+from jmudsc.derivation.rules.common import BY_POSITION, pin_all
 from jmudsc.derivation.rules.positions import forget
 from jmudsc.derivation.rules.primitive import AxisTerms
 from jmudsc.derivation.rules.table import apply_rule, contraction, primitive_of
 from jmudsc.derivation.terms.axis_terms import Term, Terms
 from jmudsc.derivation.terms.values import Number, Pick, Picks, Place, Value
+from jmudsc.derivation.ties import tied
 from jmudsc.derivation.value_numbering import Numbers
 
 MEETS_INPUT = "meets an input of the network"
@@ -80,6 +81,7 @@ class Walk:
         numbers: what tells which values are equal.
         places: where values can be read, by number.
         picked: a term that an index picks from, by the number of the index and by size.
+        tied: the equations that compare by size what may be equal, by their `id`.
     """
 
     terms: Terms
@@ -91,6 +93,7 @@ class Walk:
     numbers: Numbers = field(default_factory=Numbers)
     places: dict[Number, Place] = field(default_factory=dict)
     picked: dict[tuple[Number, int], Term] = field(default_factory=dict)
+    tied: frozenset[int] = frozenset()
 
 
 def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, AxisTerms]) -> Walk:
@@ -104,7 +107,7 @@ def walk(program: Program, terms: Terms, leaf_axes: Mapping[str, AxisTerms]) -> 
     Returns:
         The walk.
     """
-    result = Walk(terms, leaf_axes)
+    result = Walk(terms, leaf_axes, tied=tied(program))
     scope: dict[Any, Value] = {}
     for path, var in program.leaves.items():
         scope[var] = Value(leaf_axes[path])
@@ -200,6 +203,7 @@ class _Walker:
         """
         result, since = self.result, len(self.result.terms)
         numbers = result.numbers.outputs(eqn, [value.number for value in ins])
+        self.pin_tied(eqn, ins)
         picked = index_order.picked(eqn, ins, result.numbers, result.places)
         axes, tags = apply_rule(
             result.terms, eqn, [v.axes for v in ins], [v.tag for v in ins]
@@ -218,6 +222,15 @@ class _Walker:
         result.met.extend(Occurrence(value, None, self.around) for value in met)
         self.note_contraction(eqn, ins)
         return outs
+
+    def pin_tied(self, eqn: Any, ins: list[Value]) -> None:
+        """Fix the axis along which entries are compared that may be equal."""
+        ranks = primitive_of(eqn).ranks
+        if ranks is not None and id(eqn) in self.result.tied:
+            found, name = ranks(eqn), f"{eqn.primitive.name} among equal ones"
+            for number in found.keys:
+                axis = ins[number].axes[found.axis]
+                self.result.terms.pin(axis, BY_POSITION.format(name))
 
     def tie_picked(self, picks: Picks) -> None:
         """Tie fixed axes from which the same index picks: position by position."""
@@ -319,13 +332,14 @@ def _picks(eqn: Any, ins: Sequence[Value]) -> bool:
 
 
 def _constant(terms: Terms, value: Any) -> Value:
-    """A constant fixes the axes along which it varies."""
+    """A constant fixes the axes along which its bits vary."""
     shape = np.shape(value)
     axes = [terms.leaf(size) for size in shape]
     if any(size > 1 for size in shape):
-        array = np.asarray(value)
+        array = np.ascontiguousarray(value)
+        bits = array.reshape(-1).view(np.uint8).reshape(*shape, -1)
         for number, term in enumerate(axes):
-            if array.size and not (array == array.take([0], axis=number)).all():
+            if bits.size and not (bits == bits.take([0], axis=number)).all():
                 terms.pin(term, "meets a constant that varies along it")
     return Value(axes)
 

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.derivation import shard_map
+from jmudsc.derivation.explain_failure import explain_failure
 from jmudsc.derivation.rules.common import shape_of as shape_of
 from jmudsc.derivation.rules.table import primitive_of
 from jmudsc.derivation.terms.values import Place
@@ -65,10 +66,17 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
         The program, with every call inlined.
 
     Raises:
-        TypeError: if a leaf of `variables` or `batch` is not an array.
+        TypeError: if a leaf of `variables` or `batch` is not an array, or `apply_fn`
+            takes something else and it can be told what.
     """
     abstract = _abstract("variables", variables), _abstract("batch", batch)
-    closed = jax.make_jaxpr(apply_fn)(*abstract)
+    try:
+        closed = jax.make_jaxpr(apply_fn)(*abstract)
+    except Exception as error:
+        if why := explain_failure(apply_fn, *abstract):
+            raise TypeError(why) from error
+        error.add_note(f"apply_fn fails on variables and {_kind(abstract[1])}.")
+        raise
 
     def inlined(*args):
         return evaluate_jaxpr(closed, args)
@@ -82,6 +90,22 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
         outvars=tuple(jaxpr.outvars),
         paths=tuple(paths.flatten(variables)),
     )
+
+
+def unread(program: Program, outputs: Sequence[Any] | None = None) -> frozenset[str]:
+    """Find the leaves that some outputs do not depend on.
+
+    Args:
+        program: from `trace`.
+        outputs: some of `program.outvars`; None for all.
+
+    Returns:
+        The paths of the leaves. What a loop computes and nobody reads counts as not
+        computed.
+    """
+    wanted = program.outvars if outputs is None else outputs
+    needed = _needed(program.eqns, wanted)
+    return frozenset(path for path, var in program.leaves.items() if var not in needed)
 
 
 def run(program: Program, args: Sequence[Any], wanted: Iterable[Place]) -> list[Any]:
@@ -248,9 +272,52 @@ def _live(eqns: Sequence[jex.JaxprEqn], outvars: Sequence[Any]) -> tuple:
     return tuple(reversed(kept))
 
 
+def _needed(eqns: Sequence[jex.JaxprEqn], wanted: Iterable[Any]) -> set[Any]:
+    """Return the values that some values are computed from, and these."""
+    needed = set(variables_of(wanted))
+    for eqn in reversed(eqns):
+        is_needed = [var in needed for var in eqn.outvars]
+        if not any(is_needed):
+            continue
+        operands = eqn.invars
+        if eqn.primitive.name == "scan":
+            operands = _needed_by_scan(eqn, is_needed)
+        needed.update(variables_of(operands))
+    return needed
+
+
+def _needed_by_scan(eqn: jex.JaxprEqn, is_needed: Sequence[bool]) -> list[Any]:
+    """Return the operands that some outputs of a loop are computed from."""
+    body = open_jaxpr(eqn.params["jaxpr"])
+    start, carried = scan_operands(eqn)
+    flags = list(is_needed)
+    while True:
+        wanted = [v for v, flag in zip(body.outvars, flags, strict=True) if flag]
+        inside = _needed(body.eqns, wanted)
+        carry = [var in inside for var in body.invars[start : start + carried]]
+        grown = [a or b for a, b in zip(flags, carry, strict=False)] + flags[carried:]
+        if grown == flags:
+            break
+        flags = grown
+    outer = zip(eqn.invars, body.invars, strict=True)
+    first = eqn.invars[start : start + carried]
+    kept = [v for v, flag in zip(first, flags, strict=False) if flag]
+    return kept + [var for var, inner in outer if inner in inside]
+
+
 def _abstract(name: str, tree: PyTree) -> PyTree:
     check_arrays(name, tree)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), _dtype_of(x)), tree)
+
+
+def _kind(batch: PyTree) -> str:
+    """Write what a batch is: its leaves by path, with dtype and shape."""
+    leaves = paths.flatten(batch)
+    kinds = {path: f"{x.dtype}{list(x.shape)}" for path, x in leaves.items()}
+    if list(kinds) == [""]:
+        return f"a batch of {kinds['']}"
+    named = ", ".join(f"{path}: {kind}" for path, kind in kinds.items())
+    return f"a batch, a {type(batch).__name__} with {named or 'no array'}"
 
 
 def _dtype_of(leaf: Any) -> Any:

@@ -10,6 +10,7 @@ from jmudsc.derivation.infer_spec import roles
 from jmudsc.derivation.label_sizes import with_sizes
 from jmudsc.derivation.program import shape_of, trace
 from jmudsc.paths import did_you_mean, listed
+from jmudsc.spec.alike import move_alike
 from jmudsc.spec.axes import atoms_in, Axis, labels_by_axis, Units
 from jmudsc.spec.notation import (
     axes_of,
@@ -96,7 +97,8 @@ def read_spec(
     axes = {path: axes[path] for path in shapes}
     labels = _labels(where, axes, order, {**table.outer, **parents}, table.held)
     fixed = _reasons(axes, table.fixed)
-    return PermutationSpec(axes, labels, fixed, **vars(roles(program)))
+    spec = PermutationSpec(axes, labels, fixed, **vars(roles(program)))
+    return move_alike(where, spec, table.alike)
 
 
 def override(

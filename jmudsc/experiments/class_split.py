@@ -38,7 +38,6 @@ from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.progress import prefixed, Progress
-from jmudsc.reordering.combine import combine
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.repairs.least_squares import refit
 from jmudsc.repairs.rescale import repair as rescale
@@ -252,7 +251,7 @@ def _merges(
         matching = time.perf_counter() - start
         for repair in repairs:
             start = time.perf_counter()
-            merged = _repaired(setup, spec, parents, matched, repair)
+            merged = _repaired(setup, spec, parents, way, matched, repair)
             seconds = matching + time.perf_counter() - start
             yield way.row(repair), Entry(_scores(setup, merged), seconds, alpha)
 
@@ -280,7 +279,7 @@ def _match(
 
     def joint(matched: Match) -> float:
         say(f"{way.method}, choosing alpha", 0, None)
-        merged = _repaired(setup, spec, parents, matched, "none")
+        merged = _repaired(setup, spec, parents, way, matched, "none")
         images, vectors, tasks = setup.search, setup.vectors, setup.tasks
         return score_network(apply, merged, images, vectors, tasks).joint
 
@@ -292,13 +291,14 @@ def _repaired(
     setup: SeedSetup,
     spec: PermutationSpec,
     parents: Sequence[PyTree],
+    way: _Way,
     matched: Match,
     repair: str,
 ) -> PyTree:
     """Average matched parents, and do what is to be done after that."""
     network, batches = setup.experiment.network, setup.calibration
     apply, assignment = models.apply_fn(network), matched.assignment
-    merged = combine(spec, parents, assignment)
+    merged = TABLE[way.method].combine(spec, parents, assignment, None)
     if repair == "refit":
         return refit(spec, apply, parents, assignment, merged, batches)
     if repair == "refit by task":

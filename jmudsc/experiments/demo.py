@@ -26,7 +26,7 @@ from jmudsc.experiments.training import (
     train,
 )
 from jmudsc.matching.coordinate_descent import match
-from jmudsc.matching.methods import METHODS
+from jmudsc.matching.methods import METHODS, TABLE
 from jmudsc.matching.moments import collect
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
@@ -38,7 +38,6 @@ from jmudsc.recipes.import_path import ImportPath
 from jmudsc.recipes.report import mean_and_std, report, table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
-from jmudsc.reordering.combine import combine
 from jmudsc.repairs.batch_stats import reset_batch_stats
 from jmudsc.types import ApplyFn, UpdateFn
 
@@ -205,7 +204,7 @@ def _merges(
         found = match(
             spec, parents, moments, method=method, alpha=ALPHA, key=pair.match_key
         )
-        merged = combine(spec, parents, found.assignment)
+        merged = TABLE[method].combine(spec, parents, found.assignment, None)
         if spec.statistics:
             merged = reset_batch_stats(update_fn(network), merged, calibrating)
         recipe = {"method": method, "alpha": ALPHA, "network": network}

@@ -4,12 +4,11 @@ Decisions are taken on the host, by scipy and numpy, so that they are the same o
 every accelerator.
 """
 
-import math
-
 import numpy as np
 from jaxtyping import Float, Int
 
 from jmudsc.matching.multi_model import align_to, check_reference
+from jmudsc.matching.zip import greedy_zip
 
 
 def align(
@@ -93,86 +92,9 @@ def zip_units(
             )
     total = len(similarity)
     units = total // models
-    root = _greedy(similarity, models, similarity.dtype.type(a), b)
+    root = greedy_zip(similarity, models, similarity.dtype.type(a), b)
     numbers = np.cumsum(root == np.arange(total)) - 1
     return numbers[root].astype(np.int32).reshape(models, units)
-
-
-def _greedy(
-    similarity: np.ndarray, models: int, a: np.floating, b: float
-) -> np.ndarray:
-    """Return the smallest member of each unit's cluster.
-
-    Every pair is held once, by the row of its smaller unit. Row k's `best[k]` is never
-    below its most similar pair that is still allowed, and `partner[k]` is the first
-    unit to reach it for as long as that pair is allowed and as similar; a row is
-    scanned again only when it comes to the top and its pair is not.
-    """
-    total = len(similarity)
-    units = total // models
-    s = _padded(similarity)
-    into = np.arange(total)
-    gone = np.zeros(total, s.dtype)  # -inf for a unit that has joined another
-    budget = [math.floor(b * ((total - units) // models) + 1e-9)] * models
-    # Row k's partners start after k, or after its whole model once that is spent.
-    ends = (into // units + 1) * units
-    starts = into + 1 if budget[0] > 0 else ends.copy()
-    best, partner = _all_best(s, starts)
-    for _ in range(total - units):
-        i = int(best.argmax())
-        j = int(partner[i])
-        while j < starts[i] or gone[j] or s[i, j] != best[i]:
-            best[i], partner[i] = _first_best(s[i], gone, int(starts[i]))
-            i = int(best.argmax())
-            j = int(partner[i])
-        into[j], gone[j], best[j] = i, -np.inf, -np.inf
-        joined = np.minimum(s[i], s[j])
-        joined *= a
-        s[i] = s[:, i] = joined
-        joined += gone
-        model, own = i // units, slice(ends[i] - units, ends[i])
-        budget[model] -= int(j < ends[i])
-        if budget[model] == 0:
-            starts[own], joined[own] = ends[i], -np.inf
-        best[i], partner[i] = _first_best(joined, gone, int(starts[i]))
-        partner[:i][joined[:i] >= best[:i]] = 0  # 0 is no row's partner: scan again
-        np.maximum(best[:i], joined[:i], out=best[:i])
-    for unit in range(total):
-        into[unit] = into[into[unit]]
-    return into
-
-
-def _all_best(
-    s: np.ndarray, starts: np.ndarray, tile: int = 64
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return for every row what `_first_best` does, several rows at once."""
-    best, partner = np.empty(len(s), s.dtype), np.empty(len(s), int)
-    columns = np.arange(len(s))
-    for first in range(0, len(s), tile):
-        rows = slice(first, first + tile)
-        later = np.where(columns >= starts[rows, None], s[rows], -np.inf)
-        partner[rows] = later.argmax(axis=1)
-        best[rows] = later.max(axis=1)
-    return best, partner
-
-
-def _first_best(
-    row: np.ndarray, gone: np.ndarray, start: int
-) -> tuple[np.floating, int]:
-    """Return the largest similarity from a unit on, and the first unit that has it."""
-    later = row[start:] + gone[start:]
-    if not later.size:
-        return row.dtype.type(-np.inf), len(row)
-    place = int(later.argmax())
-    return later[place], start + place
-
-
-def _padded(matrix: np.ndarray) -> np.ndarray:
-    """Copy with rows a little apart: at a power of two columns share cache sets."""
-    rows, columns = matrix.shape
-    copy = np.empty((rows, columns + 16), matrix.dtype)[:, :columns]
-    copy[:] = matrix
-    return copy
 
 
 def _symmetric(matrix: np.ndarray, tile: int = 128) -> bool:

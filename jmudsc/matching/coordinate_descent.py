@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.digests import digest_of
+from jmudsc.keys import check_key
 from jmudsc.matching.coordinate_step import inputs_of, Search, Step, take_step
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.match_options import MatchOptions
@@ -97,6 +98,7 @@ def match(
             moments are missing or of other models, or the models do not fit the spec.
     """
     row = method_of("match", method)
+    check_key("match", key)
     check_alpha("match", alpha)
     options = MatchOptions(row, a, b, reference, patience, max_sweeps, budget)
     search = _search(spec, models, moments, options, journal)
@@ -279,7 +281,8 @@ def spec_digest(spec: PermutationSpec) -> str:
     Args:
         spec: the permutation spec.
     """
-    parts = dict(spec.axes), dict(spec.labels), spec.consumed, spec.statistics
+    silent = frozenset(path for path in spec.axes if not spec.is_evidence(path))
+    parts = dict(spec.axes), dict(spec.labels), spec.consumed, silent
     ordered = [sorted(x) if isinstance(x, frozenset) else x for x in parts]
     return digest_of([repr(ordered).encode()])
 

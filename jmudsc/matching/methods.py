@@ -139,7 +139,8 @@ def check_alpha(where: str, alpha: float) -> None:
     Raises:
         ValueError: if it is outside [0, 1].
     """
-    if not 0 <= alpha <= 1:
+    is_number = isinstance(alpha, int | float | np.number)
+    if not is_number or not 0 <= alpha <= 1:
         raise ValueError(
             f"{where}: expected alpha, the share of the weight similarity, in [0, 1], "
             f"got {alpha}. Pass 0.5 to count weights and activations alike."

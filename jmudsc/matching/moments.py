@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
-from jmudsc.batches import batch_kind, check_iterable, no_batches
+from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
 from jmudsc.derivation.program import run, trace
 from jmudsc.derivation.taps import find_taps, read_tap, Tap
 from jmudsc.derivation.terms.values import Place
@@ -27,7 +27,7 @@ from jmudsc.reordering.blocks import (
 )
 from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec.axes import Units
-from jmudsc.spec.check_variables import check_covers
+from jmudsc.spec.check_variables import check_covers, check_models
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
@@ -94,16 +94,18 @@ def collect(
         left out.
 
     Raises:
-        TypeError: if `batches` is no iterable, or a single batch.
-        ValueError: if there are no batches, an activation is not finite, or the spec
-            does not fit the models.
+        TypeError: if `batches` is no iterable, or a single batch, or `models` no list.
+        ValueError: if there are no batches, or no samples in one, an activation is not
+            finite, or the spec does not fit the models.
     """
     check_iterable("collect", batches)
+    check_models("collect", models)
     for model in models:
         check_covers("collect", spec, paths.flatten(model))
     read = _Reading(spec, apply_fn, models[0])
     total: dict[str, Moments] = {}
     number = 0
+    batches = checked("collect", batches)
     one_by_one = ([batch] for batch in batches)
     lazy = is_lazy(models)
     for group in _groups(read, batches, len(models)) if lazy else one_by_one:

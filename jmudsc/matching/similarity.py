@@ -78,7 +78,8 @@ def weight_similarity(
             same without it.
 
     Returns:
-        Values in [-1, 1]; None if the label is only on running statistics.
+        Values in [-1, 1]; None if the label is only on leaves that are no
+        evidence: running statistics, and leaves that move like others.
     """
     cache = MomentCache(budget=0) if cache is None else cache
     of, join, correlate = _comparison(within)
@@ -86,7 +87,7 @@ def weight_similarity(
     seen: list[Any] = []
     for site in spec.labels[label].sites:
         is_empty = not all(axis.size for axis in spec.axes[site.path])
-        if site.path in spec.statistics or is_empty:
+        if is_empty or not spec.is_evidence(site.path):
             continue
         others = others_on(spec, label, site)
         if others is None:

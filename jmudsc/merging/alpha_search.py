@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from jmudsc.batches import checked
 from jmudsc.types import ApplyFn
 
 Tried = TypeVar("Tried")
@@ -164,8 +165,14 @@ def _outputs(
     batches: Iterable[PyTree],
 ) -> Outputs:
     rows = []
-    for batch in batches:
+    for batch in checked("merge", batches):
         leaves = jax.device_get(jax.tree.leaves(apply_fn(variables, batch)))
+        if not all(np.shape(x) for x in leaves):
+            raise ValueError(
+                'merge: alpha: expected outputs with an axis of samples for "auto", '
+                "got a single number. Return the outputs of the network, not a loss, "
+                "or pass a number for alpha."
+            )
         flat = [np.asarray(x, np.float64).reshape(np.shape(x)[0], -1) for x in leaves]
         rows.append(np.concatenate(flat, axis=1))
     return np.concatenate(rows)

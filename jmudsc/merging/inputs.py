@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 from jmudsc.batches import check_iterable, first_batch
 from jmudsc.lazy import to_device
 from jmudsc.matching.methods import names_of, TABLE
+from jmudsc.merging.option_values import functions
 from jmudsc.merging.options import MergeOptions
 from jmudsc.repairs.least_squares import check_owners
 from jmudsc.repairs.pipeline import check_needs
@@ -45,11 +46,15 @@ def check_inputs(where: str, inputs: Inputs, options: MergeOptions) -> None:
         options: of the merge, `checked`.
 
     Raises:
-        TypeError: if the batches are no iterable, or a single batch, or the spec is no
-            spec.
+        TypeError: if there is no function, the batches are no iterable, or a single
+            batch, or the spec is no spec.
         ValueError: if there are no batches where some are needed, they can be read once
             only, or owners of batches are no models.
     """
+    try:
+        functions(inputs.apply_fn)
+    except ValueError as error:
+        raise TypeError(f"{where}: apply_fn: {error}") from None
     spec = inputs.spec
     if spec is not None and not isinstance(spec, PermutationSpec):
         kind = type(spec).__name__

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc.derivation.check_spec import check_spec
+from jmudsc.keys import check_key
 from jmudsc.lazy import to_device
 from jmudsc.matching.coordinate_descent import matcher
 from jmudsc.matching.journal import Journal
@@ -15,8 +16,10 @@ from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.alpha_search import ALPHAS, Best, search_alpha
 from jmudsc.merging.candidate import Candidate, candidate, score_of
+from jmudsc.merging.doubts import doubts_of_merge, doubts_of_models
 from jmudsc.merging.inputs import check_inputs, Inputs, loaded
-from jmudsc.merging.option_values import as_tuple
+from jmudsc.merging.machine import machine
+from jmudsc.merging.option_values import as_pairs, as_tuple
 from jmudsc.merging.options import MergeOptions, Outcome, recorded
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.result import MergeResult
@@ -27,7 +30,8 @@ from jmudsc.progress import counted, Progress, silent
 from jmudsc.repairs.least_squares import RIDGE
 from jmudsc.repairs.table import asked
 from jmudsc.sharding import placed_like
-from jmudsc.spec.check_variables import check_finite
+from jmudsc.spec.alike import Alike
+from jmudsc.spec.check_variables import check_finite, check_models
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn, UpdateFn
 
@@ -45,6 +49,7 @@ def merge(
     spec: PermutationSpec | None = None,
     frozen: str | Iterable[str] = (),
     separate: str | Iterable[str] = (),
+    alike: Alike = (),
     weights: Sequence[float] | None = None,
     reference: str = "first",
     update_fn: UpdateFn | Sequence[UpdateFn] | None = None,
@@ -82,13 +87,20 @@ def merge(
         alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
             `search` for that of `alphas` with the best `score`, `auto` for that whose
             merged network agrees best with its parents (see `joint_agreement`).
-        key: a PRNG key; the same key gives the same bits.
+        key: a PRNG key; the same key gives the same bits on the same machine. With
+            another number of CPU cores the last bits of sums over samples, and what
+            follows from them, may differ; the result's recipe says how many there were.
         spec: a permutation spec to use instead of deriving one.
         frozen: patterns of labels and leaves whose units stay in place, as for
             `freeze`.
         separate: patterns of leaves that are not averaged: every model keeps its own,
             carried into the merged coordinates, in `MergeResult.networks`. Heads of
             several tasks, or all leaves beyond a depth.
+        alike: patterns of leaves that `apply_fn` does not read and that belong to what
+            moves, with those of the leaves that they move like: `{"ema/*":
+            "params/*"}`, where the same text takes the place of the same `*`. They are
+            permuted and averaged as those are, and are no evidence of what a unit does.
+            Leaves that are not read and not named stay in place, with a warning.
         weights: the share of each model in the average; None for equal shares.
         reference: what more than two models are aligned to: `first`, `mean` or
             `universe`, as for `match`.
@@ -147,6 +159,7 @@ def merge(
         alphas=as_tuple(alphas),
         frozen=as_tuple(frozen),
         separate=as_tuple(separate),
+        alike=as_pairs(alike),
         reference=reference,
         refit=refit,
         ridge=ridge,
@@ -183,14 +196,17 @@ def merge_with(
     """
     watch = Watch(progress or silent)
     options.checked("merge")
+    check_key("merge", key)
+    check_models("merge", inputs.models)
     check_inputs("merge", inputs, options)
-    check_key, match_key = jax.random.split(key)
+    proof_key, match_key = jax.random.split(key)
     given = inputs.models
     inputs, first = loaded("merge", inputs, options)
     prepared = prepare("merge", inputs, first, options, watch)
     check_finite("merge", prepared.models)
+    _warn(doubts_of_models(prepared.models))
     check_carried("merge", prepared.apart, TABLE[options.method].zips)
-    _check_specs(prepared, first, check_key, watch)
+    _check_specs(prepared, first, proof_key, watch)
     moments = _statistics(prepared, inputs.batches, watch)
     with watch.stage(None, "matching"):
         match_at = matcher(
@@ -212,11 +228,17 @@ def merge_with(
     score = score_of(prepared, inputs.batches)
     best = search_alpha(candidate_at, score, options.balances)
     _warn_of_statistics(prepared, inputs.batches)
+    _warn(doubts_of_merge(prepared, best.candidate, inputs.batches))
     networks = [
         jax.tree.map(placed_like, network, model)
         for network, model in zip(best.candidate.networks, given, strict=False)
     ]
     return _result(prepared, best, networks, watch)
+
+
+def _warn(doubts: Sequence[str]) -> None:
+    for sentence in doubts:
+        _log.warning("merge: %s", sentence)
 
 
 def _check_specs(
@@ -268,7 +290,7 @@ def _result(
         spec=prepared.spec,
         assignment=match.assignment,
         history=match.history,
-        recipe=recorded(options, outcome),
+        recipe={**recorded(options, outcome), "machine": machine()},
         changes=best.candidate.changes,
         networks=tuple(networks) if options.separate else (),
         seconds=watch.seconds,

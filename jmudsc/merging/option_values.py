@@ -5,10 +5,10 @@ what to do: a sentence to go after the name of the option.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jmudsc.paths import did_you_mean
+from jmudsc.paths import cut, did_you_mean
 
 Reader = Callable[[Any], Any]
 
@@ -25,6 +25,16 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) else value
 
 
+def as_pairs(value: Any) -> Any:
+    """Return a mapping as a tuple of its items, others as they are.
+
+    Example:
+        >>> as_pairs({"ema/*": "params/*"})
+        (('ema/*', 'params/*'),)
+    """
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
 def one_of(known: Sequence[str]) -> Reader:
     """Return the reader of one of several names.
 
@@ -35,7 +45,8 @@ def one_of(known: Sequence[str]) -> Reader:
 
     def read(value: Any) -> str:
         if value not in known:
-            hint = did_you_mean(str(value), known)
+            is_text = isinstance(value, str)
+            hint = did_you_mean(value, known) if is_text else ". Write a name."
             raise ValueError(
                 f"expected one of {', '.join(known)}, got {quoted(value)}{hint or '.'}"
             )
@@ -106,6 +117,22 @@ def model_weights(value: Any) -> tuple[float, ...]:
     return tuple(float(number) for number in value)
 
 
+def function(value: Any) -> Any:
+    """Read a function."""
+    if not callable(value):
+        raise ValueError(
+            f"expected a function, got {quoted(value)}. Pass the function itself."
+        )
+    return value
+
+
+def functions(value: Any) -> Any:
+    """Read a function, or several."""
+    if isinstance(value, list | tuple) and value:
+        return tuple(map(function, value))
+    return function(value)
+
+
 def patterns(value: Any) -> tuple[str, ...]:
     """Read shell patterns of names."""
     good = isinstance(value, list | tuple)
@@ -115,6 +142,32 @@ def patterns(value: Any) -> tuple[str, ...]:
             "Put each pattern in quotes."
         )
     return tuple(value)
+
+
+def pairs_of_patterns(value: Any) -> tuple[tuple[str, str], ...]:
+    """Read patterns of leaves, each with the pattern of what they move like."""
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    if not isinstance(pairs, list | tuple) or not all(map(_is_pair, pairs)):
+        raise ValueError(
+            "expected a mapping of patterns of leaves to those of the leaves that they "
+            f'move like, got {listing(value)}. Write them as {{"ema/*": "params/*"}}.'
+        )
+    wrong = [
+        f'"{ours}" has {ours.count("*")} and "{theirs}" {theirs.count("*")}'
+        for ours, theirs in pairs
+        if ours.count("*") != theirs.count("*")
+    ]
+    if wrong:
+        raise ValueError(
+            f"expected as many * on both sides, got others: {', '.join(wrong)}. Each * "
+            "stands for the same text on both."
+        )
+    return tuple((ours, theirs) for ours, theirs in pairs)
+
+
+def _is_pair(value: Any) -> bool:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    return is_pair and all(text and isinstance(text, str) for text in value)
 
 
 def yes_or_no(value: Any) -> bool:
@@ -130,15 +183,25 @@ def is_number(value: Any) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except TypeError:
+    except (TypeError, OverflowError):  # of an int that is no float
         return False
 
 
 def quoted(value: Any) -> str:
-    """Write a value as it is shown in an error, text in double quotes."""
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    """Write a value as it is shown in an error: text in double quotes, long ones cut.
+
+    Example:
+        >>> quoted("zip"), quoted(0.5), len(quoted([1] * 1000)) < 150
+        ('"zip"', '0.5', True)
+    """
+    if isinstance(value, str):
+        return f'"{cut(value)}"'
+    try:
+        return cut(repr(value))
+    except ValueError:  # an int in it has more digits than Python writes
+        return f"an object of type {type(value).__name__} that is too long to write"
 
 
 def listing(value: Any) -> str:
     """Write several values as a list, whatever holds them."""
-    return str(list(value)) if isinstance(value, tuple) else quoted(value)
+    return quoted(list(value)) if isinstance(value, tuple) else quoted(value)

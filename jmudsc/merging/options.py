@@ -16,8 +16,11 @@ from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS, CHOICES
 from jmudsc.merging.option_values import (
     above_zero,
+    function,
+    functions,
     model_weights,
     one_of,
+    pairs_of_patterns,
     patterns,
     quoted,
     Reader,
@@ -84,7 +87,9 @@ class MergeOptions:
     update_fn: UpdateFn | Sequence[UpdateFn] | None = field(
         default=None,
         metadata=Option(
-            "resets running statistics as training does", in_recipe="import path"
+            "resets running statistics as training does",
+            functions,
+            in_recipe="import path",
         ).metadata,
     )
     method: str = field(
@@ -127,7 +132,9 @@ class MergeOptions:
     score: Callable[[Any], float] | None = field(
         default=None,
         metadata=Option(
-            "what a search of alpha makes large", in_recipe="import path"
+            "what a search of alpha makes large",
+            function,
+            in_recipe="import path",
         ).metadata,
     )
     alphas: tuple[float, ...] = field(
@@ -158,6 +165,13 @@ class MergeOptions:
         metadata=Option(
             "leaves that every model keeps for itself",
             patterns,
+        ).metadata,
+    )
+    alike: tuple[tuple[str, str], ...] = field(
+        default=(),
+        metadata=Option(
+            "leaves that apply_fn does not read, and what they move like",
+            pairs_of_patterns,
         ).metadata,
     )
     reference: str = field(
@@ -321,6 +335,8 @@ def _is_default(options: MergeOptions, name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 

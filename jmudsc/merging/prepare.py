@@ -3,22 +3,29 @@
 `merge` prepares with models, a plan with the shapes of models.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.derivation.infer_spec import infer_spec
+from jmudsc.derivation.evaluation_mode import unread_statistics, warn_of_mode
+from jmudsc.derivation.infer_spec import spec_of_program
+from jmudsc.derivation.program import Program, trace
+from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import Inputs, per_model
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.separate import take_apart, trunk_fn, TrunkAndHeads, trunks_of
 from jmudsc.merging.watch import Watch
 from jmudsc.reordering.combine import shares_of
+from jmudsc.spec.alike import left_behind, move_alike
 from jmudsc.spec.check_variables import check_same
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn, UpdateFn
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,9 @@ def prepare(
 
     Raises:
         TypeError: if a leaf is no array.
-        ValueError: if the models differ, a pattern matches nothing, functions or
-            weights are not one for each model, or the specs do not fit the models or
-            each other.
+        ValueError: if the models differ, a pattern matches nothing, a leaf cannot move
+            like another, functions or weights are not one for each model, or the specs
+            do not fit the models or each other.
     """
     models, patterns = inputs.models, options.separate
     count = len(models)
@@ -100,11 +107,47 @@ def prepare(
     trunks = trunks_of(where, models, patterns) if patterns else models
     check_same(where, trunks)
     networks = list(zip(apply_fns, models, strict=True))[: None if patterns else 1]
+    programs = _programs(where, networks, batch)
     specs = [inputs.spec] * len(networks) if inputs.spec else []
     if not specs:
         with (watch or Watch()).stage("deriving the spec", "deriving"):
-            specs = [infer_spec(apply_fn, model, batch) for apply_fn, model in networks]
+            specs = [spec_of_program(program) for program in programs]
+    specs = [move_alike(where, spec, options.alike) for spec in specs]
     if options.frozen:
         specs[0] = freeze(specs[0], options.frozen)
+    if programs and TABLE[options.method].matches:
+        _warn_of_unread(where, specs[0], programs[0])
     apart = take_apart(where, specs, models, trunks)
     return Prepared(options, shares, apply_fns, update_fns, models, trunks, apart)
+
+
+def _programs(
+    where: str, networks: Sequence[tuple[ApplyFn, PyTree]], batch: PyTree | None
+) -> list[Program]:
+    """Trace every network, and warn of those that are not in evaluation mode."""
+    if batch is None:
+        return []
+    programs = [trace(apply_fn, model, batch) for apply_fn, model in networks]
+    by_function = dict(
+        zip([apply_fn for apply_fn, _ in networks], programs, strict=True)
+    )
+    for program in by_function.values():
+        warn_of_mode(where, program)
+    return programs
+
+
+def _warn_of_unread(where: str, spec: PermutationSpec, program: Program) -> None:
+    """Warn of leaves that may belong to what moves and stay behind."""
+    told = set(unread_statistics(program))  # which a warning names already
+    left = [path for path in left_behind(spec) if path not in told]
+    if left:
+        one = len(left) == 1
+        _log.warning(
+            "%s: %s not read by apply_fn and %s in place while units of others move:\n"
+            '%s\nPass alike={"ema/*": "params/*"}, say, with patterns of these leaves '
+            "and of those that they move like, or take them out of the variables.",
+            where,
+            "1 leaf is" if one else f"{len(left)} leaves are",
+            "stays" if one else "stay",
+            paths.listed(left),
+        )

@@ -22,7 +22,8 @@ class MergeResult:
             that each unit of each model went to.
         history: the objective of each sweep of coordinate descent: the mean over
             labels of the mean similarity of matched units, in [-1, 1].
-        recipe: what decided the merge (method, alpha, weights, ...), plain JSON values.
+        recipe: what decided the merge (method, alpha, weights, ..., and the machine,
+            which decides the last bits), plain JSON values.
         changes: path of a leaf -> what refit and repair did with it after averaging, or
             why they could do nothing; empty without them.
         networks: where some leaves are separate, per model its variables: the leaves

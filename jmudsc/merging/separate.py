@@ -135,6 +135,8 @@ def restrict(spec: PermutationSpec, leaves: Mapping[str, Any]) -> PermutationSpe
         consumed=frozenset(site for site in spec.consumed if site.path in leaves),
         statistics=spec.statistics.intersection(leaves),
         variances={m: v for m, v in spec.variances.items() if {m, v} <= leaves.keys()},
+        unread=spec.unread.intersection(leaves),
+        alike={path: like for path, like in spec.alike.items() if path in leaves},
     )
 
 

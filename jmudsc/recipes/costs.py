@@ -301,7 +301,7 @@ def _weight_flops(job: Job, name: str) -> float:
     sizes = [
         math.prod(job.merged[site.path].shape)
         for site in job.spec.labels[name].sites
-        if site.path not in job.spec.statistics
+        if job.spec.is_evidence(site.path)
     ]
     return sum(2 * size * per_parameter for size in sizes)
 

@@ -42,6 +42,11 @@ def read_import_path(value: Any) -> ImportPath:
     if isinstance(value, dict):
         args = {key: arg for key, arg in value.items() if key != "factory"}
         name = value.get("factory")
+        if wrong := [key for key in args if not isinstance(key, str)]:
+            raise ValueError(
+                f"expected names of arguments beside factory, got {quoted(wrong[0])}. "
+                "Put it in quotes."
+            )
     if not isinstance(name, str) or not all(name.partition(":")):
         raise ValueError(
             'expected "module:name" or {factory: "module:name", ...}, got '

@@ -18,6 +18,7 @@ from jmudsc.batches import Chained, first_batch
 from jmudsc.checkpoints.dtypes import abstract, check_savable
 from jmudsc.checkpoints.formats import format_of
 from jmudsc.checkpoints.load import open_variables
+from jmudsc.derivation.explain_failure import explain_failure
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.matching.methods import TABLE
@@ -304,6 +305,8 @@ def _run(
     try:
         jax.eval_shape(function, variables, batch)
     except Exception as error:  # a recipe's own code may raise any
+        if key == "apply_fn" and (why := explain_failure(function, variables, batch)):
+            raise ValueError(f"recipe: {why}") from error
         raise ValueError(
             f"recipe: {key}: expected a function that runs on the variables and a "
             f"batch, got {error!r}. Correct the function, or what it is given."

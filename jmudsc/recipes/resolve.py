@@ -23,6 +23,7 @@ from jmudsc.progress import Progress
 from jmudsc.recipes.import_path import ImportPath, resolve
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
+from jmudsc.recipes.yaml_text import decoded
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
@@ -248,4 +249,4 @@ def _spec_text(file: Path) -> str:
             f"{file}: expected a spec, got no such file. Write one with jmudsc spec "
             "RECIPE."
         )
-    return file.read_text()
+    return decoded(str(file), file.read_bytes())

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jmudsc.merging.option_values import quoted, Reader
-from jmudsc.paths import did_you_mean, listed, plural
+from jmudsc.paths import cut, did_you_mean, listed, plural
+from jmudsc.recipes.yaml_text import plain_values
 
 
 def read_yaml(path: Path, expected: str) -> Any:
@@ -22,18 +21,13 @@ def read_yaml(path: Path, expected: str) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no YAML.
+        ValueError: if it is no YAML, or none that can be meant.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: expected {expected}, got no such file. Check the path."
         )
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"{path}: expected YAML, got a text that is none. Correct this:\n{error}"
-        ) from error
+    return plain_values(str(path), path.read_bytes())
 
 
 def read_keys(
@@ -53,7 +47,7 @@ def read_keys(
     for key, value in content.items():
         if key not in readers:
             hint = did_you_mean(str(key), readers) or "."
-            problems.append(f"{key}: there is no such key{hint}")
+            problems.append(f"{cut(str(key))}: there is no such key{hint}")
             continue
         try:
             values[key] = readers[key](value)

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.keys import check_key
 from jmudsc.reordering.blocks import Block, map_blocks, placed, Values
 from jmudsc.reordering.transport import form_of, LeafForm, names_in_leaf, take_units
 from jmudsc.sharding import from_host, sharding_of, to_host
@@ -36,6 +37,7 @@ def random_permutations(spec: PermutationSpec, key: jax.Array) -> dict[str, np.n
     Returns:
         Per label `int32[*outer units, units]`, each row a permutation.
     """
+    check_key("random_permutations", key)
     return permutations_by(spec, np.asarray(_bits(key, draws_of(spec))))
 
 

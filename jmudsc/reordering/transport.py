@@ -211,6 +211,7 @@ def sum_units(
 
 def _sum_rows(rows: np.ndarray, to: np.ndarray) -> np.ndarray:
     """Sum rows by where they go, in their order: first those first there, and so on."""
+    rows = np.ascontiguousarray(rows)  # rows of scattered entries are slow to gather
     order = to.argsort(kind="stable")
     sorted_to = to[order]
     starts = np.searchsorted(sorted_to, sorted_to)

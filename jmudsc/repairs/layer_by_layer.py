@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
-from jmudsc.batches import batch_kind, check_iterable, no_batches
+from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
 from jmudsc.derivation.program import Program, trace, variables_of
 from jmudsc.repairs.contractions import contract
 from jmudsc.repairs.find_layers import find_layers, Layers, Linear, Norm
@@ -163,7 +163,7 @@ def _runs(
 ) -> list[_Run]:
     programs: dict[Any, tuple[Program, Layers]] = {}
     runs = []
-    for batch in batches:
+    for batch in checked(where, batches):
         kind = batch_kind(batch)
         if kind not in programs:
             program = trace(merger.apply_fn, variables, batch)

@@ -99,8 +99,9 @@ def refit(
     inputs, which are the merged network's own: what went wrong in one layer is made
     good by the next (as in PLeaS, Nasery et al. 2025, arXiv:2407.02447). The moments of
     x and of z - W_merged x - b_merged are summed exactly over all batches in float32,
-    the equations solved in float64 on the host. A merged network that already does what
-    its parents do stays as it is.
+    the equations solved in float64 on the host. Both are done in parts, as many as
+    there are CPU cores: the last bits of the result depend on their number. A merged
+    network that already does what its parents do stays as it is.
 
     Fitted are dense and fused kernels of any number of axes, and convolutions with any
     strides, dilations and groups; the last layer too. A running statistic is set to

@@ -54,7 +54,9 @@ def repair(
     or inside a loop.
 
     It costs one pass of the batches through every model and the merged network; the
-    activations between two layers are held for all batches.
+    activations between two layers are held for all batches. Sums over samples are
+    computed in parts, as many as there are CPU cores: the last bits of the result
+    depend on their number.
 
     Args:
         spec: the permutation spec.

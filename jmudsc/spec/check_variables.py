@@ -1,6 +1,6 @@
 """Check variables: before anything is computed with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.batches import check_there
 from jmudsc.lazy import present
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -37,6 +38,30 @@ def check_arrays(name: str, tree: PyTree) -> None:
         )
 
 
+def check_models(where: str, models: Any) -> None:
+    """Check that models are a list of trees, and not one tree or an iterator.
+
+    Args:
+        where: the caller, named in the error.
+        models: the variables of each model.
+
+    Raises:
+        TypeError: if they are anything else.
+    """
+    if isinstance(models, Sequence) and not isinstance(models, str):
+        return
+    kind = f"an object of type {type(models).__name__}"
+    advice = "Pass [first, second]."
+    if isinstance(models, Mapping):
+        kind = f"one mapping, of {paths.listed_in_line(models)}"
+    elif isinstance(models, Iterator):
+        kind, advice = f"a {type(models).__name__}", "Pass list(models)."
+    raise TypeError(
+        f"{where}: models: expected a list of the variables of each model, got {kind}. "
+        f"{advice}"
+    )
+
+
 def check_same(where: str, models: Sequence[PyTree]) -> None:
     """Check that all models have the same leaves, shapes and dtypes.
 
@@ -45,9 +70,11 @@ def check_same(where: str, models: Sequence[PyTree]) -> None:
         models: the variables of each model.
 
     Raises:
-        TypeError: if a leaf is not an array.
-        ValueError: listing every difference of every model from the first.
+        TypeError: if there is no list of models, or a leaf is not an array.
+        ValueError: if a leaf was deleted, or listing every difference of every model
+            from the first.
     """
+    check_models(where, models)
     if len(models) < 2:
         raise ValueError(
             f"{where}: expected at least 2 models, got {len(models)}. Pass all that "
@@ -55,6 +82,7 @@ def check_same(where: str, models: Sequence[PyTree]) -> None:
         )
     for number, model in enumerate(models):
         check_arrays(f"{where}: model {number}", model)
+        check_there(f"{where}: model {number}", model)
     if problems := differences(models):
         raise ValueError(
             f"{where}: expected models with the same leaves, shapes and dtypes, got "

@@ -40,6 +40,7 @@ class Table:
         outer: label -> the labels it is nested in, outermost first.
         held: label -> why it is fixed itself.
         fixed: site -> why it may not be permuted.
+        alike: leaf path -> that of the leaf that it moves like.
     """
 
     rows: Mapping[str, Row]
@@ -47,6 +48,7 @@ class Table:
     outer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     held: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[Site, str] = field(default_factory=dict)
+    alike: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_axis(text: str) -> Axis:
@@ -145,7 +147,7 @@ _LABEL = re.compile(
 )
 _SITE = re.compile(r"(?P<path>.*):(?P<axis>\d+)\s{2,}(?P<why>.*)")
 _Line = tuple[int, str]  # its number and its text
-_STATISTIC = re.compile(r"\s+\(running statistic\)$")
+_NOTE = re.compile(r"\s+\((running statistic|moves like (?P<like>.*))\)$")
 
 
 def read_table(where: str, text: str) -> Table:
@@ -171,11 +173,14 @@ def read_table(where: str, text: str) -> Table:
             "to axes."
         )
     rows: dict[str, Row] = {}
+    alike: dict[str, str] = {}
     for number, line in lines["leaf"]:
-        path, *axes = re.split(r"\s{2,}", _STATISTIC.sub("", line), maxsplit=1)
+        path, *axes = re.split(r"\s{2,}", _NOTE.sub("", line), maxsplit=1)
         if path in rows:
             problems.append((number, f'"{path}" has a row already'))
         rows[path] = axes[0] if axes else ""
+        if (note := _NOTE.search(line)) and note["like"]:
+            alike[path] = note["like"]
     labels = _matched(lines.get("label", []), _LABEL, problems)
     sites = _matched(lines.get("fixed", []), _SITE, problems)
     if problems:
@@ -190,6 +195,7 @@ def read_table(where: str, text: str) -> Table:
         outer={row["name"]: tuple(row["outer"].split()) for row in labels},
         held={row["name"]: row["why"] for row in labels if row["why"]},
         fixed={Site(row["path"], int(row["axis"])): row["why"] for row in sites},
+        alike=alike,
     )
 
 

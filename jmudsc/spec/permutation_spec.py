@@ -55,6 +55,9 @@ class PermutationSpec:
         statistics: paths of BatchNorm running statistics: permuted and merged like any
             leaf, but no evidence of what a unit does.
         variances: path of a running mean -> that of the variance it goes with.
+        unread: paths of the leaves that the model does not read.
+        alike: path of such a leaf -> that of the leaf that it moves like (see
+            `move_alike`); like statistics, no evidence of what a unit does.
     """
 
     axes: Mapping[str, tuple[Axis, ...]]
@@ -63,6 +66,16 @@ class PermutationSpec:
     consumed: frozenset[Site] = frozenset()
     statistics: frozenset[str] = frozenset()
     variances: Mapping[str, str] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
+    alike: Mapping[str, str] = field(default_factory=dict)
+
+    def is_evidence(self, path: str) -> bool:
+        """Whether a leaf says what the units on its axes do.
+
+        Args:
+            path: of the leaf.
+        """
+        return path not in self.statistics and path not in self.alike
 
     def children(self, name: str) -> tuple[str, ...]:
         """Return the labels nested directly in a label.
@@ -184,6 +197,7 @@ def _lines(spec: PermutationSpec) -> list[str]:
     lines += ["", f"{'leaf':<{width}}  axes"]
     for path, axes in spec.axes.items():
         note = "  (running statistic)" if path in spec.statistics else ""
+        note = f"  (moves like {spec.alike[path]})" if path in spec.alike else note
         lines.append(f"{path:<{width}}  {', '.join(map(str, axes))}{note}".rstrip())
     if spec.fixed:
         fixed = {f"{path}:{axis}": why for (path, axis), why in spec.fixed.items()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jmudsc import merge, METHODS
-from jmudsc.merging.option_values import as_tuple
+from jmudsc.merging.option_values import as_tuple, quoted
 from jmudsc.merging.options import (
     dumped,
     MergeOptions,
@@ -62,6 +62,7 @@ EXAMPLES = {
     "weights": [1.0, 3.0],
     "frozen": ["a/*"],
     "separate": ["b/*"],
+    "alike": {"ema/*": "params/*"},
     "reference": "mean",
     "refit": "least-squares",
     "ridge": 0.5,
@@ -104,6 +105,7 @@ def test_the_record_of_all_options_is_plain():
         alphas=(0.1, 1.0),
         frozen=("a/*",),
         separate=("b/*",),
+        alike=(("ema/*", "params/*"),),
         reference="mean",
         refit="least-squares",
         ridge=0.1,
@@ -121,6 +123,7 @@ def test_the_record_of_all_options_is_plain():
         "scores": {"0.1": 2.0, "1": 1.0},
         "frozen": ["a/*"],
         "separate": ["b/*"],
+        "alike": {"ema/*": "params/*"},
         "reference": "mean",
         "refit": "least-squares",
         "ridge": 0.1,
@@ -139,6 +142,19 @@ def test_the_reference_is_recorded_where_there_are_more_than_two_models():
 
 
 WRONG = {
+    "update_fn": (
+        True,
+        "expected a function, got True. Pass the function itself.",
+    ),
+    "score": (
+        0.5,
+        "expected a function, got 0.5. Pass the function itself.",
+    ),
+    "alike": (
+        {"ema/*": "params", "step": "*"},
+        'expected as many * on both sides, got others: "ema/*" has 1 and "params" 0, '
+        '"step" has 0 and "*" 1. Each * stands for the same text on both.',
+    ),
     "method": (
         "mudsc-zap",
         f'expected one of {", ".join(METHODS)}, got "mudsc-zap"; did you mean '
@@ -190,6 +206,30 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("value", [["ema/*"], {"ema/*": None}, "ema/*", {"": ""}])
+def test_what_is_no_mapping_of_patterns_is_refused(value):
+    sentence = (
+        "expected a mapping of patterns of leaves to those of the leaves that they "
+        f'move like, got {quoted(value)}. Write them as {{"ema/*": "params/*"}}.'
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        OPTIONS["alike"].read(value)
+
+
+def test_a_value_that_is_no_text_is_told_that_a_name_is_expected():
+    sentence = "expected one of least-squares, got True. Write a name."
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        OPTIONS["refit"].read(True)
+
+
+def test_long_values_are_cut():
+    assert quoted("x" * 201) == f'"{"x" * 100}... (201 characters)"'
+    assert quoted("x" * 200) == f'"{"x" * 200}"'
+    assert quoted([1] * 100) == f"[{'1, ' * 33}... (300 characters)"
+    assert quoted(10**400) == f"1{'0' * 99}... (401 characters)"
+    assert quoted([10**5000]) == "an object of type list that is too long to write"
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_with_an_option_is_said(name):
     value, sentence = WRONG[name]
@@ -213,7 +253,9 @@ def test_all_wrong_options_are_in_one_error():
     fails(options, "\n".join(["merge: 7 options are wrong:", *lines]))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, True, "much", None, [0.5]])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, 10**400, True, "much", None, [0.5]]
+)
 def test_no_number_is_no_number(value):
     for name in ("alpha", "ridge"):
         with pytest.raises(ValueError, match=r"^expected"):

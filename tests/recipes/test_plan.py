@@ -43,6 +43,9 @@ def broken():
 
 def other_fn(variables, x):
     return x @ variables["hidden"]
+
+def swapped_fn(x, variables):
+    return apply_fn(variables, x)
 """
 
 GOOD = {
@@ -245,6 +248,11 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
             "batch, got KeyError('hidden'). Correct the function, or what it is given.",
         ),
         (
+            {"apply_fn": "plan_model:swapped_fn"},
+            "recipe: apply_fn: expected a function of (variables, batch), got one of "
+            "(batch, variables). Swap its arguments.",
+        ),
+        (
             {"update_fn": "plan_model:other_fn"},
             "recipe: update_fn: expected a function that runs on the variables and a "
             "batch, got KeyError('hidden'). Correct the function, or what it is given.",
@@ -273,7 +281,7 @@ def test_everything_that_is_wrong_with_the_models_is_said(project):
             "weights alone, or merge what comes before these labels too.",
         ),
     ],
-    ids=["model", "update", "iterator", "empty", "pattern", "unread"],
+    ids=["model", "swapped", "update", "iterator", "empty", "pattern", "unread"],
 )
 def test_one_thing_wrong_is_one_problem(project, change, problem):
     assert planned(project, change).problems[-1:] == (problem,)

@@ -18,57 +18,70 @@ from jax.scipy import special
 # What is left unknown (see `Primitive` for what follows from that) -> the primitives
 # with a rule that do so. A new primitive has to be put in a row.
 LEFT_OUT = {
-    "positions lookups summed meets entries arithmetic joins_columns": """
-        abs acos acosh and approx_top_k asin asinh atan atan2 atanh bessel_i0e
-        bessel_i1e bitcast_convert_type cbrt ceil cholesky clz complex conj cos cosh
-        cumlogsumexp cummax cummin cumprod cumsum digamma eigh erf erf_inv erfc exp exp2
-        expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p
-        log2 logistic lu lu_pivots_to_permutation min neg nextafter not one_minus_square
-        or polygamma population_count pow qr random_bits random_clone random_fold_in
-        random_seed random_split random_unwrap real reduce_and reduce_max reduce_min
-        reduce_or reduce_precision reduce_prod reduce_sum reduce_xor
-        regularized_incomplete_beta rem round shift_left shift_right_arithmetic
-        shift_right_logical sign sin sinh square svd tan tanh threefry2x32
-        triangular_solve xor zeta
+    "positions lookups summed meets ranks entries arithmetic joins_columns": """
+        abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
+        clz complex conj cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor ge gt
+        igamma igammac imag integer_pow is_finite le lgamma log log1p log2 logistic min
+        neg nextafter not one_minus_square or polygamma population_count pow
+        random_clone random_fold_in random_seed real reduce_max reduce_min
+        reduce_precision reduce_sum regularized_incomplete_beta rem round shift_left
+        shift_right_arithmetic shift_right_logical sign sin sinh square tan tanh
+        threefry2x32 xor zeta
     """,
-    "positions axis_map lookups summed meets entries arithmetic joins_columns": """
-        device_put dynamic_update_slice name pmax pmin psum random_wrap
-        reduce_window_max reduce_window_min reduce_window_sum select_and_gather_add
-        select_and_scatter_add stack unstack
+    "positions lookups summed meets genericity ranks entries arithmetic joins_columns": """
+        approx_top_k bitcast_convert_type cholesky cumlogsumexp cummax cummin cumprod
+        cumsum eigh lu lu_pivots_to_permutation qr random_bits random_split
+        random_unwrap reduce_and reduce_or reduce_prod reduce_xor svd triangular_solve
     """,
-    "positions lookups summed meets entries joins_columns": """
+    "positions axis_map lookups summed meets genericity ranks entries arithmetic "
+    "joins_columns": """
+        dynamic_update_slice pmax pmin psum random_wrap reduce_window_max
+        reduce_window_min reduce_window_sum select_and_gather_add select_and_scatter_add
+    """,
+    "positions lookups summed meets ranks entries joins_columns": """
         add_any clamp div max mul rsqrt sqrt sub
     """,
-    "lookups summed meets arithmetic joins_columns": """
+    "lookups summed meets ranks arithmetic joins_columns": """
         broadcast_in_dim convert_element_type copy reshape squeeze stop_gradient
         transpose
     """,
-    "axis_map lookups summed entries arithmetic joins_columns": """
-        scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub split
+    "axis_map lookups summed genericity ranks entries arithmetic joins_columns": """
+        scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub
     """,
-    "lookups summed meets entries arithmetic joins_columns": "lt select_n sort top_k",
-    "axis_map lookups summed meets entries arithmetic joins_columns": """
-        argmax argmin iota optimization_barrier
+    "positions axis_map lookups summed meets ranks entries arithmetic joins_columns": """
+        device_put name stack unstack
     """,
-    "positions lookups entries arithmetic joins_columns": """
+    "positions axis_map lookups summed genericity ranks entries arithmetic "
+    "joins_columns": "dot_product_attention_fwd_wrapper pad tile",
+    "positions lookups ranks entries arithmetic joins_columns": """
         conv_general_dilated dot_general
     """,
-    "lookups summed entries arithmetic joins_columns": "eq ne",
-    "positions axis_map lookups summed meets arithmetic joins_columns": """
+    "lookups summed ranks entries arithmetic joins_columns": "eq ne",
+    "lookups summed meets ranks entries arithmetic joins_columns": "lt select_n",
+    "positions axis_map lookups summed meets genericity ranks entries arithmetic "
+    "joins_columns cost": "fft reduce_window",
+    "axis_map lookups summed meets genericity entries arithmetic joins_columns": """
+        argmax argmin
+    """,
+    "lookups summed meets genericity entries arithmetic joins_columns": "sort top_k",
+    "positions axis_map lookups summed meets ranks arithmetic joins_columns": """
         rev sharding_constraint
     """,
-    "positions entries arithmetic joins_columns": "ragged_dot_general",
-    "lookups summed meets entries joins_columns": "add",
-    "positions axis_map lookups summed meets entries arithmetic joins_columns cost": """
-        fft reduce_window
+    "positions genericity ranks entries arithmetic joins_columns": """
+        ragged_dot_general
     """,
-    "positions axis_map lookups summed entries arithmetic joins_columns": """
-        dot_product_attention_fwd_wrapper pad tile
+    "lookups summed meets ranks entries joins_columns": "add",
+    "summed ranks entries arithmetic joins_columns": "gather",
+    "axis_map lookups summed meets genericity ranks entries arithmetic joins_columns": """
+        iota
     """,
-    "summed entries arithmetic joins_columns": "gather",
-    "axis_map lookups summed entries arithmetic": "concatenate",
-    "axis_map lookups summed arithmetic joins_columns": "slice",
-    "positions summed meets arithmetic joins_columns": "dynamic_slice",
+    "axis_map lookups summed meets ranks entries arithmetic joins_columns": """
+        optimization_barrier
+    """,
+    "axis_map lookups summed ranks entries arithmetic": "concatenate",
+    "axis_map lookups summed ranks arithmetic joins_columns": "slice",
+    "axis_map lookups summed ranks entries arithmetic joins_columns": "split",
+    "positions summed meets ranks arithmetic joins_columns": "dynamic_slice",
 }
 
 

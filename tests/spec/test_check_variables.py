@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from jmudsc import Fixed, PermutationSpec, Units
-from jmudsc.spec.check_variables import check_covers, check_finite, check_same
+from jmudsc.spec.check_variables import (
+    check_covers,
+    check_finite,
+    check_models,
+    check_same,
+)
 from jmudsc.spec.permutation_spec import labels_of
 
 GOOD = {"bias": np.ones(3, np.float32), "kernel": np.ones((2, 3), np.float32)}
@@ -140,3 +145,40 @@ def test_leaves_that_are_no_arrays_are_named():
     models = [{"w": np.ones(2)}, {"w": np.ones(2), "f": lambda x: x}]
     with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
         check_same("merge", models)
+
+
+GENERATOR = (tree for tree in ())
+WRONG_LISTS = {
+    "a generator": (GENERATOR, "a generator. Pass list(models)."),
+    "one tree": (
+        {"a": 1, "b": 2, "c": 3, "d": 4},
+        "one mapping, of a, b, c and 1 more. Pass [first, second].",
+    ),
+    "None": (None, "an object of type NoneType. Pass [first, second]."),
+    "an array": (np.ones(2), "an object of type ndarray. Pass [first, second]."),
+    "a path": ("runs/a", "an object of type str. Pass [first, second]."),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LISTS)
+def test_models_are_a_list(name):
+    models, rest = WRONG_LISTS[name]
+    message = (
+        "merge: models: expected a list of the variables of each model, got " + rest
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        check_models("merge", models)
+
+
+def test_arrays_that_were_deleted_are_named():
+    gone = {"a": jnp.ones(2), "b": jnp.ones(3), "c": np.ones(1)}
+    kept = jax.tree.map(lambda leaf: leaf + 0, gone)
+    gone["a"].delete()
+    gone["b"].delete()
+    message = (
+        "merge: model 1: expected arrays that are there, got deleted ones, as a "
+        "function that takes donated arguments leaves them:\n  a\n  b\nPass a copy "
+        "made before, or load it again."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_same("merge", [kept, gone])

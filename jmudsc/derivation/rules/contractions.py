@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jmudsc.derivation.rules import genericity
 from jmudsc.derivation.rules.common import (
     BY_POSITION,
     drop,
@@ -20,6 +21,7 @@ from jmudsc.derivation.rules.primitive import (
     Primitive,
 )
 from jmudsc.derivation.terms.axis_terms import Term, Terms
+from jmudsc.derivation.terms.genericity import Genericity
 from jmudsc.derivation.terms.values import carried, Picked, Value
 
 Summed = tuple[tuple[int, ...], tuple[int, ...]]
@@ -201,6 +203,21 @@ def _met_in_conv(
     return [Value(axes, picks=carried(ins[:2], maps, len(axes), picked))]
 
 
+def _flow_of_dot(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    maps = [_after_dot(eqn, number) for number in range(2)]
+    return genericity.contracted(eqn, ins, _summed_by_dot(eqn), maps)
+
+
+def _flow_of_conv(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Along features as in a product; at other axes of the kernel it sums as well."""
+    numbers = eqn.params["dimension_numbers"]
+    maps = [{}, {numbers.rhs_spec[0]: numbers.out_spec[1]}]
+    is_grouped = eqn.params["feature_group_count"] > 1
+    if eqn.params["batch_group_count"] != 1:
+        return genericity.unknown(eqn, ins)
+    return genericity.contracted(eqn, ins, _summed_by_conv(eqn), maps, is_grouped)
+
+
 def _cost_of_dot(eqn: Any) -> Cost:
     shape = shape_of(eqn.invars[0])
     (left, _), _ = _dot_axes(eqn)
@@ -235,6 +252,7 @@ PRIMITIVES = (
         axis_map=_after_dot,
         summed=_summed_by_dot,
         meets=_met_in_dot,
+        genericity=_flow_of_dot,
         cost=_cost_of_dot,
     ),
     Primitive(
@@ -252,6 +270,7 @@ PRIMITIVES = (
         axis_map=_after_conv,
         summed=_summed_by_conv,
         meets=_met_in_conv,
+        genericity=_flow_of_conv,
         cost=_cost_of_conv,
     ),
 )

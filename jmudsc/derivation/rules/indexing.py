@@ -5,6 +5,7 @@ from typing import Any
 
 from jax.lax import GatherScatterMode
 
+from jmudsc.derivation.rules import genericity
 from jmudsc.derivation.rules.common import BY_POSITION, negligible, shape_of
 from jmudsc.derivation.rules.positions import forget, tie_picked
 from jmudsc.derivation.rules.primitive import (
@@ -42,9 +43,10 @@ def _gathered(
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     operand, indices = ins
     along = tuple(map(int, numbers.start_index_map))
-    whole = {i for i, size in enumerate(sizes) if size == terms.size(operand[i])}
-    whole = whole if eqn.params["mode"] in _CLAMPED else set()
-    tie_picked(terms, eqn, operand, tag, along, whole)
+    full = {i for i, size in enumerate(sizes) if size == terms.size(operand[i])}
+    whole = full if eqn.params["mode"] in _CLAMPED else set()
+    windows = {i for i in along if sizes[i] != 1} - whole
+    tie_picked(terms, eqn, operand, tag, along, whole, windows)
     picked = {axis for axis in along if axis not in whole}
     batching = numbers.operand_batching_dims
     for i, j in zip(batching, numbers.start_indices_batching_dims, strict=True):
@@ -92,6 +94,12 @@ def _index_axes(eqn: Any) -> tuple[int | None, ...]:
     axes = [axis for axis in range(rank) if axis not in offset]
     shape = shape_of(eqn.invars[1])[:-1]
     return tuple(a if n > 1 else None for a, n in zip(axes, shape, strict=True))
+
+
+def _may_be_zero(eqn: Any) -> bool:
+    """Whether zeros, not NaNs, come out where an index is outside."""
+    is_filled = eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP
+    return is_filled and eqn.params["fill_value"] is not None
 
 
 def _read_from(
@@ -198,6 +206,7 @@ PRIMITIVES = (
         axis_map=_taken_whole,
         lookups=_columns,
         meets=_read_from,
+        genericity=genericity.looked_up(_taken_whole, _may_be_zero),
         cost=negligible,
     ),
     Primitive(

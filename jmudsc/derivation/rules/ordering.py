@@ -15,12 +15,13 @@ from jmudsc.derivation.rules.common import (
     tie,
     unknown,
 )
-from jmudsc.derivation.rules.positions import forget, forget_all
+from jmudsc.derivation.rules.positions import can_hold, forget, forget_all
 from jmudsc.derivation.rules.primitive import (
     AxisTerms,
     Known,
     Outcome,
     Primitive,
+    Ranking,
     Rule,
 )
 from jmudsc.derivation.terms.axis_terms import Term, Terms
@@ -40,8 +41,11 @@ def iota_positions(
     rule: Rule, terms: Terms, eqn: Any, ins: list[AxisTerms], tags: Sequence[Known]
 ) -> Outcome:
     """As long as they are followed as positions, the axis may be permuted."""
+    along = eqn.params["dimension"]
+    if not can_hold(eqn.params["dtype"], eqn.params["shape"][along]):
+        return rule(terms, eqn, ins), [None]
     axes = [terms.leaf(size) for size in eqn.params["shape"]]
-    return [axes], [Tag(axes[eqn.params["dimension"]])]
+    return [axes], [Tag(axes[along])]
 
 
 def argreduce(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
@@ -60,7 +64,11 @@ def argreduce_positions(
     if len(axes) != 1:
         return forget_all(rule, terms, eqn, ins, tags)
     forget(terms, tags[0], eqn.primitive.name)
-    return rule(terms, eqn, ins), [Tag(ins[0][axes[0]])]
+    best = Tag(ins[0][axes[0]])
+    if can_hold(eqn.params["index_dtype"], terms.size(best.term)):
+        return rule(terms, eqn, ins), [best]
+    forget(terms, best, "a type that cannot hold them")
+    return rule(terms, eqn, ins), [None]
 
 
 def top_k(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
@@ -134,6 +142,29 @@ def _sort_axis(eqn: Any) -> int:
     return eqn.params["dimension"]
 
 
+def _finding(name: str) -> Primitive:
+    return Primitive(
+        name,
+        rule=argreduce,
+        positions=argreduce_positions,
+        ranks=_ranks_of_all,
+        cost=negligible,
+    )
+
+
+def _ranks_of_all(eqn: Any) -> Ranking:
+    return Ranking(keys=(0,), axis=int(eqn.params["axes"][0]), outputs=(0,))
+
+
+def _ranks_of_top_k(eqn: Any) -> Ranking:
+    return Ranking(keys=(0,), axis=_top_k_axis(eqn), outputs=(1,))
+
+
+def _ranks_of_sort(eqn: Any) -> Ranking:
+    keys, count = eqn.params["num_keys"], len(eqn.invars)
+    return Ranking(tuple(range(keys)), _sort_axis(eqn), tuple(range(keys, count)))
+
+
 PRIMITIVES = (
     Primitive(
         "approx_top_k",
@@ -142,13 +173,14 @@ PRIMITIVES = (
         cost=negligible,
     ),
     Primitive("iota", rule=iota, positions=iota_positions, cost=negligible),
-    Primitive("argmax", rule=argreduce, positions=argreduce_positions, cost=negligible),
-    Primitive("argmin", rule=argreduce, positions=argreduce_positions, cost=negligible),
+    _finding("argmax"),
+    _finding("argmin"),
     Primitive(
         "sort",
         rule=sort,
         positions=sort_positions,
         axis_map=_beside(_sort_axis),
+        ranks=_ranks_of_sort,
         cost=negligible,
     ),
     Primitive(
@@ -156,6 +188,7 @@ PRIMITIVES = (
         rule=top_k,
         positions=top_k_positions,
         axis_map=_beside(_top_k_axis),
+        ranks=_ranks_of_top_k,
         cost=negligible,
     ),
 )

@@ -10,6 +10,7 @@ from collections.abc import Sequence, Set
 from typing import Any, TypeGuard
 
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 from jmudsc.derivation.rules.common import BY_POSITION
 from jmudsc.derivation.rules.primitive import (
@@ -19,7 +20,7 @@ from jmudsc.derivation.rules.primitive import (
     Positions,
     Rule,
 )
-from jmudsc.derivation.terms.axis_terms import Terms
+from jmudsc.derivation.terms.axis_terms import Term, Terms
 from jmudsc.derivation.terms.values import Columns, Tag, Value
 
 Tags = Sequence[Known]
@@ -133,10 +134,12 @@ def selected(
 def cast(
     rule: Rule, terms: Terms, eqn: Any, ins: list[AxisTerms], tags: Tags
 ) -> Outcome:
-    """Positions cast to another type stay positions, unless they become booleans."""
-    if eqn.outvars[0].aval.dtype.kind == "b":
-        return forget_all(rule, terms, eqn, ins, tags)
-    return rule(terms, eqn, ins), [tags[0]]
+    """Positions stay positions in a type that can hold them, as booleans cannot."""
+    (tag,) = tags
+    dtype = eqn.outvars[0].aval.dtype
+    if isinstance(tag, Tag) and can_hold(dtype, terms.size(tag.term)):
+        return rule(terms, eqn, ins), [tag]
+    return forget_all(rule, terms, eqn, ins, tags)
 
 
 def met_by_comparison(
@@ -147,6 +150,29 @@ def met_by_comparison(
     return [Value([*outs[0].axes, tag.term]) for tag in tags]
 
 
+def _are_of(terms: Terms, tag: Known, term: Term) -> TypeGuard[Tag]:
+    """Return whether entries are positions of an axis as long as another one."""
+    return are_positions(tag) and terms.size(tag.term) == terms.size(term)
+
+
+def can_hold(dtype: Any, size: int) -> bool:
+    """Return whether a type tells all positions of an axis of some size apart.
+
+    Args:
+        dtype: of numbers; booleans are none.
+        size: number of positions.
+
+    Returns:
+        Whether 0, ..., size - 1 are all numbers of it, as they are.
+    """
+    if jnp.issubdtype(dtype, jnp.integer):
+        return size - 1 <= int(jnp.iinfo(dtype).max)
+    if jnp.issubdtype(dtype, jnp.floating):
+        known = jnp.finfo(dtype)
+        return size - 1 <= min(2 ** (known.nmant + 1), float(known.max))
+    return False
+
+
 def tie_picked(
     terms: Terms,
     eqn: Any,
@@ -154,6 +180,7 @@ def tie_picked(
     tag: Known,
     axes: Sequence[int],
     whole: Set[int] = frozenset(),
+    windows: Set[int] = frozenset(),
 ) -> None:
     """Tie each axis picked from to the positions that pick from it, or fix it.
 
@@ -164,6 +191,7 @@ def tie_picked(
         tag: what the index values are positions of.
         axes: the axes that the columns of the index values pick from.
         whole: those that are taken whole: they stay, wherever the index points.
+        windows: those from which several positions in a row are taken: they are fixed.
     """
     name = eqn.primitive.name
     columns = tag.tags if isinstance(tag, Columns) else (tag,)
@@ -174,7 +202,7 @@ def tie_picked(
         term = operand[axis]
         if axis in whole:
             forget(terms, column, name)
-        elif are_positions(column) and terms.size(column.term) == terms.size(term):
+        elif axis not in windows and _are_of(terms, column, term):
             terms.unify(column.term, term)
         else:
             forget(terms, column, name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jmudsc.derivation.terms.axis_terms import Term, Terms
+from jmudsc.derivation.terms.genericity import Genericity
 from jmudsc.derivation.terms.values import Columns, Picked, Tag, Value
 
 AxisTerms = list[Term]  # one term per axis of a value
@@ -31,6 +32,8 @@ Summed = Callable[[Any], tuple[tuple[int, ...], tuple[int, ...]] | None]
 Meets = Callable[
     [Terms, Any, Sequence[Value], Sequence[Value], Picked], list[Value] | None
 ]
+# (eqn, what is known of the entries of each operand) -> the same of each output.
+Flow = Callable[[Any, Sequence[Genericity]], list[Genericity]]
 # (params, operands) -> the jaxpr that is run, and its operands.
 Call = Callable[[dict[str, Any], Sequence[Any]], tuple[Any, Sequence[Any]]]
 
@@ -58,6 +61,21 @@ class Lookup:
     columns: int = 1
     along: tuple[int | None, ...] = ()
     is_run: bool = False
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Entries are compared by size, and of equal ones the first leads.
+
+    Attributes:
+        keys: the operands that are compared.
+        axis: of them, along which.
+        outputs: those that depend on which of equal entries leads.
+    """
+
+    keys: tuple[int, ...]
+    axis: int
+    outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,9 @@ class Primitive:
             is no contraction.
         meets: the axes that it brings together on no value of the program. Unknown:
             those that go in and come out as others.
+        genericity: what becomes of entries of which no two are equal. Unknown: some
+            may be, after it.
+        ranks: which entries it compares by size. Unknown: none.
         entries: whether it only moves entries. Unknown: it computes new ones.
         arithmetic: what it computes entry by entry. Unknown: no part of a formula.
         joins_columns: whether an equation puts index values of one column each side by
@@ -149,6 +170,8 @@ class Primitive:
     lookups: Callable[[Any], tuple[Lookup, ...]] | None = None
     summed: Summed | None = None
     meets: Meets | None = None
+    genericity: Flow | None = None
+    ranks: Callable[[Any], Ranking] | None = None
     entries: Moves | None = None
     arithmetic: Arithmetic | None = None
     joins_columns: Callable[[Any], bool] | None = None

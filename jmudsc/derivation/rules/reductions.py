@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jmudsc.derivation.rules import genericity
 from jmudsc.derivation.rules.common import (
     all_but,
     drop,
@@ -10,7 +11,7 @@ from jmudsc.derivation.rules.common import (
     shape_of,
     those_left,
 )
-from jmudsc.derivation.rules.primitive import AxisTerms, Primitive
+from jmudsc.derivation.rules.primitive import AxisTerms, Flow, Primitive
 from jmudsc.derivation.terms.axis_terms import Terms
 
 
@@ -40,8 +41,14 @@ def _beside(eqn: Any, number: int) -> Mapping[int, int]:
     return all_but(shape_of(eqn.invars[number]), eqn.params["axis"])
 
 
-def _reduction(name: str) -> Primitive:
-    return Primitive(name, rule=reduce, axis_map=_after_reduction, cost=negligible)
+def _reduction(name: str, flow: Flow | None = None) -> Primitive:
+    return Primitive(
+        name,
+        rule=reduce,
+        axis_map=_after_reduction,
+        genericity=flow,
+        cost=negligible,
+    )
 
 
 def _running(name: str) -> Primitive:
@@ -50,11 +57,11 @@ def _running(name: str) -> Primitive:
 
 PRIMITIVES = (
     _reduction("reduce_and"),
-    _reduction("reduce_max"),
-    _reduction("reduce_min"),
+    _reduction("reduce_max", genericity.largest),
+    _reduction("reduce_min", genericity.largest),
     _reduction("reduce_or"),
     _reduction("reduce_prod"),
-    _reduction("reduce_sum"),
+    _reduction("reduce_sum", genericity.summed),
     _reduction("reduce_xor"),
     _running("cumlogsumexp"),
     _running("cummax"),

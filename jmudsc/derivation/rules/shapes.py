@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jmudsc.derivation.rules import genericity
 from jmudsc.derivation.rules.common import (
     BY_POSITION,
     by_position,
@@ -137,6 +138,7 @@ PRIMITIVES = (
         rule=broadcast_in_dim,
         positions=hand_on,
         axis_map=_after_broadcast,
+        genericity=genericity.broadcast,
         entries=Moves.LAID_OUT,
         cost=negligible,
     ),
@@ -145,6 +147,7 @@ PRIMITIVES = (
         rule=reshape,
         positions=hand_on,
         axis_map=_after_reshape,
+        genericity=genericity.reshaped,
         entries=Moves.LAID_OUT,
         cost=negligible,
     ),
@@ -153,6 +156,7 @@ PRIMITIVES = (
         rule=squeeze,
         positions=hand_on,
         axis_map=_after_squeeze,
+        genericity=genericity.laid_out(_after_squeeze),
         entries=Moves.LAID_OUT,
         cost=negligible,
     ),
@@ -161,16 +165,31 @@ PRIMITIVES = (
         rule=transpose,
         positions=hand_on,
         axis_map=_after_transpose,
+        genericity=genericity.laid_out(_after_transpose),
         entries=Moves.LAID_OUT,
         cost=negligible,
     ),
-    Primitive("rev", rule=rev, entries=Moves.TAKEN, cost=negligible),
-    Primitive("device_put", rule=identity, cost=negligible),
-    Primitive("name", rule=identity, cost=negligible),
     Primitive(
-        "optimization_barrier", rule=identity, positions=hand_on, cost=negligible
+        "rev",
+        rule=rev,
+        genericity=genericity.reordered,
+        entries=Moves.TAKEN,
+        cost=negligible,
+    ),
+    Primitive("device_put", rule=identity, genericity=genericity.kept, cost=negligible),
+    Primitive("name", rule=identity, genericity=genericity.kept, cost=negligible),
+    Primitive(
+        "optimization_barrier",
+        rule=identity,
+        positions=hand_on,
+        genericity=genericity.kept,
+        cost=negligible,
     ),
     Primitive(
-        "sharding_constraint", rule=identity, entries=Moves.KEPT, cost=negligible
+        "sharding_constraint",
+        rule=identity,
+        genericity=genericity.kept,
+        entries=Moves.KEPT,
+        cost=negligible,
     ),
 )

@@ -7,6 +7,7 @@ other axes may be something else at every position: they become families.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jmudsc.derivation.rules import genericity
 from jmudsc.derivation.rules.common import (
     BY_POSITION,
     by_position,
@@ -14,7 +15,9 @@ from jmudsc.derivation.rules.common import (
     negligible,
     pin_all,
     regroup,
+    same_axes,
     shape_of,
+    those_left,
     tie,
 )
 from jmudsc.derivation.rules.positions import forget_all, hand_on, if_single
@@ -246,6 +249,10 @@ def _taken_whole(eqn: Any, number: int) -> Mapping[int, int]:
     return {axis: axis for axis, (whole, size) in pairs if whole == size}
 
 
+def _beside_unstacked(eqn: Any, number: int) -> Mapping[int, int]:
+    return those_left(shape_of(eqn.invars[number]), (int(eqn.params["axis"]),))
+
+
 def _starts(eqn: Any) -> tuple[Lookup, ...]:
     """Every start says which position is taken, where it is one of several."""
     sizes = zip(eqn.params["slice_sizes"], shape_of(eqn.invars[0]), strict=True)
@@ -288,6 +295,7 @@ PRIMITIVES = (
         rule=concatenate,
         positions=_put_side_by_side,
         meets=_met_in_output,
+        genericity=genericity.joined("dimension"),
         joins_columns=_joins_columns,
         cost=negligible,
     ),
@@ -297,6 +305,7 @@ PRIMITIVES = (
         rule=slice_,
         positions=hand_on,
         meets=_met_in_operand,
+        genericity=genericity.laid_out(same_axes),
         entries=Moves.TAKEN,
         cost=negligible,
     ),
@@ -305,16 +314,25 @@ PRIMITIVES = (
         rule=split,
         positions=hand_on,
         meets=_met_in_operand,
+        genericity=genericity.laid_out(same_axes),
         cost=negligible,
     ),
-    Primitive("stack", rule=stack, cost=negligible),
+    Primitive(
+        "stack", rule=stack, genericity=genericity.joined("axis"), cost=negligible
+    ),
     Primitive("tile", rule=tile, meets=_met_in_output, cost=negligible),
-    Primitive("unstack", rule=unstack, cost=negligible),
+    Primitive(
+        "unstack",
+        rule=unstack,
+        genericity=genericity.laid_out(_beside_unstacked),
+        cost=negligible,
+    ),
     Primitive(
         "dynamic_slice",
         rule=dynamic_slice,
         axis_map=_taken_whole,
         lookups=_starts,
+        genericity=genericity.laid_out(same_axes),
         entries=Moves.TAKEN,
         cost=negligible,
     ),

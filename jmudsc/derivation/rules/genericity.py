@@ -1,0 +1,409 @@
+"""Genericity rules: what becomes of entries that are never equal (`terms.genericity`).
+
+A flow is `(eqn, what is known of each operand) -> what is known of each output`. A
+primitive without one makes values of which nothing is known.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jmudsc.derivation.rules.common import shape_of
+from jmudsc.derivation.rules.primitive import Flow
+from jmudsc.derivation.terms.genericity import (
+    Along,
+    FLAT,
+    Genericity,
+    leaves_of,
+    NOTHING,
+    nothing,
+    Sign,
+    weaker,
+)
+
+
+def unknown(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Say only which leaves the outputs depend on."""
+    return [nothing(len(shape_of(out)), leaves_of(ins)) for out in eqn.outvars]
+
+
+def entrywise(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Entries are computed from aligned ones and may become equal (a relu)."""
+    operands = _aligned(eqn, ins)
+    axes = tuple(
+        Along(is_flat=all(a.is_flat for a in same))
+        for same in zip(*(value.axes for value in operands), strict=True)
+    )
+    return [Genericity(axes, leaves_of(ins)) for _ in eqn.outvars]
+
+
+def at_least(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """The larger of two is positive if one is."""
+    (out,) = entrywise(eqn, ins)
+    is_positive = any(value.sign == Sign.POSITIVE for value in ins)
+    return [replace(out, sign=Sign.POSITIVE if is_positive else Sign.UNKNOWN)]
+
+
+def kept(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Entries stay as they are, and where they are."""
+    return list(ins)
+
+
+def reordered(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Entries stay as they are, in another order along some axes."""
+    return [replace(ins[0], is_in_place=False)]
+
+
+def narrowed(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Entries are rounded."""
+    return [ins[0].without_apart()]
+
+
+def increasing(sign: Sign = Sign.UNKNOWN) -> Flow:
+    """Return the flow of a function that never takes one number twice.
+
+    Args:
+        sign: of all its values.
+    """
+
+    def flow(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+        known = Sign.NONZERO if ins[0].is_atomless else Sign.UNKNOWN
+        return [replace(ins[0], sign=max(sign, known))]
+
+    return flow
+
+
+def negated(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Only the sign changes."""
+    return [replace(ins[0], sign=min(ins[0].sign, Sign.NONZERO))]
+
+
+def smooth(sign: Sign = Sign.UNKNOWN, is_saturating: bool = False) -> Flow:
+    """Return the flow of an analytic function that may take a number twice.
+
+    Args:
+        sign: of its value at any number but zero.
+        is_saturating: whether it comes so close to a bound that it is rounded to it.
+    """
+
+    def flow(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+        (value,) = ins
+        axes = tuple(
+            replace(a, is_apart=a.is_apart and bool(a.units) and not is_saturating)
+            for a in value.axes
+        )
+        known = sign if value.sign or value.is_atomless else Sign.UNKNOWN
+        return [replace(value, axes=axes, sign=known)]
+
+    return flow
+
+
+def positive(flow: Flow) -> Flow:
+    """Say besides of a flow that whatever comes out is positive."""
+
+    def always(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+        return [replace(out, sign=Sign.POSITIVE) for out in flow(eqn, ins)]
+
+    return always
+
+
+def added(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """A sum is generic if one summand is, by a leaf that the other does not have.
+
+    Two functions of the same unit are taken not to cancel, unless they are the same
+    value.
+    """
+    if eqn.invars[0] is eqn.invars[1]:
+        return increasing()(eqn, ins[:1]) if _is_sum(eqn) else _constant(eqn, ins)
+    a, b = _aligned(eqn, ins)
+    axes = tuple(_sum_along(a, b, *pair) for pair in zip(a.axes, b.axes, strict=True))
+    out = Genericity(axes, a.leaves | b.leaves)
+    free = (a.free & ~b.leaves) or (b.free & ~a.leaves)
+    sign = Sign.NONZERO if out.is_atomless or free else Sign.UNKNOWN
+    if _is_sum(eqn) and a.sign == b.sign == Sign.POSITIVE:
+        sign = Sign.POSITIVE
+    return [replace(out, free=free, sign=sign)]
+
+
+def multiplied(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """A product is generic if one factor is, and the other never zero.
+
+    What is divided by is taken not to be zero.
+    """
+    is_quotient = eqn.primitive.name == "div"
+    if eqn.invars[0] is eqn.invars[1]:
+        square = smooth(Sign.POSITIVE)
+        return _constant(eqn, ins) if is_quotient else square(eqn, ins[:1])
+    a, b = _aligned(eqn, ins)
+    if is_quotient:
+        b = replace(b, sign=max(b.sign, Sign.NONZERO))
+    is_scaled = _is_flat_beside(a, b) or _is_flat_beside(b, a)
+    axes = tuple(
+        _product_along(a, b, *pair, is_scaled)
+        for pair in zip(a.axes, b.axes, strict=True)
+    )
+    free = (b.sign and a.free & ~b.leaves) or (a.sign and b.free & ~a.leaves)
+    return [Genericity(axes, a.leaves | b.leaves, free, _sign_of_product(a, b))]
+
+
+def summed(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Sums are never equal where all that they sum is independent."""
+    value = _dropped(eqn, ins[0])
+    if not value.free:
+        value = value.without_apart()
+    is_signed = value.free or value.sign == Sign.POSITIVE
+    return [value if is_signed else replace(value, sign=Sign.UNKNOWN)]
+
+
+def largest(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """The largest of independent entries are never equal."""
+    value = _dropped(eqn, ins[0])
+    axes = tuple(replace(a, is_apart=a.is_apart and bool(a.units)) for a in value.axes)
+    return [replace(value, axes=axes)]
+
+
+def contracted(
+    eqn: Any,
+    ins: Sequence[Genericity],
+    summed: tuple[Sequence[int], Sequence[int]],
+    maps: Sequence[Mapping[int, int]],
+    is_grouped: bool = False,
+) -> list[Genericity]:
+    """A product with a leaf of its own is generic where the rest is not all zero.
+
+    Args:
+        eqn: a contraction.
+        ins: its operands.
+        summed: per operand the axes summed over.
+        maps: per operand where its other axes come out.
+        is_grouped: whether outputs differ in the part of the operand that they sum.
+
+    Returns:
+        What is known of the output.
+    """
+    rank = len(shape_of(eqn.outvars[0]))
+    axes = [NOTHING] * rank
+    both = set(maps[0].values()) & set(maps[1].values())
+    for number in range(2):
+        kernel, x = ins[number], ins[1 - number]
+        over = [x.axes[i] for i in summed[1 - number]]
+        other = {new: axis for axis, new in maps[1 - number].items()}
+        for axis, new in maps[number].items():
+            beside = x.axes[other[new]] if new in both else FLAT
+            known = _contracted_along(kernel, kernel.axes[axis], x, over, is_grouped)
+            if not known.is_apart and (is_grouped or not beside.is_flat):
+                known = NOTHING
+            if new not in both and not is_grouped:
+                known = _either(known, _carried(kernel, kernel.axes[axis], x))
+            is_flat = beside.is_flat and kernel.axes[axis].is_flat and not is_grouped
+            axes[new] = _either(axes[new], replace(known, is_flat=is_flat))
+    out = Genericity(tuple(axes), leaves_of(ins))
+    sign = Sign.NONZERO if out.is_atomless else Sign.UNKNOWN
+    if all(value.sign == Sign.POSITIVE for value in ins):
+        sign = Sign.POSITIVE
+    return [replace(out, sign=sign)]
+
+
+def laid_out(where: Callable[[Any, int], Mapping[int, int]]) -> Flow:
+    """Return the flow of what carries the axes of its first operand along.
+
+    Args:
+        where: which axis of it is which axis of the outputs.
+    """
+
+    def flow(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+        leaves = leaves_of(ins)
+        outs = []
+        for var in eqn.outvars:
+            out = ins[0].moved(where(eqn, 0), len(shape_of(var)))
+            outs.append(replace(out, leaves=leaves))
+        return outs
+
+    return flow
+
+
+def looked_up(
+    where: Callable[[Any, int], Mapping[int, int]],
+    may_be_zero: Callable[[Any], bool],
+) -> Flow:
+    """Return the flow of what carries axes along, and repeats some positions.
+
+    Args:
+        where: which axis of the operand is which axis of the output.
+        may_be_zero: whether zeros come out where an index is outside.
+    """
+
+    def flow(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+        operand, indices = ins[0], leaves_of(ins[1:])
+        out = operand.moved(where(eqn, 0), len(shape_of(eqn.outvars[0])))
+        axes = tuple(replace(a, units=a.units & ~indices) for a in out.axes)
+        leaves = out.leaves | indices
+        out = replace(out, axes=axes, leaves=leaves, free=0)
+        if may_be_zero(eqn):
+            out = replace(out.without_apart(), sign=Sign.UNKNOWN)
+        return [out]
+
+    return flow
+
+
+def broadcast(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Along new and widened axes entries are equal."""
+    shape, kept = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    before = shape_of(eqn.invars[0])
+    same = {
+        axis: int(new)
+        for axis, new in enumerate(kept)
+        if before[axis] == shape[int(new)]
+    }
+    out = ins[0].moved(same, len(shape))
+    axes = tuple(
+        a if number in same.values() else FLAT for number, a in enumerate(out.axes)
+    )
+    is_wider = math.prod(shape) != math.prod(before)
+    return [replace(out, axes=axes, free=0 if is_wider else out.free)]
+
+
+def reshaped(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """The parts of an axis are as it was; a product of axes only if all is free."""
+    (value,) = ins
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    if 0 in before:
+        return unknown(eqn, ins)
+    axes = [FLAT] * len(after)
+    for old, new in _groups(before, after):
+        known = [value.axes[axis] for axis in old]
+        is_flat = all(a.is_flat for a in known)
+        part = Along(is_flat=is_flat)
+        if value.free or len(old) == 1:
+            part = Along(
+                value.free or known[0].units, all(a.is_apart for a in known), is_flat
+            )
+        for axis in new:
+            axes[axis] = part
+    return [replace(value, axes=tuple(axes), is_in_place=False)]
+
+
+def joined(along: str) -> Flow:
+    """Return the flow of what puts values side by side.
+
+    Args:
+        along: the parameter that holds the axis.
+    """
+
+    def flow(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+        number, rank = int(eqn.params[along]), len(shape_of(eqn.outvars[0]))
+        out = ins[0]
+        for value in ins[1:]:
+            out = weaker(out, value)
+        axes = list(out.axes)
+        if rank > len(axes):
+            axes.insert(number, NOTHING)
+        axes[number] = NOTHING
+        return [replace(out, axes=tuple(axes), free=0)]
+
+    return flow
+
+
+def _aligned(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Numbers are the same along all axes of the output."""
+    rank = len(shape_of(eqn.outvars[0]))
+    return [
+        value if len(value.axes) == rank else replace(value, axes=(FLAT,) * rank)
+        for value in ins
+    ]
+
+
+def _is_sum(eqn: Any) -> bool:
+    return eqn.primitive.name != "sub"
+
+
+def _constant(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    return [Genericity((FLAT,) * len(shape_of(eqn.outvars[0])), leaves_of(ins))]
+
+
+def _either(x: Along, y: Along) -> Along:
+    return Along(x.units | y.units, x.is_apart or y.is_apart, x.is_flat or y.is_flat)
+
+
+def _sum_along(a: Genericity, b: Genericity, x: Along, y: Along) -> Along:
+    new_x, new_y, same = x.units & ~b.leaves, y.units & ~a.leaves, x.units & y.units
+    is_apart = (x.is_apart and bool(y.is_flat or new_x or new_y or same)) or (
+        y.is_apart and bool(x.is_flat or new_x or new_y or same)
+    )
+    units = same
+    units |= new_x if y.is_flat or x.is_apart else 0
+    units |= new_y if x.is_flat or y.is_apart else 0
+    return Along(units, is_apart, x.is_flat and y.is_flat)
+
+
+def _product_along(
+    a: Genericity, b: Genericity, x: Along, y: Along, is_scaled: bool
+) -> Along:
+    new_x, new_y = x.units & ~b.leaves, y.units & ~a.leaves
+    same = x.units & y.units if is_scaled else 0
+    is_apart = (
+        (x.is_apart and bool(b.sign) and bool(y.is_flat or new_x))
+        or (y.is_apart and bool(a.sign) and bool(x.is_flat or new_y))
+        or (x.is_apart and y.is_apart and bool(new_x or new_y or same))
+    )
+    units = same
+    units |= new_x if y.is_flat or (x.is_apart and b.sign) else 0
+    units |= new_y if x.is_flat or (y.is_apart and a.sign) else 0
+    return Along(units, is_apart, x.is_flat and y.is_flat)
+
+
+def _is_flat_beside(a: Genericity, b: Genericity) -> bool:
+    """Whether one is the same along an axis on which the other is not: a norm."""
+    return any(x.is_flat and y.is_apart for x, y in zip(a.axes, b.axes, strict=True))
+
+
+def _sign_of_product(a: Genericity, b: Genericity) -> Sign:
+    if a.sign == b.sign == Sign.POSITIVE:
+        return Sign.POSITIVE
+    return Sign.NONZERO if a.sign and b.sign else Sign.UNKNOWN
+
+
+def _contracted_along(
+    kernel: Genericity,
+    axis: Along,
+    x: Genericity,
+    over: Sequence[Along],
+    is_grouped: bool,
+) -> Along:
+    """What is known along an axis of a kernel after it is multiplied with a value."""
+    is_varied = any(a.is_apart for a in over)
+    is_nonzero = bool(x.sign) or (is_varied and not is_grouped)
+    units = axis.units & ~x.leaves
+    is_sure = kernel.free & units or (axis.is_apart and (is_varied or not over))
+    return Along(units, bool(units and is_nonzero and is_sure))
+
+
+def _carried(value: Genericity, axis: Along, kernel: Genericity) -> Along:
+    """Say that rows which differ come out different."""
+    return Along(is_apart=axis.is_apart and bool(kernel.free & ~value.leaves))
+
+
+def _dropped(eqn: Any, value: Genericity) -> Genericity:
+    gone = {int(axis) for axis in eqn.params["axes"]}
+    left = [axis for axis in range(len(value.axes)) if axis not in gone]
+    return value.moved({axis: new for new, axis in enumerate(left)}, len(left))
+
+
+def _groups(
+    before: Sequence[int], after: Sequence[int]
+) -> list[tuple[list[int], list[int]]]:
+    """Return the smallest groups of axes of equal size, those of size 1 left out."""
+    old = [axis for axis, size in enumerate(before) if size != 1]
+    new = [axis for axis, size in enumerate(after) if size != 1]
+    groups = []
+    while old and new:
+        left, right = [old.pop(0)], [new.pop(0)]
+        while (have := math.prod(before[i] for i in left)) != (
+            want := math.prod(after[i] for i in right)
+        ):
+            (left if have < want else right).append(
+                (old if have < want else new).pop(0)
+            )
+        groups.append((left, right))
+    return groups

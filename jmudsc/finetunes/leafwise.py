@@ -1,0 +1,248 @@
+"""Leafwise: merge one leaf of all models, from whatever memory they are in."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jmudsc import paths
+from jmudsc.finetunes.job import (
+    evidence_of,
+    Job,
+    Leaves,
+    options_at,
+    pieces,
+    read,
+    spot_of,
+    widened,
+)
+from jmudsc.finetunes.option import Number, Option
+from jmudsc.finetunes.piece import CHUNK, Piece, Rule
+from jmudsc.finetunes.settings import Spot, value_at
+from jmudsc.finetunes.spectral import calibrated
+from jmudsc.lazy import is_lazy, LazyArray
+from jmudsc.progress import Progress, silent
+from jmudsc.sharding import placed_like
+
+LAMBDA = Option("lambda_", 1.0, Number(), "what is added to the base is times this")
+
+
+def merge_leaf(job: Job, path: str) -> np.ndarray:
+    """Merge one leaf.
+
+    Args:
+        job: the merge.
+        path: the leaf.
+
+    Returns:
+        An array of the shape and dtype of the base, or of the first model without one:
+        computed in float32, matrices in float64, and rounded once.
+    """
+    plan = job.plans[path]
+    if plan.copied is not None:
+        return copied(job, path)
+    leaves = read(job, path)
+    if leaves.is_same and _keeps_equal(leaves, len(job.models)):
+        return leaves.donor
+    if _is_elementwise(job, leaves):
+        return _by_chunks(job, leaves)
+    _check_finite(leaves)
+    if np.iscomplexobj(leaves.donor):
+        real, imag = (_component(leaves, part) for part in (np.real, np.imag))
+        both = [joined(job, part, made(job, part)) for part in (real, imag)]
+        return (both[0] + 1j * both[1]).astype(leaves.donor.dtype)
+    return joined(job, leaves, made(job, leaves))
+
+
+def merge_tree(job: Job, donor: PyTree, progress: Progress = silent) -> PyTree:
+    """Merge all leaves: now, or where a tree is on disk when each is read.
+
+    Args:
+        job: the merge.
+        donor: the tree whose structure and placement the result has.
+        progress: called with how many leaves are merged.
+    """
+    leaves = paths.flatten(donor)
+    if any(map(is_lazy, [donor, *job.models])):
+        fetch = lambda names: {name: merge_leaf(job, name) for name in names}
+        lazy = {
+            path: LazyArray(path, tuple(leaf.shape), np.dtype(leaf.dtype), fetch)
+            for path, leaf in leaves.items()
+        }
+        return paths.unflatten(donor, lazy)
+    merged = {}
+    for number, (path, leaf) in enumerate(leaves.items()):
+        progress("merging", number, len(leaves))
+        value = merge_leaf(job, path)
+        is_jax = isinstance(leaf, jax.Array)
+        merged[path] = placed_like(jnp.asarray(value), leaf) if is_jax else value
+    return paths.unflatten(donor, merged)
+
+
+def copied(job: Job, path: str) -> np.ndarray:
+    """Return a leaf as it is in the base, or the first model without one."""
+    return np.asarray(job.donor(path))
+
+
+def made(job: Job, leaves: Leaves) -> list[np.ndarray]:
+    """Return what the method makes of each piece of a leaf, not yet scaled."""
+    path, rule = leaves.plan.path, _rule(job, leaves)
+    if job.made is not None and path in job.made:
+        return job.made[path]
+    measures = leaves.plan.method.measures
+    parts = []
+    for piece in pieces(job, leaves):
+        known = measures(piece) if measures else piece.evidence
+        parts.append(rule(replace(piece, evidence=known)))
+    if job.made is not None and not np.iscomplexobj(leaves.donor):
+        job.made[path] = parts
+    return parts
+
+
+def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Scale what was made of the pieces of a leaf, and add it to the base.
+
+    Args:
+        job: the merge.
+        leaves: the leaf.
+        parts: what `made` returned.
+    """
+    plan, layout = leaves.plan, leaves.plan.layout
+    scaled = [
+        _scaled(job, leaves, part, number, len(parts))
+        for number, part in enumerate(parts)
+    ]
+    zeros = np.zeros(leaves.base.shape, leaves.base.dtype)
+    join = layout.with_matrices if plan.cuts_matrices else layout.with_runs
+    step = join(zeros, np.stack(scaled))
+    if job.calibrate and layout.is_matrix and not plan.is_statistic:
+        step = _calibrated(leaves, step, job.calibrate[plan.method.name])
+    return _added(leaves.base, step, leaves.donor.dtype)
+
+
+def _added(base: np.ndarray, step: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Add to the base and round once; what nothing is added to keeps its bits."""
+    total = (base + step).astype(base.dtype, copy=False)
+    np.copyto(total, base, where=step == 0)  # -0 + 0 is 0
+    return total.astype(dtype, copy=False)
+
+
+def _is_elementwise(job: Job, leaves: Leaves) -> bool:
+    """Whether every entry of a leaf can be merged by itself."""
+    plan = leaves.plan
+    is_plain = not (plan.is_statistic or job.calibrate or np.iscomplexobj(leaves.donor))
+    return plan.method.is_elementwise and is_plain
+
+
+def _by_chunks(job: Job, leaves: Leaves) -> np.ndarray:
+    """Merge a leaf a few entries at a time, which stay in a fast cache."""
+    plan, layout, method = leaves.plan, leaves.plan.layout, leaves.plan.method
+    assert method.rule is not None
+    models = [layout.runs(model) for model in leaves.stored_models]
+    base = None if leaves.stored_base is None else layout.runs(leaves.stored_base)
+    merged = np.empty(models[0].shape, leaves.donor.dtype)
+    whole = pieces(job, leaves) if method.measures else None
+    for run in range(len(merged)):
+        evidence = evidence_of(job, plan, run)
+        if whole is not None and method.measures:
+            evidence = method.measures(next(whole))
+        options = options_at(plan, spot_of(leaves, run, len(merged)), len(models))
+        for start in range(0, merged[run].size, CHUNK):
+            part = run, slice(start, start + CHUNK)
+            own = tuple(widened(model[part], leaves.wide) for model in models)
+            zeros = np.zeros_like(own[0])
+            under = zeros if base is None else widened(base[part], leaves.wide)
+            _check_numbers(plan.path, under, own)
+            made_of = method.rule(Piece(under, own, options, evidence))
+            step = _scaled(job, leaves, made_of, run, len(merged))
+            merged[part] = _added(under, step, leaves.donor.dtype)
+    return layout.with_runs(leaves.donor, merged)
+
+
+def _check_finite(leaves: Leaves) -> None:
+    """Check what has been read, which on disk nothing has checked before."""
+    _check_numbers(leaves.plan.path, leaves.base, leaves.models)
+
+
+def _check_numbers(path: str, base: np.ndarray, models: Sequence[np.ndarray]) -> None:
+    named = {f"models[{n}]": model for n, model in enumerate(models)}
+    for name, leaf in {"base": base, **named}.items():
+        total = np.sum(leaf, dtype=np.promote_types(leaf.dtype, np.float64))
+        if not np.isfinite(total) and not np.isfinite(leaf).all():
+            raise ValueError(
+                f"merge_finetunes: expected finite numbers, got NaN or infinity in "
+                f"{path} of {name}. Take an earlier checkpoint of that run."
+            )
+
+
+def _calibrated(leaves: Leaves, step: np.ndarray, alpha: float) -> np.ndarray:
+    """Return what is added to the base with the directions of its matrices rescaled."""
+    cut = leaves.plan.layout.matrices
+    deltas = [cut(model - leaves.base) for model in leaves.models]
+    groups = zip(cut(step), *deltas, strict=True)
+    found = np.stack([calibrated(each, own, alpha) for each, *own in groups])
+    return leaves.plan.layout.with_matrices(step, found)
+
+
+def _component(leaves: Leaves, part: Callable[[np.ndarray], np.ndarray]) -> Leaves:
+    """Return the real or imaginary parts of a complex leaf."""
+    return replace(
+        leaves,
+        donor=part(leaves.base),
+        stored_base=part(leaves.base),
+        stored_models=tuple(map(part, leaves.models)),
+    )
+
+
+def _rule(job: Job, leaves: Leaves) -> Rule:
+    """Return what merges the pieces of a leaf."""
+    plan = leaves.plan
+    is_statistic = plan.is_statistic and plan.method.base != "unused"
+    if is_statistic or (plan.method.cuts == "matrices" and not plan.cuts_matrices):
+        if plan.method.vectors is not None and job.vectors == "average":
+            return plan.method.vectors
+        return _VECTORS["average" if is_statistic else job.vectors]
+    assert plan.method.rule is not None
+    return plan.method.rule
+
+
+def _scaled(
+    job: Job, leaves: Leaves, part: np.ndarray, number: int, count: int
+) -> np.ndarray:
+    plan = leaves.plan
+    if plan.method.lambda_ is None:
+        return part
+    spot = spot_of(leaves, number, count)
+    scale = float(value_at(LAMBDA, plan.settings["lambda_"], spot, len(job.models)))
+    if plan.is_statistic:  # beyond the mean a variance may be negative
+        scale = min(max(scale, 0.0), 1.0)
+    return part if scale == 1 else scale * part
+
+
+def _keeps_equal(leaves: Leaves, models: int) -> bool:
+    """Whether a leaf that is equal in all models is to stay as it is."""
+    plan = leaves.plan
+    if plan.method.base == "unused" and plan.settings.get("normalize") is False:
+        weights = options_at(plan, Spot(plan.path, plan.depth), models)["weight"]
+        return sum(weights) == 1
+    return True
+
+
+def _average(piece: Piece) -> np.ndarray:
+    return functools.reduce(np.add, piece.deltas) / np.float32(len(piece.deltas))
+
+
+def _sum(piece: Piece) -> np.ndarray:
+    return functools.reduce(np.add, piece.deltas)
+
+
+def _zero(piece: Piece) -> np.ndarray:
+    return np.zeros_like(piece.base)
+
+
+_VECTORS: dict[str, Rule] = {"average": _average, "sum": _sum, "zero": _zero}
+VECTORS = tuple(_VECTORS)
