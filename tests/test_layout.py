@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "jmudsc"
 # The ground, which every folder may import: modules that know no spec.
 GROUND = {
     "batches",
+    "compiled",
     "digests",
     "keys",
     "lazy",

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
+from jmudsc.compiled import kept
 from jmudsc.derivation.program import run, trace
 from jmudsc.derivation.taps import find_taps, read_tap, Tap
 from jmudsc.derivation.terms.values import Place
@@ -121,7 +122,7 @@ def collect(
 
 @dataclass(frozen=True)
 class _Reading:
-    """Reads the units of every label; compiled once for every form of batch."""
+    """Reads the units of every label; compiled once for every shape of batch."""
 
     spec: PermutationSpec
     apply_fn: ApplyFn
@@ -131,9 +132,13 @@ class _Reading:
     def reader(self, batch: PyTree) -> Callable[[list, list], _Units]:
         kind = batch_kind(batch)
         if kind not in self.compiled:
-            made = _reader(self.spec, self.apply_fn, self.model, batch)
-            self.compiled[kind] = made
+            spec = repr(dict(self.spec.axes)), repr(dict(self.spec.labels))
+            key = "units", *spec, batch_kind(self.model), kind
+            self.compiled[kind] = kept(self.apply_fn, key, lambda: self.made(batch))
         return self.compiled[kind]
+
+    def made(self, batch: PyTree) -> Callable[[list, list], _Units]:
+        return _reader(self.spec, self.apply_fn, self.model, batch)
 
 
 def _units_of(read: _Reading, model: PyTree, batches: Sequence[PyTree]) -> list:

@@ -19,6 +19,7 @@ from jmudsc.merging.candidate import Candidate
 from jmudsc.merging.constant_outputs import stuck_outputs
 from jmudsc.merging.prepare import Prepared
 from jmudsc.paths import plural
+from jmudsc.sharding import to_host
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 # Fewer units than these may all stay in place by chance.
@@ -207,4 +208,7 @@ def _is_equal(ours: Any, theirs: Any) -> bool:
         return True
     if np.shape(ours) != np.shape(theirs):
         return False
-    return bool((present(ours) == present(theirs)).all())
+    leaves = [present(ours), present(theirs)]
+    if not any(jnp.issubdtype(x.dtype, jax.dtypes.extended) for x in leaves):
+        leaves = [to_host(leaf) for leaf in leaves]  # where nothing is compiled
+    return bool((leaves[0] == leaves[1]).all())

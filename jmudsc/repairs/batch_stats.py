@@ -16,7 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.batches import batch_kind, check_iterable, no_batches
+from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
+from jmudsc.compiled import kept
 from jmudsc.derivation.program import Program, run, trace
 from jmudsc.derivation.terms.values import Place
 from jmudsc.reordering.combine import check_assignment, combine_leaf, shares_of
@@ -66,16 +67,12 @@ def reset_batch_stats(
     """
     check_iterable("reset_batch_stats", batches)
     leaves = paths.flatten(variables)
-    updates: dict[Any, _Update] = {}
     retained: dict[str, float] = {}
     total: dict[str, Any] = {}
     after: dict[str, Any] = {}
     examples = 0
-    for number, batch in enumerate(batches):
-        kind = batch_kind(batch)
-        if kind not in updates:
-            updates[kind] = _update_of(update_fn, variables, batch)
-        update = updates[kind]
+    for number, batch in enumerate(checked("reset_batch_stats", batches)):
+        update = _update_of(update_fn, variables, batch)
         after, spans = update(leaves, batch, tuple(retained) or update.moved)
         if number == 0:
             for name, value in after.items():
@@ -266,6 +263,12 @@ class _Update:
 
 
 def _update_of(update_fn: UpdateFn, variables: PyTree, batch: PyTree) -> _Update:
+    """Return the traced update of batches of one shape."""
+    key = "reset", batch_kind(variables), batch_kind(batch)
+    return kept(update_fn, key, lambda: _traced(update_fn, variables, batch))
+
+
+def _traced(update_fn: UpdateFn, variables: PyTree, batch: PyTree) -> _Update:
     """Trace an update; statistics are wide, so that no momentum is rounded."""
     leaves = paths.flatten(variables)
 
