@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "jmudsc"
 # The ground, which every folder may import: modules that know no spec.
 GROUND = {
     "batches",
+    "compiled",
     "digests",
     "keys",
     "lazy",
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "derivation": "spec reordering derivation.terms derivation.rules",
     "checkpoints": "",
     "matching": "spec reordering derivation derivation.terms",
-    "repairs": "spec reordering derivation derivation.rules",
+    "repairs": "spec reordering derivation derivation.terms derivation.rules",
     "merging": (
         "spec reordering derivation derivation.terms checkpoints matching repairs"
     ),
