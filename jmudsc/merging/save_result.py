@@ -66,7 +66,8 @@ def save(
         raise ValueError(
             f"{os.fspath(path)}: expected a single network, got a merge with separate "
             f"leaves, of {len(result.networks)} networks. Save each of "
-            "result.networks: save(path, dataclasses.replace(result, variables=network, networks=()))."
+            "result.networks: save(path, dataclasses.replace(result, "
+            "variables=network, networks=())).",
         )
     record = record_of(result, extra or {}, notes or {})
     return save_with_record(path, result.variables, record, overwrite=overwrite)
