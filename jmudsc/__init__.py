@@ -3,6 +3,7 @@
 Merging:
     merge: merge two or more networks; the one call that does it all.
     merge_finetunes: merge models that were trained from one base.
+    soup_of_run: average checkpoints of one training run.
     FINETUNE_METHODS: the methods of `merge_finetunes`, by name.
     MergeResult: what `merge` returns: variables, spec, assignment and history.
 
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc.derivation.rules.table import register_rule as register_rule
     from jmudsc.finetunes.merge_finetunes import merge_finetunes as merge_finetunes
     from jmudsc.finetunes.methods import FINETUNE_METHODS as FINETUNE_METHODS
+    from jmudsc.finetunes.run_soup import soup_of_run as soup_of_run
     from jmudsc.matching.assignment import align as align, zip_units as zip_units
     from jmudsc.matching.coordinate_descent import (
         Match as Match,
@@ -121,6 +123,7 @@ _NAMES_OF = {
     "derivation.rules.table": "register_rule",
     "finetunes.merge_finetunes": "merge_finetunes",
     "finetunes.methods": "FINETUNE_METHODS",
+    "finetunes.run_soup": "soup_of_run",
     "matching.assignment": "align zip_units",
     "matching.coordinate_descent": "Match match matcher",
     "matching.methods": "METHODS",

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -170,9 +170,55 @@ def landscape(
     print(f"Wrote {path}")
 
 
+def soup(
+    run: _File,
+    out: Path,
+    last: int | None = None,
+    steps: tuple[int, ...] = (),
+    weights: Literal["mean", "ema", "wsm", "greedy"] = "mean",
+    decay: str | None = None,
+    score: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Average checkpoints of one training run, and save the result as a checkpoint.
+
+    Takes params and batch_stats, never the state of an optimizer. Running statistics
+    are averaged with the rest.
+
+    Args:
+        run: directory of the run, with a directory for each step.
+        out: the checkpoint to write: a directory, or a .safetensors, .npz or .msgpack
+            file.
+        last: how many of the last steps to take; all if neither last nor steps is
+            given.
+        steps: which steps to take.
+        weights: the share of each step; greedy keeps those that make the score better.
+        decay: of ema a number in (0, 1); of wsm linear or minus-sqrt.
+        score: for greedy, module:name of a function of variables, larger for better
+            ones; the module may lie in the current directory.
+        overwrite: replace an earlier merge at out.
+    """
+    from jmudsc.finetunes.run_soup import soup_of_run
+    from jmudsc.merging.save_result import save
+    from jmudsc.recipes.import_path import read_import_path, resolve
+
+    judge = None if score is None else resolve(read_import_path(score), Path.cwd())
+    result = soup_of_run(
+        run,
+        last=last,
+        steps=steps or None,
+        weights=weights,
+        decay=_number_or_name(decay),
+        score=judge,
+    )
+    save(out, result, overwrite=overwrite)
+    print(f"Averaged the steps {', '.join(map(str, result.recipe['steps']))}.")
+    print(f"Wrote {out}")
+
+
 COMMANDS = {
     command.__name__: command
-    for command in (demo, evaluate, experiment, landscape, merge, plan, spec)
+    for command in (demo, evaluate, experiment, landscape, merge, plan, soup, spec)
 }
 
 
@@ -192,6 +238,13 @@ def main() -> None:
         sys.exit(
             "jmudsc: interrupted. Start merge or experiment again to go on from here."
         )
+
+
+def _number_or_name(text: str | None) -> float | str | None:
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _bytes(gib: float | None) -> int | None:

@@ -32,6 +32,17 @@ def check_key(where: str, key: Any) -> None:
     )
 
 
+@jax.jit
+def two_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Split a key in two, as `jax.random.split` does, in one program.
+
+    Args:
+        key: a PRNG key.
+    """
+    one, other = jax.random.split(key)
+    return one, other
+
+
 def _kind(key: Any) -> str:
     if key is None:
         return "None"

@@ -102,6 +102,17 @@ def placed_like(array: Any, leaf: Any) -> Any:
     return array if sharding is None else jax.device_put(array, sharding)
 
 
+def from_host(array: np.ndarray, leaf: Any) -> jax.Array:
+    """Put an array of the host on the device of a leaf; nothing is compiled.
+
+    Args:
+        array: of the host.
+        leaf: of any kind, on no more than one device.
+    """
+    is_bound = isinstance(leaf, jax.Array) and leaf.committed
+    return jax.device_put(array, leaf.sharding if is_bound else None)
+
+
 def is_explicit(tree: PyTree) -> bool:
     """Whether an array of a tree is on a mesh with explicit axes."""
     return any(map(_is_explicit, jax.tree.leaves(tree)))

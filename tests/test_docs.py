@@ -63,7 +63,8 @@ def files(folder):
             {path: np.asarray(leaf) for path, leaf in leaves.items()},
             folder / f"{name}.safetensors",
         )
-    return merged_so_far(folder)
+    blank = jax.tree.map(lambda x: jnp.zeros_like(x, "float32"), run) | {"step": 0}
+    return merged_so_far(folder) | {"blank": blank}
 
 
 def heads(folder):

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "jmudsc"
 # The ground, which every folder may import: modules that know no spec.
 GROUND = {
     "batches",
+    "compiled",
     "digests",
     "keys",
     "lazy",
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "derivation": "spec reordering derivation.terms derivation.rules",
     "checkpoints": "",
     "matching": "spec reordering derivation derivation.terms",
-    "repairs": "spec reordering derivation derivation.rules",
+    "repairs": "spec reordering derivation derivation.terms derivation.rules",
     "merging": (
         "spec reordering derivation derivation.terms checkpoints matching repairs"
     ),
@@ -148,5 +149,6 @@ def test_what_is_private_takes_few_parameters(module):
         if isinstance(node, ast.FunctionDef):
             taken = node.args
             count = len([*taken.posonlyargs, *taken.args, *taken.kwonlyargs])
-            if node.name not in PUBLIC:
+            is_command = module == "cli" and not node.name.startswith("_")
+            if node.name not in PUBLIC and not is_command:
                 assert count <= 7, f"{module}.{node.name} takes {count}"

@@ -7,23 +7,32 @@ is removed by the next build for it.
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Linux's fcntl.h and fs.h: paths are relative to the working directory; swap names.
 _HERE, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2
 
 
+def _nothing() -> None:
+    """Check nothing."""
+
+
 @contextlib.contextmanager
-def building(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def building(
+    target: Path, overwrite: bool = False, check: Callable[[], None] = _nothing
+) -> Iterator[Path]:
     """Yield a path at which to build a directory or file that is `target` afterwards.
 
     Args:
         target: absolute; on a local POSIX file system. Missing parents are made.
         overwrite: replace what is at `target`, once the new one is complete.
+        check: called before anything is put into place, while no other process does
+            that in the same directory; raises if nothing must be.
 
     Yields:
         A path beside `target` at which nothing is yet.
@@ -33,32 +42,131 @@ def building(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove(_siblings(target, "tmp"))
-    token = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = target.with_name(f".{target.name}.jmudsc-tmp-{token}")
-    try:
-        yield temporary
-        _flush(temporary)
-        if overwrite and target.exists():
-            _rename_over(temporary, target, token)
-        else:
-            _rename_to_free(temporary, target)
-        _flush_directory(target.parent)
-    finally:
-        _remove(_siblings(target, f"tmp-{token}"))
+    with _token() as token:
+        temporary = _hidden(target, token)
+        try:
+            yield temporary
+            _flush(temporary)
+            with _alone_in(target.parent):
+                check()
+                _put(temporary, target, token, overwrite)
+        finally:
+            _remove(_made(token, target))
     _remove(_siblings(target, "old"))
 
 
-def discard(path: Path) -> None:
-    """Remove a file or directory at once: it is there whole or not at all.
+@contextlib.contextmanager
+def building_both(
+    target: Path,
+    beside: Path,
+    overwrite: bool = False,
+    check: Callable[[], None] = _nothing,
+) -> Iterator[tuple[Path, Path]]:
+    """Yield paths at which to build a file, and a folder that belongs to it.
+
+    The file is put into place first, and what interrupted builds left of the folder is
+    kept until both are: at every moment the folder of the file that is there is there,
+    if only under a hidden name.
 
     Args:
-        path: absolute; there may be nothing.
+        target: of the file; as for `building`.
+        beside: of the folder, in the same directory; replaces what is there.
+        overwrite: as for `building`.
+        check: as for `building`.
+
+    Yields:
+        Paths for the file and for the folder at which nothing is yet.
+
+    Raises:
+        FileExistsError: if something came to be at `target` meanwhile.
     """
-    if path.exists():
-        token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        away = path.with_name(f".{path.name}.jmudsc-old-{token}")
-        os.rename(path, away)
-        _remove([away])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove(_siblings(target, "tmp"))
+    with _token() as token:
+        file, folder = _hidden(target, token), _hidden(beside, token)
+        try:
+            yield file, folder
+            _flush(file)
+            _flush(folder)
+            with _alone_in(target.parent):
+                check()
+                _put(file, target, token, overwrite)
+                _put(folder, beside, token, overwrite=True)
+        finally:
+            _remove(_made(token, target, beside))
+    _remove([*_siblings(target, "old"), *_siblings(beside, "tmp")])
+    _remove(_siblings(beside, "old"))
+
+
+def _made(token: str, *targets: Path) -> list[Path]:
+    """Return what is left of a build, orbax's own hidden directories included."""
+    kind = f"tmp-{token}"
+    return [x for target in targets for x in _siblings(target, kind, all_of_them=True)]
+
+
+def unfinished(target: Path) -> list[Path]:
+    """Return what builds of a directory or file have beside it, or have left there."""
+    if not target.parent.is_dir():
+        return []
+    kinds = ("tmp", "old")
+    return [x for kind in kinds for x in _siblings(target, kind, all_of_them=True)]
+
+
+# What marks the builds of this process that are under way.
+_TOKENS: set[str] = set()
+
+
+@contextlib.contextmanager
+def _token() -> Iterator[str]:
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    _TOKENS.add(token)
+    try:
+        yield token
+    finally:
+        _TOKENS.discard(token)
+
+
+def _hidden(target: Path, token: str) -> Path:
+    return target.with_name(f".{target.name}.jmudsc-tmp-{token}")
+
+
+@contextlib.contextmanager
+def at_rest(directory: Path) -> Iterator[None]:
+    """Let no process put anything into place in a directory that `building` builds.
+
+    Where the file system has no locks nothing is waited for.
+
+    Args:
+        directory: with what is not to change.
+    """
+    with _locked(directory, fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Wait until no other process puts anything into place in a directory."""
+    with _locked(directory, fcntl.LOCK_EX) as descriptor:
+        yield
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, how: int) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, how)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _put(temporary: Path, target: Path, token: str, overwrite: bool) -> None:
+    if overwrite and target.exists():
+        _rename_over(temporary, target, token)
+    else:
+        _rename_to_free(temporary, target)
 
 
 def _rename_over(source: Path, target: Path, token: str) -> None:
@@ -111,19 +219,16 @@ def _rename_to_free(source: Path, target: Path) -> None:
         ) from error
 
 
-def remains(target: Path) -> list[Path]:
-    """Return what interrupted builds of a directory or file have left beside it."""
-    if not target.parent.is_dir():
-        return []
-    return [*_siblings(target, "tmp"), *_siblings(target, "old")]
-
-
-def _siblings(target: Path, kind: str) -> list[Path]:
-    """Return hidden siblings that an earlier build of this or a dead process left."""
+def _siblings(target: Path, kind: str, all_of_them: bool = False) -> list[Path]:
+    """Return hidden siblings that builds made, or only those that none will need."""
     start = f".{target.name}.jmudsc-{kind}"
     found = [x for x in target.parent.iterdir() if x.name.startswith(start)]
     lead = len(f".{target.name}.jmudsc-tmp-")
-    return [x for x in found if not _is_other_process(x.name[lead:].split("-")[0])]
+    return [x for x in found if all_of_them or not _is_under_way(x.name[lead:])]
+
+
+def _is_under_way(token: str) -> bool:
+    return token in _TOKENS or _is_other_process(token.split("-")[0])
 
 
 def _is_other_process(pid: str) -> bool:

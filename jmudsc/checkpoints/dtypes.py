@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints.formats import Format
-from jmudsc.checkpoints.subtrees import routes_of
+from jmudsc.checkpoints.structure import routes_of
 from jmudsc.lazy import in_memory, LazyArray
 from jmudsc.paths import flatten, listed, unflatten
 

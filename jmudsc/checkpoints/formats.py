@@ -6,6 +6,7 @@ read and written without pickle.
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from jaxtyping import PyTree
 
 from jmudsc.checkpoints import msgpack, npz, orbax, safetensors
 from jmudsc.checkpoints.orbax_layout import find_item, is_item
-from jmudsc.checkpoints.subtrees import Route
+from jmudsc.checkpoints.structure import Route
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import listed
 
@@ -25,6 +26,15 @@ _FOREIGN = (
     ".pt .pth .pkl .pickle .h5 .hdf5 .keras .bin .onnx .npy .ckpt .gguf .json".split()
 )
 _FIRST = 16  # bytes of a file by which its format is known
+# Formats that are not read, by the first bytes of their files.
+_KNOWN = {
+    "HDF5, as h5py and Keras write it": rb"\x89HDF\r\n\x1a\n",
+    # A message of protobuf: the version of ONNX, then texts or the graph.
+    "ONNX": rb"\x08[\x01-\x20][\x12\x1a\x22\x32\x3a\x42]",
+    "pickle, as PyTorch once wrote it": rb"\x80[\x02-\x05]",
+    "GGUF": rb"GGUF",
+    "npy, a single array": rb"\x93NUMPY",
+}
 
 
 def _any_name(names: Mapping[str, Route]) -> Mapping[str, str]:
@@ -226,9 +236,11 @@ def _recognized(file: Path) -> Format:
     with file.open("rb") as opened:
         start = opened.read(_FIRST)
     found = next((row for row in FORMATS if row.begins(start)), None)
+    known = None if found else _foreign(start)
     meant = format_of(file)
     if ending_of(file) and found is not meant:
         other = f"begins as that of {found.name}" if found else "begins as none does"
+        other = f"begins as {known}" if known else other
         raise ValueError(
             f"{file}: expected a file of {meant.name} by its ending, got one that "
             f"{other}. Rename it or copy it again."
@@ -236,10 +248,15 @@ def _recognized(file: Path) -> Format:
     if found is None:
         raise ValueError(
             f"{file}: expected {', '.join(endings())} or the directory of an orbax "
-            "checkpoint, got a file of another format. Convert it where it was made; "
-            "nothing is ever unpickled."
+            f"checkpoint, got a file of {known or 'another format'}. Convert "
+            "it where it was made; nothing is ever unpickled."
         )
     return found
+
+
+def _foreign(start: bytes) -> str | None:
+    """Return what a file is that is not read, if that is known."""
+    return next((x for x, begins in _KNOWN.items() if re.match(begins, start)), None)
 
 
 def _file_in(directory: Path) -> Path | None:

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from jmudsc.checkpoints.flax_bytes import from_bytes, to_bytes
 from jmudsc.checkpoints.reading import reading
-from jmudsc.checkpoints.subtrees import Route
+from jmudsc.checkpoints.structure import Route
 from jmudsc.lazy import in_memory, LazyArray, read_all
 from jmudsc.paths import flatten, listed
 
@@ -18,9 +18,10 @@ _CHUNKED = "__msgpack_chunked_array__"
 
 
 def begins(start: bytes) -> bool:
-    """Whether the first bytes are of a map that is not empty."""
+    """Whether the first bytes are of a map that is not empty, and not of HDF5."""
     first = start[0] if start else 0
-    return 0x80 < first < 0x90 or first in (0xDE, 0xDF)
+    is_map = 0x80 < first < 0x90 or first in (0xDE, 0xDF)
+    return is_map and not start.startswith(b"\x89HDF\r\n")
 
 
 def open_msgpack(file: Path) -> PyTree[LazyArray]:

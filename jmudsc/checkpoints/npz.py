@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmudsc.checkpoints.reading import reading, steady
-from jmudsc.checkpoints.subtrees import longer, Route
+from jmudsc.checkpoints.structure import Route
+from jmudsc.checkpoints.subtrees import longer
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import listed
 

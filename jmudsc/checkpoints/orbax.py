@@ -18,7 +18,8 @@ from etils import epath
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints.reading import first_line, reading, steady
-from jmudsc.checkpoints.subtrees import longer, prune, Route, route
+from jmudsc.checkpoints.structure import Route
+from jmudsc.checkpoints.subtrees import longer, prune, route
 from jmudsc.lazy import in_memory, LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, unflatten
 

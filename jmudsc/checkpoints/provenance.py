@@ -5,7 +5,6 @@ is the record itself. Nothing here is pickled: the record is JSON, arrays that b
 it are `.npy` arrays.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -15,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
-from jaxtyping import PyTree
+
+from jmudsc.checkpoints.structure import names_in
 
 _RECORD = "provenance.json"
-_FORMAT = 1
+_FORMAT = 2
 _PACKAGES = ("jmudsc", "jax", "flax", "orbax-checkpoint", "numpy", "scipy")
 
 
@@ -54,12 +53,11 @@ class Record:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def described(record: Record, variables: PyTree) -> dict[str, Any]:
-    """Return the JSON values that are stored, but for the digests of the leaves.
+def described(record: Record) -> dict[str, Any]:
+    """Return the JSON values that are stored, but for what is known of the files.
 
     Args:
         record: what the caller has to say.
-        variables: what it is of.
     """
     arrays = {
         name: {key: leaf_digest(array) for key, array in arrays.items()}
@@ -69,8 +67,6 @@ def described(record: Record, variables: PyTree) -> dict[str, Any]:
         "format": _FORMAT,
         **record.content,
         "versions": versions(),
-        "nnx": is_nnx_state(variables),
-        "digests": {},
         **arrays,
     }
 
@@ -80,7 +76,8 @@ def write(folder: epath.Path, content: Mapping[str, Any], record: Record) -> Non
 
     Args:
         folder: to make.
-        content: from `described`, with the digests of the leaves.
+        content: from `described`, with `structure`, `digests` (of the leaves) and
+            `files` (size and SHA-256 of each).
         record: whose arrays and notes are stored.
     """
     folder.mkdir()
@@ -88,11 +85,26 @@ def write(folder: epath.Path, content: Mapping[str, Any], record: Record) -> Non
         named: dict[str, Any] = {f"{name}/{key}": x for key, x in arrays.items()}
         with (folder / f"{name}.npz").open("wb") as file:
             np.savez(file, **named)
-    plain = json.loads(json.dumps(content))  # as `read_record` will see it
-    sealed = {"digest": _seal(plain), **plain}
-    (folder / _RECORD).write_text(json.dumps(sealed, indent=1))
     for name, text in record.notes.items():
         (folder / name).write_text(text)
+    beside = {file.name: size_and_digest(file) for file in sorted(folder.iterdir())}
+    plain = json.loads(json.dumps({**content, "beside": beside}))  # as it is read
+    sealed = {"digest": _seal(plain), **plain}
+    (folder / _RECORD).write_text(json.dumps(sealed, indent=1))
+
+
+def names_beside(content: Mapping[str, Any]) -> list[str]:
+    """Return what the folder of a record holds."""
+    return [_RECORD, *content.get("beside", ())]
+
+
+def size_and_digest(file: os.PathLike[str]) -> list[Any]:
+    """Return the size of a file in bytes and the SHA-256 of all in it."""
+    digest = hashlib.sha256()
+    with epath.Path(file).open("rb") as opened:
+        while part := opened.read(2**20):
+            digest.update(part)
+        return [opened.tell(), digest.hexdigest()]
 
 
 def has_record(folder: epath.Path) -> bool:
@@ -105,39 +117,81 @@ def read_record(folder: epath.Path) -> dict[str, Any] | None:
 
     Raises:
         ValueError: if the record was changed or damaged after it was written, or is of
-            another format.
+            a later version.
     """
     path = folder / _RECORD
     if not folder.exists():
         return None
     content: Any = None
-    with contextlib.suppress(ValueError, FileNotFoundError):
+    try:
         content = json.loads(path.read_text())
-    if not isinstance(content, dict) or content.pop("digest", "") != _seal(content):
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(_damaged(path)) from error
+    if not isinstance(content, dict):
         raise ValueError(_damaged(path))
-    if content.get("format") != _FORMAT:
+    version = content.get("format")
+    if type(version) is int and version > _FORMAT:
         raise ValueError(
-            f"{path}: expected a record of format {_FORMAT}, got one of "
-            f"{content.get('format')}. Read it with the jmudsc that saved it."
+            f"{path}: expected a record of format {_FORMAT} or less, got one of "
+            f"{version}, of a later version. Read it with the jmudsc that saved it."
         )
+    if content.pop("digest", "") != _seal(content) or not _is_whole(content):
+        raise ValueError(_damaged(path))
     return content
 
 
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether a record has what is asked of it, of the right types."""
+    digests = content.get("digests")
+    if not _is_text(digests):
+        return False
+    if content.get("format") == 1:
+        return isinstance(content.get("nnx"), bool)
+    try:
+        names = sorted(names_in(content["structure"]))
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return False
+    return (
+        content.get("format") == _FORMAT
+        and names == sorted(digests or ())
+        and all(map(_are_files, (content.get("beside"), content.get("files"))))
+    )
+
+
+def _are_files(values: Any) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(x, list) and [type(y) for y in x] == [int, str]
+        for x in values.values()
+    )
+
+
+def _is_text(values: Any) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(x, str) for pair in values.items() for x in pair
+    )
+
+
 def read_arrays(
-    folder: epath.Path, name: str, digests: Mapping[str, str]
+    folder: epath.Path, content: Mapping[str, Any], name: str
 ) -> dict[str, np.ndarray]:
     """Read arrays of a record and compare them with their digests.
 
     Args:
         folder: where the record is.
+        content: the record.
         name: the name of their file, without its ending.
-        digests: what the record has under that name.
 
     Raises:
         ValueError: if they were changed or damaged after they were written.
     """
     path = folder / f"{name}.npz"
+    digests: Any = content.get(name)
+    stamp = content.get("beside", {}).get(path.name)
+    if not _is_text(digests):
+        raise ValueError(_damaged(folder / _RECORD))
     try:
+        if stamp is not None and size_and_digest(path) != stamp:
+            raise ValueError(_damaged(path))
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {key: arrays[f"{name}/{key}"] for key in digests}
     except Exception as error:  # zipfile and zlib have errors of their own
@@ -199,10 +253,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a source folder
             found[package] = "unknown"
     return found
-
-
-def is_nnx_state(variables: PyTree) -> bool:
-    """Return whether all leaves are the values of NNX variables."""
-    value = jax.tree_util.GetAttrKey("value")
-    with_keys, _ = jax.tree_util.tree_flatten_with_path(variables)
-    return all(keys and keys[-1] == value for keys, _ in with_keys)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints.subtrees import nested, Route, routes_of, separator_hint
+from jmudsc.checkpoints.structure import Route, routes_of
+from jmudsc.checkpoints.subtrees import nested, separator_hint
 from jmudsc.paths import did_you_mean, filled, flatten, listed, starred
 
 # Pattern of leaf paths -> the new path, or None to leave the leaves out.

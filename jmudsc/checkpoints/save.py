@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from etils import epath
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints import provenance
-from jmudsc.checkpoints.atomic import building, discard, remains
+from jmudsc.checkpoints.atomic import building, building_both
+from jmudsc.checkpoints.binding import check_replaceable, files_of, records_of
 from jmudsc.checkpoints.dtypes import savable
 from jmudsc.checkpoints.formats import check_ending, Format, format_of
-from jmudsc.checkpoints.load import records_of
-from jmudsc.checkpoints.subtrees import nested, Route, routes_of
+from jmudsc.checkpoints.structure import routes_of, structure_of
+from jmudsc.checkpoints.subtrees import nested
 from jmudsc.lazy import LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, listed, unflatten
 
@@ -34,15 +36,16 @@ def save_with_record(
     that is called as the file with `.jmudsc` after it.
 
     If the process dies at any moment, `path` has its old state, absent or what was
-    saved there before, or the new one, complete; a file may be without its folder. What
-    was written is read back and compared before it is put into place.
+    saved there before, or the new one, complete, and its record is found. What was
+    written is read back and compared before it is put into place.
 
     Args:
         path: as for `save_variables`.
         variables: as for `save_variables`.
         record: what to store beside them.
         overwrite: replace what this function saved there before, once the new one is
-            complete, or an empty directory. Nothing else is ever replaced.
+            complete, or an empty directory. Nothing else is ever replaced: what its
+            record does not name, or is not as it was saved, is an error.
 
     Returns:
         The absolute path of the checkpoint.
@@ -53,23 +56,17 @@ def save_with_record(
     """
     target = check_free(path, overwrite)
     kind = format_of(target)
-    arrays = savable(variables, kind)
-    content = provenance.described(record, variables)
-    if kind.endings:
-        content["keys"] = _named({keys: keys for keys in _by_route(arrays)})
-        beside = Path(records_of(target))
-        with (
-            building(beside, overwrite=True) as folder,
-            building(target, overwrite) as temporary,
-        ):
-            content["digests"] = _written(target, temporary, kind, arrays)
-            provenance.write(epath.Path(folder), content, record)
-            if overwrite or not target.exists():  # else that of another process
-                discard(beside)  # it is of what is about to be replaced
+    content = provenance.described(record)
+    check = partial(check_replaceable, target, quick=True)
+    if not kind.endings:
+        with building(target, overwrite, check) as temporary:
+            content |= _written(target, temporary, kind, variables)
+            provenance.write(records_of(temporary), content, record)
         return target
-    with building(target, overwrite) as temporary:
-        content["digests"] = _written(target, temporary, kind, arrays)
-        provenance.write(records_of(epath.Path(temporary)), content, record)
+    beside = Path(records_of(target))
+    with building_both(target, beside, overwrite, check) as (temporary, folder):
+        content |= _written(target, temporary, kind, variables)
+        provenance.write(epath.Path(folder), content, record)
     return target
 
 
@@ -89,10 +86,8 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
         ValueError: if the format cannot hold the variables.
     """
     target = check_free(path)
-    kind = format_of(target)
-    arrays = savable(variables, kind)
     with building(target) as temporary:
-        _written(target, temporary, kind, arrays)
+        _written(target, temporary, format_of(target), variables)
     return target
 
 
@@ -130,47 +125,36 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
             f"{target}: expected a free path, got one that exists. Choose another or "
             "pass overwrite=True (--overwrite)."
         )
-    records = Path(records_of(target))
-    folders = [records, *remains(records)]  # a save was interrupted
-    ours = any(provenance.has_record(epath.Path(folder)) for folder in folders)
-    is_empty = target.is_dir() and not any(target.iterdir())
-    for place in (target, records):
-        if place.exists() and not is_empty and not ours:
-            raise FileExistsError(
-                f"{place}: expected what jmudsc saved, got something else, which "
-                "overwrite=True never replaces. Remove it yourself or choose another "
-                "path."
-            )
+    check_replaceable(target)
     return target
 
 
-def _by_route(variables: PyTree[LazyArray]) -> dict[Route, LazyArray]:
-    """Return leaves by their keys; an NNX variable is its value."""
-    last = -1 if provenance.is_nnx_state(variables) else None
-    leaves = flatten(variables)
-    return {keys[:last]: leaves[path] for path, keys in routes_of(variables).items()}
-
-
-def _named(leaves: Mapping[Route, Any]) -> dict[str, Any]:
-    return {"/".join(map(str, keys)): leaf for keys, leaf in leaves.items()}
+def _stored_names(variables: PyTree, kind: Format) -> dict[str, str]:
+    """Return path of every leaf -> the name that it is stored under."""
+    if kind.layout == "tree":
+        return {path: path for path in flatten(variables)}
+    routes = routes_of(variables)
+    return {path: "/".join(map(str, keys)) for path, keys in routes.items()}
 
 
 def _laid_out(variables: PyTree[LazyArray], kind: Format) -> PyTree[LazyArray]:
     """Return variables as the tree that a format writes."""
     if kind.layout == "tree":
         return variables
-    leaves = _by_route(variables)
+    leaves, names = flatten(variables), _stored_names(variables, kind)
     if kind.layout == "flat":
-        return _named(leaves)
-    text = [(tuple(map(str, keys)), leaf) for keys, leaf in leaves.items()]
+        return {names[path]: leaf for path, leaf in leaves.items()}
+    routes = routes_of(variables)
+    text = [(tuple(map(str, routes[path])), leaf) for path, leaf in leaves.items()]
     return nested("variables", text)
 
 
 def _written(
-    target: Path, temporary: Path, kind: Format, variables: PyTree[LazyArray]
-) -> dict[str, str]:
-    """Write variables, compare what is read back; return the digests of the leaves."""
-    tree = _laid_out(variables, kind)
+    target: Path, temporary: Path, kind: Format, variables: PyTree
+) -> dict[str, Any]:
+    """Write variables, compare what is read back; return what a record says of them."""
+    lazy = savable(variables, kind)
+    tree = _laid_out(lazy, kind)
     leaves, digests = _digested(flatten(tree))
     try:
         kind.write(temporary, unflatten(tree, leaves))
@@ -184,7 +168,8 @@ def _written(
             f"{target}: expected to read back what was written, got {len(wrong)} of "
             f"{len(leaves)} leaves changed. Save in another format:\n{listed(wrong)}"
         )
-    return digests
+    structure = structure_of(lazy, _stored_names(lazy, kind))
+    return {"structure": structure, "digests": digests, "files": files_of(temporary)}
 
 
 def _digested(

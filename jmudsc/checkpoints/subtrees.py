@@ -3,12 +3,10 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
+from jmudsc.checkpoints.structure import Position, Route
 from jmudsc.paths import flatten, listed, nearest
-
-Route = tuple[str | int, ...]
 
 
 def route(where: str, tree: PyTree, name: str) -> Route:
@@ -54,20 +52,6 @@ def prune(tree: PyTree, routes: Sequence[Route]) -> PyTree:
     return {key: prune(tree[key], rest) for key, rest in below.items()}
 
 
-def routes_of(tree: PyTree) -> dict[str, Route]:
-    """Return the keys that lead to every leaf of a tree, by path.
-
-    Keys of dicts and names of attributes are text, positions in lists are numbers.
-
-    Example:
-        >>> routes_of({"params": [{"mlp/w": 1}]})
-        {'params/0/mlp/w': ('params', 0, 'mlp/w')}
-    """
-    with_keys, _ = jax.tree_util.tree_flatten_with_path(tree)
-    routes = [tuple(_plain_key(key) for key in keys) for keys, _ in with_keys]
-    return dict(zip(flatten(tree), routes, strict=True))
-
-
 def nested(
     where: str, leaves: Sequence[tuple[Route, Any]], like: Iterable[Route] = ()
 ) -> PyTree:
@@ -76,27 +60,26 @@ def nested(
     Args:
         where: what the leaves are of, for the error.
         leaves: keys and leaf, every route once.
-        like: further routes, which only tell where there are lists.
+        like: further routes, which only tell where there are lists and numbers.
 
     Returns:
         The tree: a list where the keys are the numbers from 0 on, if a route has one as
-        a number; dicts elsewhere.
+        a position; a dict with numbers where they are numbers, if a route has one as a
+        number; a dict with text elsewhere.
 
     Raises:
         ValueError: listing the leaves that lie inside another leaf.
 
     Example:
-        >>> nested("x", [(("a", "b"), 1), (("c", 0), 2)])
-        {'a': {'b': 1}, 'c': [2]}
+        >>> nested("x", [(("a", "b"), 1), (("c", Position(0)), 2), (("d", 7), 3)])
+        {'a': {'b': 1}, 'c': [2], 'd': {7: 3}}
     """
     tree: dict[str, Any] = {}
     inside = []
-    lists = {
-        tuple(map(str, keys[:n]))
-        for keys in (*(keys for keys, _ in leaves), *like)
-        for n, key in enumerate(keys)
-        if isinstance(key, int)
-    }
+    kinds: dict[type, set[tuple[str, ...]]] = {str: set(), int: set(), Position: set()}
+    for keys in (*(keys for keys, _ in leaves), *like):
+        for n, key in enumerate(keys):
+            kinds[type(key)].add(tuple(map(str, keys[:n])))
     ends = {tuple(map(str, keys)) for keys, _ in leaves}
     for keys, leaf in leaves:
         names = tuple(map(str, keys))
@@ -114,7 +97,7 @@ def nested(
             "leaves inside another leaf. Rename some, or keep names whole with "
             f'separator="":\n{listed(inside)}'
         )
-    return _with_lists(tree, (), lists)
+    return _with_numbers(tree, (), kinds)
 
 
 def chosen_routes(
@@ -171,31 +154,39 @@ def nnx_keys(tree: PyTree) -> set[str]:
 
 
 def unwrap(tree: PyTree, keys: Collection[str]) -> PyTree:
-    """Replace `{"value": leaf}` by `leaf` under the given top-level keys."""
+    """Replace `{"value": leaf}` by `leaf` under the given top-level keys.
+
+    What has the numbers as keys there comes from a list of modules, of which orbax
+    keeps the text: the order would be 0, 1, 10, 2.
+    """
     if not keys:
         return tree
-    return {k: _unwrap(v) if k in keys else v for k, v in tree.items()}
+    parts = {k: _unwrap(v) if k in keys else v for k, v in tree.items()}
+    return numbered(parts) if set(keys) == set(tree) else parts
 
 
-def _plain_key(key: Any) -> str | int:
-    if isinstance(key, jax.tree_util.SequenceKey):
-        return key.idx
-    return str(key.name if isinstance(key, jax.tree_util.GetAttrKey) else key.key)
-
-
-def _with_lists(
-    tree: Mapping[str, Any], here: tuple[str, ...], lists: Collection[tuple[str, ...]]
+def _with_numbers(
+    tree: Mapping[str, Any],
+    here: tuple[str, ...],
+    kinds: Mapping[type, Collection[tuple[str, ...]]],
 ) -> PyTree:
     parts = {
-        name: _with_lists(part, (*here, name), lists)
+        name: _with_numbers(part, (*here, name), kinds)
         if isinstance(part, dict)
         else part
         for name, part in tree.items()
     }
     positions = [str(n) for n in range(len(parts))]
-    if here in lists and set(positions) == parts.keys():
+    if here in kinds[Position] and set(positions) == parts.keys():
         return [parts[name] for name in positions]
-    return parts
+    return numbered(parts) if here in kinds[int] else parts
+
+
+def numbered(parts: Mapping[str, PyTree]) -> dict[Any, PyTree]:
+    """Return a dict with numbers as keys if all are the text of one, else as it is."""
+    if all(name.isdecimal() and str(int(name)) == name for name in parts):
+        return {int(name): part for name, part in parts.items()}
+    return dict(parts)
 
 
 def _route(tree: PyTree, name: str) -> Route | None:
@@ -203,8 +194,9 @@ def _route(tree: PyTree, name: str) -> Route | None:
         return ()
     if isinstance(tree, dict):
         keys = [k for k in tree if f"{name}/".startswith(f"{k}/")]
-        steps = [(k, tree[k], name[len(k) + 1 :]) for k in sorted(keys, key=len)]
-    elif isinstance(tree, list):
+        keys = sorted(keys, key=lambda k: len(str(k)))
+        steps = [(k, tree[k], name[len(str(k)) + 1 :]) for k in keys]
+    elif isinstance(tree, (list, tuple)):
         head, _, rest = name.partition("/")
         is_position = head.isdecimal() and int(head) < len(tree)
         steps = [(int(head), tree[int(head)], rest)] if is_position else []
@@ -219,7 +211,7 @@ def _route(tree: PyTree, name: str) -> Route | None:
 
 def _is_inner(tree: PyTree, name: str) -> bool:
     keys = _route(tree, name)
-    return keys is not None and isinstance(at(tree, keys), (dict, list))
+    return keys is not None and isinstance(at(tree, keys), (dict, list, tuple))
 
 
 def _missing(where: str, tree: PyTree, name: str) -> str:
@@ -228,7 +220,7 @@ def _missing(where: str, tree: PyTree, name: str) -> str:
     while not _is_inner(tree, start):
         start = start.rpartition("/")[0]
     part = at(tree, _route(tree, start) or ())
-    keys = [str(key) for key in (range(len(part)) if isinstance(part, list) else part)]
+    keys = [str(key) for key in (part if isinstance(part, dict) else range(len(part)))]
     under = f"{start}/" if start else ""
     close = nearest(name[len(under) :].partition("/")[0], keys)
     hint = f'; did you mean "{under}{close}"?' if close else "."
@@ -255,5 +247,5 @@ def _unwrap(tree: PyTree) -> PyTree:
     if _is_variable(tree):
         return tree["value"]
     if isinstance(tree, dict):
-        return {key: _unwrap(part) for key, part in tree.items()}
+        return numbered({key: _unwrap(part) for key, part in tree.items()})
     return [_unwrap(part) for part in tree] if isinstance(tree, list) else tree

@@ -1,5 +1,6 @@
 """Check spec: proves a spec on the user's own model before anything is merged."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.keys import check_key
-from jmudsc.reordering.permute import permute, random_permutations
+from jmudsc.reordering.permute import draws_of, permutations_by, permute
 from jmudsc.sharding import placed_like, to_host
 from jmudsc.spec.check_variables import check_covers
 from jmudsc.spec.permutation_spec import PermutationSpec
@@ -47,8 +48,8 @@ def check_spec(
     """
     check_key("check_spec", key)
     check_covers("check_spec", spec, paths.flatten(variables))
-    draw, noise = jax.random.split(key)
-    perms = _moving(spec, random_permutations(spec, draw))
+    bits, noise = map(np.asarray, _drawn(key, draws_of(spec), _floats_in(variables)))
+    perms = _moving(spec, permutations_by(spec, bits))
     apply = jax.jit(apply_fn)
     for model in (variables, _noisy(variables, noise)):
         expected = apply(model, batch)
@@ -88,11 +89,21 @@ def _refuse(spec: PermutationSpec, alone: Mapping[str, float], allowed: float) -
     )
 
 
-def _noisy(variables: PyTree, key: jax.Array) -> PyTree:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _drawn(key: jax.Array, bits: int, normals: int) -> tuple[jax.Array, jax.Array]:
+    """Draw all that is random here, in one program."""
+    draw, noise = jax.random.split(key)
+    uniform = jax.random.bits(draw, (bits,), jnp.uint32)
+    return uniform, jax.random.normal(noise, (normals,), jnp.float32)
+
+
+def _floats_in(variables: PyTree) -> int:
+    return sum(np.size(x) for x in jax.tree.leaves(variables) if _is_floating(x))
+
+
+def _noisy(variables: PyTree, draws: np.ndarray) -> PyTree:
     """Move every floating-point leaf by a tenth of its spread, and up by a little."""
     leaves = paths.flatten(variables)
-    total = sum(np.size(leaf) for leaf in leaves.values() if _is_floating(leaf))
-    draws = np.asarray(jax.random.normal(key, (total,), jnp.float32))
     moved, start = {}, 0
     for path, leaf in leaves.items():
         if _is_floating(leaf):

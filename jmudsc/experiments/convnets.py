@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 NORMS = ("batch", "group", "layer")
+# A collection that is mutable where training mode is not for the sake of gradients.
+UNDIFFERENTIATED = "undifferentiated"
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 Embedding = Float[Array, "batch outputs"]
@@ -224,7 +226,8 @@ class _ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array | np.ndarray, train: bool) -> Array:
         # On CPUs XLA is slow to differentiate convolutions, so train by products.
-        convolve = _convolve if train and self.kernel == 3 else None
+        differentiated = train and not self.is_mutable_collection(UNDIFFERENTIATED)
+        convolve = _convolve if differentiated and self.kernel == 3 else None
         x = nn.Conv(
             self.channels,
             (self.kernel, self.kernel),

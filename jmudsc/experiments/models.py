@@ -20,6 +20,7 @@ from jmudsc import paths
 from jmudsc.experiments.convnets import (
     BottleneckResNet as BottleneckResNet,
     ResNet20 as ResNet20,
+    UNDIFFERENTIATED,
     VGG as VGG,
 )
 from jmudsc.experiments.vit import ViT as ViT
@@ -77,7 +78,8 @@ def update_fn(model: nn.Module) -> UpdateFn:
     """
 
     def update(variables: PyTree, images: Images) -> PyTree:
-        _, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        mutable = ["batch_stats", UNDIFFERENTIATED]
+        _, new = model.apply(variables, images, train=True, mutable=mutable)
         return {**variables, **new}
 
     return update

@@ -1,5 +1,6 @@
 """Coordinate descent: match label after label, in sweeps, until none gets better."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -213,9 +214,8 @@ def _descend(
     steps, best, history = _steps_of(search), dict(start), []
     patience, most = search.options.patience, search.options.max_sweeps
     for sweep in range(most if steps.families else 0):
-        order_key = jax.random.fold_in(key, sweep)
-        order = jax.random.permutation(order_key, len(steps.families))
-        found, reached = steps.sweep(map(int, np.asarray(order)), best)
+        order = np.asarray(_order(key, np.uint32(sweep), len(steps.families)))
+        found, reached = steps.sweep(map(int, order), best)
         history.append(reached)
         if progress:
             progress(f"matching ({reached:.4f})", sweep + 1, most)
@@ -226,6 +226,12 @@ def _descend(
         if unchanged or sweep - peak >= patience:
             return Match(best, tuple(history))
     return Match(best, tuple(history), converged=not steps.families)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _order(key: jax.Array, sweep: jax.Array, count: int) -> jax.Array:
+    """Draw the order in which a sweep goes through so many families."""
+    return jax.random.permutation(jax.random.fold_in(key, sweep), count)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ models it needs N(N - 1) / 2 blocks out of N^2: `CrossMoments` holds no others.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jmudsc.matching.moments import Centered, products
+from jmudsc.matching.moments import Centered
+from jmudsc.matching.products import pair_products
+from jmudsc.reordering.blocks import library_of, Values
 from jmudsc.sharding import to_host
 
 # A unit whose standard deviation is within so many rounding errors of its mean is
@@ -22,15 +24,14 @@ from jmudsc.sharding import to_host
 _CONSTANT = 16 * np.finfo(np.float32).eps
 
 # Mean, square and product of `CrossMoments`.
-_Sums = tuple[jax.Array, jax.Array, jax.Array]
+_Sums = tuple[Values, Values, Values]
 
 
-@jax.jit
 def correlation(
-    mean: Float[Array, "*apart units"],
-    comoment: Float[Array, "*apart units units"],
+    mean: Float[Array | np.ndarray, "*apart units"],
+    comoment: Float[Array | np.ndarray, "*apart units units"],
     count: ArrayLike = 1,
-) -> Float[Array, "*apart units units"]:
+) -> Float[Array | np.ndarray, "*apart units units"]:
     """Turn a covariance matrix, or co-moments, into Pearson correlations.
 
     Args:
@@ -42,25 +43,32 @@ def correlation(
         Values in [-1, 1], exactly symmetric. A unit that never changes has correlation
         0 with every unit, itself included.
     """
-    variance = comoment / jnp.asarray(count, comoment.dtype)
-    inverse = inverse_std(mean, jnp.diagonal(variance, axis1=-2, axis2=-1))
+    library = library_of(comoment)
+    variance = comoment / library.asarray(count, comoment.dtype)
+    inverse = inverse_std(mean, library.diagonal(variance, axis1=-2, axis2=-1))
     product = inverse[..., :, None] * inverse[..., None, :]
-    scaled = jnp.clip(variance * product, -1, 1)
+    scaled = library.clip(variance * product, -1, 1)
     return (scaled + scaled.mT) / 2
 
 
+correlation_there = jax.jit(correlation)
+
+
 def inverse_std(
-    mean: Float[Array, "*units"], variance: Float[Array, "*units"]
-) -> Float[Array, "*units"]:
+    mean: Float[Array | np.ndarray, "*units"],
+    variance: Float[Array | np.ndarray, "*units"],
+) -> Float[Array | np.ndarray, "*units"]:
     """Return one over the standard deviation of units, 0 for those that never change.
 
     Args:
         mean: mean of each unit, only used to tell rounding errors from variation.
         variance: of each unit.
     """
-    std = jnp.sqrt(variance)
-    varies = std > _CONSTANT * jnp.abs(mean)
-    return jnp.where(varies, 1 / jnp.where(varies, std, 1), 0)
+    library = library_of(variance)
+    std = library.sqrt(variance)
+    varies = std > np.float32(_CONSTANT) * abs(mean)
+    zero, one = np.zeros((), std.dtype), np.ones((), std.dtype)
+    return library.where(varies, one / library.where(varies, std, one), zero)
 
 
 @dataclass(frozen=True)
@@ -77,22 +85,26 @@ class CrossMoments:
     """
 
     count: int
-    mean: Float[Array, "models *apart units"]
-    square: Float[Array, "models *apart units"]
-    product: Float[Array, "pairs *apart units units"]
+    mean: Float[Array | np.ndarray, "models *apart units"]
+    square: Float[Array | np.ndarray, "models *apart units"]
+    product: Float[Array | np.ndarray, "pairs *apart units units"]
 
 
-def cross_moments(units: Sequence[Centered]) -> CrossMoments:
+def cross_moments(units: Sequence[Centered], large: bool = False) -> CrossMoments:
     """Compute the cross moments of the units of all models.
 
     Args:
-        units: for every model what `centered` returns.
+        units: for every model what `centered` returns, on the host.
+        large: whether to take products on the device (see `products`).
 
     Returns:
-        The moments over these samples.
+        The moments over these samples; on the host unless they are large.
     """
-    sums = _summed([mean for mean, _ in units], [x for _, x in units])
-    return CrossMoments(len(units[0][1]), *sums)
+    means, samples = zip(*units, strict=True)
+    square = np.stack([(x * x).sum(axis=0, dtype=np.float64) for x in samples])
+    product = pair_products(samples, large)
+    squares = square.astype(np.float32)
+    return CrossMoments(len(samples[0]), np.stack(means), squares, product)
 
 
 def merge_cross_moments(a: CrossMoments, b: CrossMoments) -> CrossMoments:
@@ -108,7 +120,9 @@ def merge_cross_moments(a: CrossMoments, b: CrossMoments) -> CrossMoments:
     count = a.count + b.count
     share, weight = np.float32(b.count / count), np.float32(a.count * b.count / count)
     one, other = ((x.mean, x.square, x.product) for x in (a, b))
-    return CrossMoments(count, *_merged(one, other, share, weight))
+    is_here = isinstance(a.product, np.ndarray) and isinstance(b.product, np.ndarray)
+    merge = _merged if is_here else _merged_there
+    return CrossMoments(count, *merge(one, other, share, weight))
 
 
 def cross_similarity(
@@ -125,12 +139,12 @@ def cross_similarity(
     """
     models, *apart, units = moments.mean.shape
     found = np.zeros((*apart, models, units, models, units), np.float32)
+    is_here = isinstance(moments.product, np.ndarray)
+    correlate = _correlated if is_here else _correlated_there
+    parts = moments.mean, moments.square, moments.product
+    correlations = to_host(correlate(*parts, np.float32(moments.count)))
     for pair, (i, j) in enumerate(_pairs(models)):
-        one, other = ((moments.mean[m], moments.square[m]) for m in (i, j))
-        count = np.float32(moments.count)
-        found[..., i, :, j, :] = to_host(
-            _correlated(one, other, moments.product[pair], count)
-        )
+        found[..., i, :, j, :] = correlations[pair]
     return found.reshape(*apart, models * units, models * units)
 
 
@@ -138,18 +152,10 @@ def _pairs(models: int) -> list[tuple[int, int]]:
     return list(itertools.combinations(range(models), 2))
 
 
-@jax.jit
-def _summed(means: list[jax.Array], samples: list[jax.Array]) -> _Sums:
-    square = jnp.stack([(x * x).sum(axis=0) for x in samples])
-    pairs = itertools.combinations(samples, 2)
-    return jnp.stack(means), square, jnp.stack([products(x, y) for x, y in pairs])
-
-
-@jax.jit
-def _merged(a: _Sums, b: _Sums, share: jax.Array, weight: jax.Array) -> _Sums:
+def _merged(a: _Sums, b: _Sums, share: Any, weight: Any) -> _Sums:
     (mean, square, product), (other, others, crossed) = a, b
     step = other - mean
-    outer = jnp.stack(
+    outer = library_of(step).stack(
         [step[i][..., :, None] * step[j][..., None, :] for i, j in _pairs(len(step))]
     )
     return (
@@ -159,13 +165,19 @@ def _merged(a: _Sums, b: _Sums, share: jax.Array, weight: jax.Array) -> _Sums:
     )
 
 
-@jax.jit
-def _correlated(
-    one: tuple[jax.Array, jax.Array],
-    other: tuple[jax.Array, jax.Array],
-    product: jax.Array,
-    count: jax.Array,
-) -> jax.Array:
-    rows, columns = (inverse_std(mean, square / count) for mean, square in (one, other))
-    scale = rows[..., :, None] * columns[..., None, :]
-    return jnp.clip(product / count * scale, -1, 1)
+_merged_there = jax.jit(_merged)
+
+
+def _correlated(mean: Values, square: Values, product: Values, count: Any) -> Values:
+    library = library_of(product)
+    inverse = inverse_std(mean, square / count)
+    scale = library.stack(
+        [
+            inverse[i][..., :, None] * inverse[j][..., None, :]
+            for i, j in _pairs(len(mean))
+        ]
+    )
+    return library.clip(product / count * scale, -1, 1)
+
+
+_correlated_there = jax.jit(_correlated)

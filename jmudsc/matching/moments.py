@@ -12,11 +12,20 @@ from jaxtyping import Array, Float, PyTree
 
 from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
+from jmudsc.compiled import kept
 from jmudsc.derivation.program import run, trace
 from jmudsc.derivation.taps import find_taps, read_tap, Tap
 from jmudsc.derivation.terms.values import Place
 from jmudsc.lazy import is_lazy, to_device
-from jmudsc.reordering.blocks import Block, blocks, places_of, units_last
+from jmudsc.matching.products import blocks_of, stacked_products
+from jmudsc.reordering.blocks import (
+    Block,
+    blocks,
+    library_of,
+    places_of,
+    units_last,
+    Values,
+)
 from jmudsc.sharding import over_processes, to_host
 from jmudsc.spec.axes import Units
 from jmudsc.spec.check_variables import check_covers, check_models
@@ -24,11 +33,17 @@ from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
 # The mean of each unit of one model, and the samples without it.
-Centered = tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]
+Centered = tuple[
+    Float[Array | np.ndarray, "*apart units"],
+    Float[Array | np.ndarray, "samples *apart units"],
+]
 # Label -> that.
 _Units = Mapping[str, Centered]
 # The mean and the co-moment of `Moments`.
-_Sums = tuple[Float[Array, "*apart stacked"], Float[Array, "*apart stacked stacked"]]
+_Sums = tuple[
+    Float[Array | np.ndarray, "*apart stacked"],
+    Float[Array | np.ndarray, "*apart stacked stacked"],
+]
 
 # Bytes of units that may be kept while the models are read from disk in turn.
 HELD = 2**30
@@ -50,8 +65,8 @@ class Moments:
     """
 
     count: int
-    mean: Float[Array, "*apart stacked"]
-    comoment: Float[Array, "*apart stacked stacked"]
+    mean: Float[Array | np.ndarray, "*apart stacked"]
+    comoment: Float[Array | np.ndarray, "*apart stacked stacked"]
 
 
 def collect(
@@ -97,8 +112,8 @@ def collect(
     for group in _groups(read, batches, len(models)) if lazy else one_by_one:
         every = [_units_of(read, model, group) for model in models]
         for units in zip(*every, strict=True):
-            total = _with_samples(total, units)
-            _check_finite(total, number, len(models))
+            total, bad = _with_samples(total, units)
+            _check_finite(bad, number, len(models))
             number += 1
     if not number:
         raise no_batches("collect")
@@ -107,7 +122,7 @@ def collect(
 
 @dataclass(frozen=True)
 class _Reading:
-    """Reads the units of every label; compiled once for every form of batch."""
+    """Reads the units of every label; compiled once for every shape of batch."""
 
     spec: PermutationSpec
     apply_fn: ApplyFn
@@ -117,9 +132,13 @@ class _Reading:
     def reader(self, batch: PyTree) -> Callable[[list, list], _Units]:
         kind = batch_kind(batch)
         if kind not in self.compiled:
-            made = _reader(self.spec, self.apply_fn, self.model, batch)
-            self.compiled[kind] = made
+            spec = repr(dict(self.spec.axes)), repr(dict(self.spec.labels))
+            key = "units", *spec, batch_kind(self.model), kind
+            self.compiled[kind] = kept(self.apply_fn, key, lambda: self.made(batch))
         return self.compiled[kind]
+
+    def made(self, batch: PyTree) -> Callable[[list, list], _Units]:
+        return _reader(self.spec, self.apply_fn, self.model, batch)
 
 
 def _units_of(read: _Reading, model: PyTree, batches: Sequence[PyTree]) -> list:
@@ -155,34 +174,43 @@ def _of_all_processes(total: dict[str, Moments]) -> dict[str, Moments]:
         {name: Moments(int(count), *rest) for name, (count, *rest) in each.items()}
         for each in over_processes(parts, parts)
     ]
-    return functools.reduce(merge_moments, gathered)
+    return {
+        name: functools.reduce(merge_moments, [each[name] for each in gathered])
+        for name in total
+    }
 
 
-def moments_of_centered(units: Sequence[_Units]) -> dict[str, Moments]:
+def moments_of_centered(units: Sequence[Centered], large: bool = False) -> Moments:
     """Compute the moments of the units of all models from centered samples.
 
     Args:
-        units: for every model, per label what `centered` returns.
+        units: for every model what `centered` returns.
+        large: whether to take products on the device (see `products`).
 
     Returns:
-        Per label the moments of the stacked units.
+        The moments of the stacked units; on the host unless they are large.
     """
-    counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
-    parts = _sums_of([dict(model) for model in units])
-    return {name: Moments(counts[name], *parts[name]) for name in counts}
+    means, samples = zip(*units, strict=True)
+    mean = np.concatenate([np.asarray(x) for x in means], axis=-1)
+    comoment = stacked_products([np.asarray(x) for x in samples], large)
+    return Moments(len(samples[0]), mean, comoment)
 
 
 def _with_samples(
     total: Mapping[str, Moments], units: Sequence[_Units]
-) -> dict[str, Moments]:
-    """Add samples to moments, whose memory is used again; `{}` to begin with."""
+) -> tuple[dict[str, Moments], dict[str, jax.Array]]:
+    """Add samples to moments, whose memory is used again; `{}` to begin with.
+
+    Returns:
+        The moments, and which units are not finite.
+    """
     counts = {name: int(x.shape[0]) for name, (_, x) in units[0].items()}
     before = {n: total[n].count if total else 0 for n in counts}
     shares = {n: _shares(before[n], counts[n]) for n in counts}
     models = [dict(model) for model in units]
     parts = {n: (m.mean, m.comoment) for n, m in total.items()} or _nothing(models)
-    added = _added(parts, models, shares)
-    return {n: Moments(before[n] + counts[n], *added[n]) for n in counts}
+    added, bad = _added(parts, models, shares)
+    return {n: Moments(before[n] + counts[n], *added[n]) for n in counts}, bad
 
 
 def _shares(before: int, more: int) -> tuple[np.float32, np.float32]:
@@ -193,13 +221,13 @@ def _shares(before: int, more: int) -> tuple[np.float32, np.float32]:
 
 def _nothing(units: Sequence[_Units]) -> dict[str, _Sums]:
     shapes = jax.eval_shape(_sums_of, units)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 def centered(
-    samples: Float[Array, "samples *apart units"],
-) -> tuple[Float[Array, "*apart units"], Float[Array, "samples *apart units"]]:
-    """Take the mean from samples; use under `jit`.
+    samples: Float[Array | np.ndarray, "samples *apart units"],
+) -> Centered:
+    """Take the mean from samples, of numpy or of JAX.
 
     Args:
         samples: of the units of one model.
@@ -207,13 +235,14 @@ def centered(
     Returns:
         The mean of each unit, and the samples without it.
     """
-    mean = samples.mean(axis=0)
+    if isinstance(samples, np.ndarray):  # where sums are not taken in pairs
+        mean = samples.mean(axis=0, dtype=np.float64).astype(samples.dtype)
+    else:
+        mean = samples.mean(axis=0)
     return mean, samples - mean[None]
 
 
-def merge_moments(
-    a: Mapping[str, Moments], b: Mapping[str, Moments]
-) -> dict[str, Moments]:
+def merge_moments(a: Moments, b: Moments) -> Moments:
     """Combine the moments of two sets of samples.
 
     The pairwise update of Chan, Golub and LeVeque (Updating formulae and a pairwise
@@ -221,16 +250,16 @@ def merge_moments(
     mean is beside the standard deviation.
 
     Args:
-        a: moments per label.
-        b: moments of the same labels over other samples.
+        a: moments of the units of a label.
+        b: those of the same units over other samples.
 
     Returns:
-        The moments over both.
+        The moments over both; on the host if both are.
     """
-    shares = {name: _shares(a[name].count, b[name].count) for name in a}
-    parts = [{n: (m.mean, m.comoment) for n, m in side.items()} for side in (a, b)]
-    merged = _merged(*parts, shares)
-    return {name: Moments(a[name].count + b[name].count, *merged[name]) for name in a}
+    is_here = isinstance(a.comoment, np.ndarray) and isinstance(b.comoment, np.ndarray)
+    merge = _merged if is_here else _merged_there
+    parts = (a.mean, a.comoment), (b.mean, b.comoment)
+    return Moments(a.count + b.count, *merge(*parts, _shares(a.count, b.count)))
 
 
 def _reader(
@@ -283,75 +312,43 @@ def _averaged(
     return part.astype(wide).mean(axis=others, keepdims=True)
 
 
-def real_samples(samples: jax.Array) -> jax.Array:
+def real_samples(samples: Values) -> Any:
     """Take complex samples as twice as many real ones."""
     if jnp.iscomplexobj(samples):
-        return jnp.concatenate([samples.real, samples.imag])
-    return samples.astype(jnp.float32)
+        return library_of(samples).concatenate([samples.real, samples.imag])
+    return samples.astype(np.float32)
 
 
-@jax.jit
-def _sums_of(units: list[dict[str, Centered]]) -> dict[str, _Sums]:
+def _sums_of(units: Sequence[_Units]) -> dict[str, _Sums]:
     parts = {}
     for name in units[0]:
         means, samples = zip(*(model[name] for model in units), strict=True)
         mean = jnp.concatenate(means, axis=-1)
-        parts[name] = mean, _comoment(samples)
+        parts[name] = mean, blocks_of(samples)
     return parts
 
 
-def _comoment(
-    samples: Sequence[Float[Array, "samples *apart units"]],
-) -> Float[Array, "*apart stacked stacked"]:
-    """Multiply block by block: no copy of the samples, and no block twice."""
-    rows: list[list[jax.Array]] = []
-    for i, x in enumerate(samples):
-        row = [rows[j][i].mT for j in range(i)]
-        rows.append(row + [products(x, y) for y in samples[i:]])
-    return jnp.block(rows)
+def _merged(a: _Sums, b: _Sums, shares: tuple[Any, Any]) -> _Sums:
+    (mean_a, comoment_a), (mean_b, comoment_b), (share, weight) = a, b, shares
+    step = mean_b - mean_a
+    outer = step[..., :, None] * step[..., None, :]
+    return mean_a + share * step, comoment_a + comoment_b + weight * outer
 
 
-def products(
-    x: Float[Array, "samples *apart units"], y: Float[Array, "samples *apart others"]
-) -> Float[Array, "*apart units others"]:
-    """Sum the products of every two units over samples; use under `jit`.
-
-    Args:
-        x: samples of some units.
-        y: samples of others.
-
-    Returns:
-        The sums, accumulated in float32.
-    """
-    how = jax.lax.Precision.HIGHEST
-    return jnp.einsum("s...i,s...j->...ij", x, y, precision=how)
-
-
-@jax.jit
-def _merged(
-    a: dict[str, _Sums], b: dict[str, _Sums], shares: dict[str, tuple]
-) -> dict[str, _Sums]:
-    merged = {}
-    for name, (share, weight) in shares.items():
-        (mean_a, comoment_a), (mean_b, comoment_b) = a[name], b[name]
-        step = mean_b - mean_a
-        outer = step[..., :, None] * step[..., None, :]
-        comoment = comoment_a + comoment_b + weight * outer
-        merged[name] = mean_a + share * step, comoment
-    return merged
+_merged_there = jax.jit(_merged)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _added(
-    total: dict[str, _Sums],
-    units: list[dict[str, Centered]],
-    shares: dict[str, tuple],
-) -> dict[str, _Sums]:
-    return _merged(total, _sums_of(units), shares)
+    total: dict[str, _Sums], units: list[_Units], shares: dict[str, tuple[Any, Any]]
+) -> tuple[dict[str, _Sums], dict[str, jax.Array]]:
+    """Add samples to sums; return the sums, and which units are not finite."""
+    more = _sums_of(units)
+    merged = {name: _merged(total[name], more[name], shares[name]) for name in shares}
+    return merged, {name: _non_finite(c) for name, (_, c) in merged.items()}
 
 
-def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None:
-    bad = _non_finite({n: m.comoment for n, m in seen.items()})
+def _check_finite(bad: Mapping[str, jax.Array], number: int, models: int) -> None:
     problems = []
     for name, flags in bad.items():
         each = np.moveaxis(to_host(flags).reshape(*flags.shape[:-1], models, -1), -2, 0)
@@ -368,9 +365,5 @@ def _check_finite(seen: Mapping[str, Moments], number: int, models: int) -> None
         )
 
 
-@jax.jit
-def _non_finite(comoments: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {
-        name: ~jnp.isfinite(jnp.diagonal(c, axis1=-2, axis2=-1))
-        for name, c in comoments.items()
-    }
+def _non_finite(comoment: jax.Array) -> jax.Array:
+    return ~jnp.isfinite(jnp.diagonal(comoment, axis1=-2, axis2=-1))

@@ -1,5 +1,6 @@
 """Similarity of the units of a label: Pearson correlation of activations or weights."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,18 +11,20 @@ from jaxtyping import Float
 from jmudsc.lazy import LazyArray, Leaf
 from jmudsc.matching.cross_moments import (
     correlation,
+    correlation_there,
     cross_moments,
     cross_similarity,
     merge_cross_moments,
 )
 from jmudsc.matching.moment_cache import MomentCache
 from jmudsc.matching.moments import merge_moments, Moments, moments_of_centered
+from jmudsc.matching.products import are_large
 from jmudsc.matching.weight_vectors import others_on, unit_slices
 from jmudsc.sharding import to_host
 from jmudsc.spec.permutation_spec import PermutationSpec, Site
 
-# One name for all labels: with their own, each would be compiled anew.
-_ANY = "units"
+# Of matrices that have more entries, correlations are computed where they are.
+_FEW = 2**22
 
 
 def activation_similarity(
@@ -38,8 +41,10 @@ def activation_similarity(
     Returns:
         Values in [-1, 1]; a unit that never changes has 0 with every unit.
     """
-    found = correlation(moments.mean, moments.comoment, np.float32(moments.count))
-    return to_host(found)
+    mean, comoment, count = moments.mean, moments.comoment, np.float32(moments.count)
+    if comoment.size > _FEW and not isinstance(comoment, np.ndarray):
+        return to_host(correlation_there(mean, comoment, count))
+    return correlation(to_host(mean), to_host(comoment), count)
 
 
 def weight_similarity(
@@ -78,6 +83,7 @@ def weight_similarity(
     """
     cache = MomentCache(budget=0) if cache is None else cache
     of, join, correlate = _comparison(within)
+    large = _are_large(spec, label, len(models))
     seen: list[Any] = []
     for site in spec.labels[label].sites:
         is_empty = not all(axis.size for axis in spec.axes[site.path])
@@ -89,7 +95,7 @@ def weight_similarity(
         state = tuple(assignment[name].tobytes() for name in others)
 
         def compute(site: Site = site) -> Any:
-            found = of(unit_slices(spec, models, assignment, label, site))
+            found = of(unit_slices(spec, models, assignment, label, site), large)
             if isinstance(models[0][site.path], LazyArray):
                 # Or leaves are read faster than their products are taken, and pile up.
                 jax.block_until_ready(list(vars(found).values()))
@@ -106,8 +112,11 @@ def _comparison(
     """Return how moments are computed, combined, and turned into similarities."""
     if not within:
         return cross_moments, merge_cross_moments, cross_similarity
-    return (
-        lambda slices: moments_of_centered([{_ANY: x} for x in slices])[_ANY],
-        lambda a, b: merge_moments({_ANY: a}, {_ANY: b})[_ANY],
-        activation_similarity,
-    )
+    return moments_of_centered, merge_moments, activation_similarity
+
+
+def _are_large(spec: PermutationSpec, label: str, models: int) -> bool:
+    """Whether products of a label's weights are large, which is so at all its sites."""
+    paths = {site.path for site in spec.labels[label].sites}
+    numbers = sum(math.prod(axis.size for axis in spec.axes[path]) for path in paths)
+    return are_large(models, math.prod(spec.compared_shape(label)[1]), numbers)

@@ -4,19 +4,23 @@ Every other axis of the leaf is brought to the merged order first, so that the s
 units of different models can be compared.
 """
 
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jmudsc.lazy import Leaf, present
 from jmudsc.matching.moments import Centered, centered, real_samples
-from jmudsc.reordering.blocks import Block, blocks, placed, places_of, units_last
+from jmudsc.reordering.blocks import (
+    Block,
+    blocks,
+    placed,
+    places_of,
+    units_last,
+    Values,
+)
 from jmudsc.reordering.transport import (
     form_of,
     LeafForm,
@@ -25,6 +29,7 @@ from jmudsc.reordering.transport import (
     moves_of,
     names_in_leaf,
 )
+from jmudsc.sharding import to_host
 from jmudsc.spec.axes import labels_by_axis
 from jmudsc.spec.permutation_spec import PermutationSpec, Site
 
@@ -83,15 +88,14 @@ def unit_slices(
         site: where.
 
     Returns:
-        Per model the mean of each unit's entries, and the entries without it; outer
-        labels that stay in place are axes that lead, as in `Moments`.
+        Per model the mean of each unit's entries, and the entries without it, on the
+        host; outer labels that stay in place are axes that lead, as in `Moments`.
     """
     names = names_in_leaf(spec, site.path)
     shares = (1 / len(models),) * len(models)
     moved = _moved_with(spec, label, site) or set()
     moves = {n: moves_of(assignment[n], shares) for n in names if n in moved}
     zipped = {n for n, (move, *_) in moves.items() if move.scale is not None}
-    # What makes no difference is left out, so that more leaves are of one form.
     reading = _Reading(
         form=form_of(spec, site.path),
         summed=tuple(
@@ -111,7 +115,7 @@ def unit_slices(
             _by_order(spec, moves[name][i], rows, name, still) if name in moves else {}
             for name in names
         ]
-        slices.append(_read(present(model[site.path]), orders, reading))
+        slices.append(_read(to_host(present(model[site.path])), orders, reading))
     return slices
 
 
@@ -158,7 +162,7 @@ def _in_order(
 
 @dataclass(frozen=True)
 class _Reading:
-    """How the slices of a leaf are read; leaves that are read alike share a program.
+    """How the slices of a leaf are read.
 
     Attributes:
         form: the form of the leaf.
@@ -175,12 +179,11 @@ class _Reading:
     apart: tuple[int, ...]
 
 
-@functools.partial(jax.jit, static_argnames="reading")
-def _read(leaf: jax.Array, moves: list[Orders], reading: _Reading) -> Centered:
+def _read(leaf: np.ndarray, moves: list[Orders], reading: _Reading) -> Centered:
     """Return the slices of a label, every other axis in the merged order."""
     outer = dict(reading.form.outer)
 
-    def read(values: jax.Array, block: Block, axis: int, lead: tuple[int, ...]):
+    def read(values: Values, block: Block, axis: int, lead: tuple[int, ...]) -> Values:
         for other, others_lead, name in placed(block, outer):
             if other not in (axis, *lead):
                 flag = reading.summed[block.origins[other]]
@@ -188,12 +191,13 @@ def _read(leaf: jax.Array, moves: list[Orders], reading: _Reading) -> Centered:
                 values = move_units(values, other, others_lead, move, flag)
         return units_last(values, axis, lead)
 
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    wide = np.result_type(leaf.dtype, np.float32)
+    wide = np.complex64 if np.issubdtype(wide, np.complexfloating) else np.float32
     runs = [
         read(values, block, axis, lead)
         for values, block in blocks(leaf.astype(wide), reading.form.axes)
         for axis, lead in places_of(block, reading.label, outer)
         if block.origins[axis] == reading.axis
     ]
-    entries = real_samples(jnp.concatenate(runs))
+    entries = real_samples(np.concatenate(runs))
     return centered(entries.reshape(len(entries), *reading.apart, -1))

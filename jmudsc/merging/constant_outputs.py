@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jmudsc.sharding import to_host
+
 # Outputs that vary less than this share of their size do not vary.
 _STILL = 1e-6
 
@@ -68,7 +70,8 @@ def _is_still(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 def _range(outputs: PyTree, batch: PyTree) -> tuple[np.ndarray, np.ndarray]:
     """Return the least and the largest value over samples of each entry of outputs."""
     counts = {np.shape(x)[0] for x in jax.tree.leaves(batch) if np.shape(x)}
-    rows = [x for x in jax.tree.leaves(outputs) if _runs_over(x, counts)]
+    outputs = jax.tree.leaves(outputs)
+    rows = [to_host(x) for x in outputs if _runs_over(x, counts)]
     return _flat([x.min(axis=0) for x in rows]), _flat([x.max(axis=0) for x in rows])
 
 
@@ -78,6 +81,6 @@ def _runs_over(output: Any, counts: set[int]) -> bool:
     return is_real and bool(output.shape) and output.shape[0] in counts - {0}
 
 
-def _flat(values: Sequence[jax.Array]) -> np.ndarray:
+def _flat(values: Sequence[np.ndarray]) -> np.ndarray:
     flat = [np.asarray(value, np.float64).ravel() for value in values]
     return np.concatenate([np.zeros(0), *flat])

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc.derivation.check_spec import check_spec
-from jmudsc.keys import check_key
+from jmudsc.keys import check_key, two_keys
 from jmudsc.lazy import to_device
 from jmudsc.matching.coordinate_descent import matcher
 from jmudsc.matching.journal import Journal
@@ -200,7 +200,7 @@ def merge_with(
     check_key("merge", key)
     check_models("merge", inputs.models)
     check_inputs("merge", inputs, options)
-    proof_key, match_key = jax.random.split(key)
+    proof_key, match_key = two_keys(key)
     given = inputs.models
     inputs, first = loaded("merge", inputs, options)
     prepared = prepare("merge", inputs, first, options, watch)

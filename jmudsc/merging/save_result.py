@@ -33,7 +33,7 @@ def save(
     file with `.jmudsc` after it.
 
     If the process dies at any moment, `path` has its old state, absent or an earlier
-    merge, or the new one, complete; a file may be without its folder. What was written
+    merge, or the new one, complete; its record is found. What was written
     is read back and compared before it is put into place.
 
     Variables that are on disk, as `merge` gives them for models that are, are read and
@@ -54,12 +54,19 @@ def save(
     Raises:
         TypeError: if `result` is no `MergeResult`.
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if the format cannot hold the variables, or the record is not JSON.
+        ValueError: if the format cannot hold the variables, the record is not JSON, or
+            the merge has several networks, of which each needs a path of its own.
     """
     if not isinstance(result, MergeResult):
         raise TypeError(
             f"save: expected a MergeResult, got a {type(result).__name__}. Pass what "
             "merge returned."
+        )
+    if result.networks:
+        raise ValueError(
+            f"{os.fspath(path)}: expected a single network, got a merge with separate "
+            f"leaves, of {len(result.networks)} networks. Save each of "
+            "result.networks: save(path, dataclasses.replace(result, variables=network, networks=()))."
         )
     record = record_of(result, extra or {}, notes or {})
     return save_with_record(path, result.variables, record, overwrite=overwrite)
@@ -80,9 +87,9 @@ def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if jmudsc did not write the checkpoint, or its record was changed.
     """
-    folder, content = load_record(path)
-    assignment = read_arrays(folder, _ASSIGNMENT, content[_ASSIGNMENT])
-    return {**content, _ASSIGNMENT: assignment}
+    record = load_record(path)
+    assignment = read_arrays(record.folder, record.content, _ASSIGNMENT)
+    return {**record.content, _ASSIGNMENT: assignment}
 
 
 def record_of(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jmudsc.batches import Chained
-from jmudsc.checkpoints.load import fingerprint
+from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free
 from jmudsc.digests import digest_of
@@ -30,6 +30,7 @@ from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
     load_model,
     load_models,
+    open_model,
     options_of,
     outputs,
     place,
@@ -89,6 +90,7 @@ def merge_recipe(
             "are taken up.",
             journal.folder,
         )
+    first = open_model(recipe, recipe.models[0])
     models = load_models(recipe, room() if memory is None else memory, progress)
     written = None
     if recipe.spec is not None:
@@ -102,7 +104,7 @@ def merge_recipe(
     )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
-    _save(recipe, result, places, text, overwrite)
+    _save(recipe, first, result, places, text, overwrite)
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
@@ -118,17 +120,19 @@ def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOp
 
 def _save(
     recipe: Recipe,
+    first: Stored,
     result: MergeResult,
     places: Sequence[Path],
     text: str,
     overwrite: bool,
 ) -> None:
-    """Write each network with the report, the recipe and the spec."""
+    """Write each network as the first model is, with report, recipe and spec."""
     told = f"# Paths and modules are relative to {recipe.folder}\n{dump_recipe(recipe)}"
     notes = {"report.md": text, "recipe.yaml": told, "spec.txt": f"{result.spec}\n"}
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
-        own = dataclasses.replace(result, variables=network)
+        variables = stored_as(first, network, where)
+        own = dataclasses.replace(result, variables=variables, networks=())
         save(where, own, notes=notes, overwrite=overwrite)
 
 

@@ -17,7 +17,6 @@ from jaxtyping import PyTree
 from jmudsc.batches import Chained, first_batch
 from jmudsc.checkpoints.dtypes import abstract, check_savable
 from jmudsc.checkpoints.formats import format_of
-from jmudsc.checkpoints.load import open_variables
 from jmudsc.derivation.explain_failure import explain_failure
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
@@ -32,7 +31,7 @@ from jmudsc.recipes.costs import Job, Stage, stages_of
 from jmudsc.recipes.machine_speed import measure_rates, Rates
 from jmudsc.recipes.merge import free_places, is_checked
 from jmudsc.recipes.reader import parse_keys
-from jmudsc.recipes.resolve import place, resolved, spec_by
+from jmudsc.recipes.resolve import open_model, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.recipes.yaml_keys import read_yaml
@@ -234,12 +233,7 @@ def _functions(
 def _model(problems: list[str], recipe: Recipe, source: Source) -> Model | None:
     """Look at a checkpoint, and whether what is in it could be saved."""
     with _noting(problems):
-        stored = open_variables(
-            place(recipe, source.path),
-            source.subtree,
-            rename=dict(source.rename),
-            separator=source.separator,
-        )
+        stored = open_model(recipe, source)
         shapes = abstract(stored.where, stored.variables)
         if recipe.output:
             check_savable(shapes, format_of(recipe.output))

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.formats import ending_of
-from jmudsc.checkpoints.load import load
+from jmudsc.checkpoints.load import load, open_variables, Stored
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.derivation.read_spec import read_spec
 from jmudsc.landscape.losses import Loss
@@ -40,6 +40,16 @@ def load_model(
         rename=dict(source.rename),
         separator=source.separator,
         lazy=lazy,
+    )
+
+
+def open_model(recipe: Recipe, source: Source) -> Stored:
+    """Find the variables of one model of a recipe, and how they are stored."""
+    return open_variables(
+        place(recipe, source.path),
+        source.subtree,
+        rename=dict(source.rename),
+        separator=source.separator,
     )
 
 

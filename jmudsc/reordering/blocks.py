@@ -1,13 +1,14 @@
 """Blocks: arrays taken apart until each axis is fixed or the units of one label.
 
-Every operation on labelled arrays goes through `map_blocks`.
+Every operation on labelled arrays goes through `map_blocks`. Arrays of numpy stay on
+the host and compile nothing; those of JAX, traced or not, stay what they are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jmudsc.spec.axes import (
@@ -20,6 +21,9 @@ from jmudsc.spec.axes import (
     member_of,
     Units,
 )
+
+# An array of numpy, or of JAX, traced or not.
+Values = jax.Array | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Block:
 
 
 def map_blocks(
-    array: jax.Array, axes: Sequence[Axis], fn: Callable[[jax.Array, Block], jax.Array]
-) -> jax.Array:
+    array: Values, axes: Sequence[Axis], fn: Callable[[Values, Block], Values]
+) -> Values:
     """Apply a function to every block of an array and put the blocks together again.
 
     A block has only `Fixed` and `Units` axes: products are reshaped into one axis per
@@ -54,7 +58,7 @@ def map_blocks(
     return _map(array, tuple(axes), tuple(range(len(axes))), fn)
 
 
-def blocks(array: jax.Array, axes: Sequence[Axis]) -> list[tuple[jax.Array, Block]]:
+def blocks(array: Values, axes: Sequence[Axis]) -> list[tuple[Values, Block]]:
     """Take an array apart into the blocks that `map_blocks` would visit.
 
     Args:
@@ -66,7 +70,7 @@ def blocks(array: jax.Array, axes: Sequence[Axis]) -> list[tuple[jax.Array, Bloc
     """
     found = []
 
-    def visit(values: jax.Array, block: Block) -> jax.Array:
+    def visit(values: Values, block: Block) -> Values:
         found.append((values, block))
         return values
 
@@ -123,7 +127,7 @@ def places_of(
     ]
 
 
-def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
+def units_last(block: Values, axis: int, lead: Sequence[int]) -> Values:
     """Bring a block to shape (samples, *outer units, units).
 
     Args:
@@ -134,8 +138,14 @@ def units_last(block: jax.Array, axis: int, lead: Sequence[int]) -> jax.Array:
     Returns:
         The block with all other axes flattened into one, which leads.
     """
-    moved = jnp.moveaxis(block, (*lead, axis), range(-len(lead) - 1, 0))
+    places = tuple(range(-len(lead) - 1, 0))
+    moved = library_of(block).moveaxis(block, (*lead, axis), places)
     return moved.reshape(-1, *moved.shape[block.ndim - len(lead) - 1 :])
+
+
+def library_of(array: Any) -> Any:
+    """Return `numpy` for an array of numpy, and `jax.numpy` for one of JAX."""
+    return array.__array_namespace__()
 
 
 def _names(block: Block) -> list[str | None]:
@@ -173,12 +183,13 @@ def _map(array, axes, origins, fn):
         if isinstance(axis, Concat) or _is_split(axis, axes):
             parts = _parts_at(axes, index)
             ends = np.cumsum([part[index].size for part in parts])[:-1]
-            pieces = jnp.split(array, ends, axis=index)
+            library = library_of(array)
+            pieces = library.split(array, ends, axis=index)
             mapped = [
                 _map(piece, part, origins, fn)
                 for piece, part in zip(pieces, parts, strict=True)
             ]
-            return jnp.concatenate(mapped, axis=index).reshape(shape)
+            return library.concatenate(mapped, axis=index).reshape(shape)
     return fn(array, Block(_atoms(axes), origins)).reshape(shape)
 
 

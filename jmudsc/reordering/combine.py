@@ -1,8 +1,15 @@
-"""Combine: bring every model to the merged order and average."""
+"""Combine: bring every model to the merged order and average.
+
+Leaves are few passes over memory each, so they are merged on the host, where nothing is
+compiled; those that are spread over devices are merged where they are, by one program
+for each form of a leaf.
+"""
 
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +21,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.lazy import LazyArray, present
+from jmudsc.reordering.blocks import library_of, Values
 from jmudsc.reordering.transport import (
     form_of,
     LeafForm,
@@ -22,18 +30,16 @@ from jmudsc.reordering.transport import (
     moves_of,
     names_in_leaf,
 )
-from jmudsc.sharding import sharding_of
+from jmudsc.sharding import from_host, sharding_of, to_host
 from jmudsc.spec.check_variables import check_covers, check_same
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 # (the values of all models in the merged order, their shares) -> the merged values, of
 # the shape of each; used under `jit`.
-Average = Callable[[Sequence[jax.Array], Sequence[jax.Array]], jax.Array]
+Average = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
-def weighted_mean(
-    values: Sequence[jax.Array], shares: Sequence[jax.Array]
-) -> jax.Array:
+def weighted_mean(values: Sequence[Values], shares: Sequence[Any]) -> Any:
     """Average arrays of one shape.
 
     Args:
@@ -41,7 +47,7 @@ def weighted_mean(
         shares: the share of each model, summing to 1.
     """
     return functools.reduce(
-        jnp.add, [share * x for share, x in zip(shares, values, strict=True)]
+        operator.add, [share * x for share, x in zip(shares, values, strict=True)]
     )
 
 
@@ -129,14 +135,14 @@ def combine_leaf(
         An array of the shape, dtype and sharding of the first.
     """
     names = names_in_leaf(spec, path)
-    return _combine_leaf(
-        list(values),
-        [[moves[name][i] for name in names] for i in range(len(values))],
-        shares,
-        form_of(spec, path),
-        consumed_axes(spec, path),
-        sharding_of(values[0]),
-        average,
+    moves_here = [[moves[name][i] for name in names] for i in range(len(values))]
+    form, consumed = form_of(spec, path), consumed_axes(spec, path)
+    sharding = sharding_of(values[0])
+    if sharding is None and average is weighted_mean:
+        merge = functools.partial(_merged, form=form, consumed=consumed)
+        return _on_host(merge, values, moves_here, shares)
+    return _where_they_are(
+        list(values), moves_here, shares, form, consumed, sharding, average
     )
 
 
@@ -221,7 +227,7 @@ def consumed_axes(spec: PermutationSpec, path: str) -> tuple[bool, ...]:
 
 
 @functools.partial(jax.jit, static_argnames=("form", "consumed", "sharding", "average"))
-def _combine_leaf(
+def _where_they_are(
     leaves: list[jax.Array],
     moves: list[list[Move]],
     shares: tuple[ArrayLike, ...],
@@ -236,28 +242,44 @@ def _combine_leaf(
     )
 
 
+def _on_host(
+    merge: Callable[..., np.ndarray],
+    leaves: Sequence[ArrayLike],
+    moves: list[list[Move]],
+    shares: tuple[float, ...],
+) -> jax.Array:
+    first = leaves[0]
+    dtype = jnp.result_type(first)
+    if not jnp.issubdtype(dtype, jnp.number):
+        return first if isinstance(first, jax.Array) else jax.device_put(first)
+    here = [to_host(leaf).astype(dtype, copy=False) for leaf in leaves]
+    return from_host(merge(here, moves, shares), first)
+
+
 def _merged(
-    leaves: list[jax.Array],
+    leaves: list[Any],
     moves: list[list[Move]],
     shares: tuple[ArrayLike, ...],
     form: LeafForm,
     consumed: tuple[bool, ...],
-    average: Average,
-) -> jax.Array:
-    dtype = jnp.result_type(leaves[0])
+    average: Average = weighted_mean,
+) -> Any:
+    dtype = leaves[0].dtype
     if not jnp.issubdtype(dtype, jnp.number) or not leaves[0].size:
         return leaves[0]
+    library = library_of(leaves[0])
     inexact = jnp.issubdtype(dtype, jnp.inexact)
-    wide = dtype if inexact and dtype.itemsize >= 4 else jnp.float32
+    wide = dtype if inexact and dtype.itemsize >= 4 else np.dtype(np.float32)
     moved = [
-        move_leaf(jnp.asarray(leaf, wide), model, form, consumed)
+        move_leaf(leaf.astype(wide), model, form, consumed)
         for leaf, model in zip(leaves, moves, strict=True)
     ]
-    mean = average(moved, [jnp.asarray(share, wide) for share in shares])
+    mean = average(moved, [library.asarray(share, wide) for share in shares])
     if inexact:  # three thirds are not one
-        return jnp.where(_agree(moved), moved[0], mean).astype(dtype)
-    return jnp.where(_agree(leaves), leaves[0], jnp.round(mean).astype(dtype))
+        return library.where(_agree(moved), moved[0], mean).astype(dtype)
+    rounded = library.round(mean).astype(dtype)
+    return library.where(_agree(leaves), leaves[0], rounded)
 
 
-def _agree(arrays: list[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.logical_and, [x == arrays[0] for x in arrays])
+def _agree(arrays: Sequence[Any]) -> Any:
+    return functools.reduce(operator.and_, [x == arrays[0] for x in arrays])

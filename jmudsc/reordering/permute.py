@@ -6,7 +6,8 @@ that brings permuted variables back onto the old ones is the permutation itself.
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +20,9 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.keys import check_key
-from jmudsc.reordering.blocks import Block, map_blocks, placed
+from jmudsc.reordering.blocks import Block, map_blocks, placed, Values
 from jmudsc.reordering.transport import form_of, LeafForm, names_in_leaf, take_units
-from jmudsc.sharding import sharding_of
+from jmudsc.sharding import from_host, sharding_of, to_host
 from jmudsc.spec.check_variables import check_covers
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -37,9 +38,25 @@ def random_permutations(spec: PermutationSpec, key: jax.Array) -> dict[str, np.n
         Per label `int32[*outer units, units]`, each row a permutation.
     """
     check_key("random_permutations", key)
+    return permutations_by(spec, np.asarray(_bits(key, draws_of(spec))))
+
+
+def draws_of(spec: PermutationSpec) -> int:
+    """Return how many random numbers a random element of the symmetry group takes."""
+    return sum(math.prod(spec.row_shape(name)) for name in spec.labels)
+
+
+def permutations_by(spec: PermutationSpec, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Turn random numbers into a random element of the symmetry group.
+
+    Args:
+        spec: the permutation spec.
+        draws: `uint32[draws_of(spec)]`, independent and uniform.
+
+    Returns:
+        Per label `int32[*outer units, units]`, each row a permutation.
+    """
     shapes = {name: spec.row_shape(name) for name in spec.labels}
-    total = sum(int(np.prod(shape)) for shape in shapes.values())
-    draws = np.asarray(jax.random.bits(key, (total,), jnp.uint32))
     perms, start = {}, 0
     for name, shape in shapes.items():
         size = int(np.prod(shape))
@@ -49,6 +66,11 @@ def random_permutations(spec: PermutationSpec, key: jax.Array) -> dict[str, np.n
         perms[name] = ranks.argsort(axis=-1, kind="stable").astype(np.int32)
         start += size
     return perms
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _bits(key: jax.Array, count: int) -> jax.Array:
+    return jax.random.bits(key, (count,), jnp.uint32)
 
 
 def identity(spec: PermutationSpec) -> dict[str, np.ndarray]:
@@ -114,23 +136,26 @@ def permute_leaf(
     if not names:
         return leaf
     rows_here = [rows[name] for name in names]
-    return _permute_leaf(leaf, rows_here, form_of(spec, path), sharding_of(leaf))
+    form, sharding = form_of(spec, path), sharding_of(leaf)
+    if sharding is not None:
+        return _permute_where_it_is(leaf, rows_here, form, sharding)
+    return from_host(_permuted(to_host(leaf), rows_here, form), leaf)
 
 
 @functools.partial(jax.jit, static_argnames=("form", "sharding"))
-def _permute_leaf(
-    leaf: jax.Array,
-    rows: list[jax.Array],
-    form: LeafForm,
-    sharding: NamedSharding | None,
+def _permute_where_it_is(
+    leaf: jax.Array, rows: list[jax.Array], form: LeafForm, sharding: NamedSharding
 ) -> jax.Array:
-    def visit(values: jax.Array, block: Block) -> jax.Array:
+    return lax.with_sharding_constraint(_permuted(leaf, rows, form), sharding)
+
+
+def _permuted(leaf: Values, rows: Sequence[ArrayLike], form: LeafForm) -> Any:
+    def visit(values: Values, block: Block) -> Values:
         for axis, lead, name in reversed(placed(block, dict(form.outer))):
             values = take_units(values, axis, lead, rows[int(name)])
         return values
 
-    moved = map_blocks(leaf, form.axes, visit)
-    return moved if sharding is None else lax.with_sharding_constraint(moved, sharding)
+    return map_blocks(leaf, form.axes, visit)
 
 
 def _check_permutations(spec: PermutationSpec, perms: Mapping[str, Any]) -> None:

@@ -1,18 +1,20 @@
 """Transport: bring the units of one model to the merged order, axis by axis.
 
 This is where an assignment becomes array operations. A move is a gather where every
-merged unit has one member in the model, a scatter-and-sum where it has not.
+merged unit has one member in the model, a scatter-and-sum where it has not. Arrays of
+numpy are moved on the host, those of JAX where they are.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jmudsc.reordering.blocks import Block, map_blocks, placed
+from jmudsc.reordering.blocks import Block, library_of, map_blocks, placed, Values
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -75,8 +77,8 @@ def moves_of(assignment: np.ndarray, weights: Sequence[float]) -> list[Move]:
 
 
 def move_units(
-    block: jax.Array, axis: int, lead: tuple[int, ...], move: Move, consumed: bool
-) -> jax.Array:
+    block: Values, axis: int, lead: tuple[int, ...], move: Move, consumed: bool
+) -> Values:
     """Bring one axis of a block of one model to the merged order.
 
     With U the one-hot matrix of the model's assignment and M = U divided by the weight
@@ -102,8 +104,8 @@ def move_units(
 
 
 def move_leaf(
-    leaf: jax.Array, moves: Sequence[Move], form: LeafForm, consumed: tuple[bool, ...]
-) -> jax.Array:
+    leaf: Values, moves: Sequence[Move], form: LeafForm, consumed: tuple[bool, ...]
+) -> Values:
     """Bring all axes of a leaf of one model to the merged order.
 
     Args:
@@ -116,7 +118,7 @@ def move_leaf(
         A leaf of the same shape.
     """
 
-    def visit(values: jax.Array, block: Block) -> jax.Array:
+    def visit(values: Values, block: Block) -> Values:
         for axis, lead, name in placed(block, dict(form.outer)):
             flag = consumed[block.origins[axis]]
             values = move_units(values, axis, lead, moves[int(name)], flag)
@@ -158,8 +160,8 @@ def form_of(spec: PermutationSpec, path: str) -> LeafForm:
 
 
 def take_units(
-    block: jax.Array, axis: int, lead: tuple[int, ...], index: ArrayLike
-) -> jax.Array:
+    block: Values, axis: int, lead: tuple[int, ...], index: ArrayLike
+) -> Values:
     """Gather along an axis: `new[..., k, ...] = old[..., index[k], ...]`.
 
     Args:
@@ -171,6 +173,10 @@ def take_units(
     Returns:
         A block of the same shape.
     """
+    if isinstance(block, np.ndarray):
+        if not lead:
+            return block.take(np.asarray(index), axis=axis)
+        return np.take_along_axis(block, _aligned(block, axis, lead, index), axis=axis)
     # No index is out of bounds, and code for those that are takes long to compile.
     if not lead:
         return jnp.take(block, jnp.asarray(index), axis=axis, mode="clip")
@@ -179,8 +185,8 @@ def take_units(
 
 
 def sum_units(
-    block: jax.Array, axis: int, lead: tuple[int, ...], target: ArrayLike
-) -> jax.Array:
+    block: Values, axis: int, lead: tuple[int, ...], target: ArrayLike
+) -> Values:
     """Scatter along an axis and sum: `new[..., target[j], ...] += old[..., j, ...]`.
 
     Args:
@@ -192,19 +198,36 @@ def sum_units(
     Returns:
         A block of the same shape.
     """
-    front = range(len(lead) + 1)
-    moved = jnp.moveaxis(block, (*lead, axis), front)
+    front = tuple(range(len(lead) + 1))
+    library = library_of(block)
+    moved = library.moveaxis(block, (*lead, axis), front)
     flat = moved.reshape(-1, *moved.shape[len(lead) + 1 :])
     units = block.shape[axis]
-    starts = jnp.arange(flat.shape[0]) // units * units
-    sums = jax.ops.segment_sum(flat, starts + jnp.ravel(target), flat.shape[0])
-    return jnp.moveaxis(sums.reshape(moved.shape), front, (*lead, axis))
+    to = library.arange(len(flat)) // units * units + library.ravel(target)
+    is_here = isinstance(flat, np.ndarray)
+    sums = _sum_rows(flat, to) if is_here else jax.ops.segment_sum(flat, to, len(flat))
+    return library.moveaxis(sums.reshape(moved.shape), front, (*lead, axis))
 
 
-def _aligned(
-    block: jax.Array, axis: int, lead: tuple[int, ...], values: ArrayLike
-) -> jax.Array:
+def _sum_rows(rows: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """Sum rows by where they go, in their order: first those first there, and so on."""
+    rows = np.ascontiguousarray(rows)  # rows of scattered entries are slow to gather
+    order = to.argsort(kind="stable")
+    sorted_to = to[order]
+    starts = np.searchsorted(sorted_to, sorted_to)
+    turn = np.arange(len(to)) - starts  # how many go to the same place before a row
+    first = order[turn == 0]
+    sums = np.zeros_like(rows)
+    sums[to[first]] = rows[first]
+    for number in range(1, turn.max(initial=0) + 1):
+        now = order[turn == number]
+        sums[to[now]] += rows[now]
+    return sums
+
+
+def _aligned(block: Values, axis: int, lead: tuple[int, ...], values: ArrayLike) -> Any:
     """Give values of shape (*outer units, units) the axis order of a block."""
     order = sorted(range(len(lead) + 1), key=lambda i: (*lead, axis)[i])
     shape = [n if i in (*lead, axis) else 1 for i, n in enumerate(block.shape)]
-    return jnp.transpose(jnp.asarray(values), order).reshape(shape)
+    library = library_of(block)
+    return library.transpose(library.asarray(values), order).reshape(shape)

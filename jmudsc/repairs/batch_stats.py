@@ -3,22 +3,34 @@
 They are reset over a pass of batches, or pooled from those of the parents.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.batches import check_iterable, checked, no_batches
+from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
+from jmudsc.compiled import kept
+from jmudsc.derivation.program import Program, run, trace
+from jmudsc.derivation.terms.values import Place
 from jmudsc.reordering.combine import check_assignment, combine_leaf, shares_of
 from jmudsc.reordering.permute import permute_leaf
 from jmudsc.reordering.transport import moves_of
 from jmudsc.repairs.merger import Merger
-from jmudsc.sharding import over_processes, placed_like, to_host
+from jmudsc.sharding import (
+    from_host,
+    over_processes,
+    placed_like,
+    sharding_of,
+    to_host,
+)
 from jmudsc.spec.check_variables import check_covers, check_same
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import UpdateFn
@@ -33,7 +45,8 @@ def reset_batch_stats(
     """Set running statistics to their exact average over a pass of batches.
 
     With momentum m an update is `m * old + (1 - m) * new`. Updates from two known
-    values of `old` give m, whatever it is; from `old = 0` every batch then gives `new`.
+    values of `old` give m, whatever it is; from `old = 0` every batch then gives `new`,
+    in one forward pass.
     The result is the mean of `new` over all batches, weighted by their numbers of
     examples (the statistics reset of Jordan et al. 2023, arXiv:2211.08403, section 3).
 
@@ -53,17 +66,21 @@ def reset_batch_stats(
             nothing, or a new statistic is not finite.
     """
     check_iterable("reset_batch_stats", batches)
-    update = jax.jit(update_fn)
     leaves = paths.flatten(variables)
     retained: dict[str, float] = {}
     total: dict[str, Any] = {}
     after: dict[str, Any] = {}
     examples = 0
     for number, batch in enumerate(checked("reset_batch_stats", batches)):
+        update = _update_of(update_fn, variables, batch)
+        after, spans = update(leaves, batch, tuple(retained) or update.moved)
         if number == 0:
-            retained = _momenta(update, variables, batch)
+            for name, value in after.items():
+                _check_finite(name, to_host(value), number)
+            retained = _momenta(spans)
             total = dict.fromkeys(retained, 0.0)
-        after = _after(update, variables, dict.fromkeys(retained, 0.0), batch)
+            if len(retained) < len(spans):  # what is no statistic keeps its value
+                after, _ = update(leaves, batch, tuple(retained))
         size = int(np.shape(jax.tree.leaves(batch)[0])[0])
         examples += size
         for name, momentum in retained.items():
@@ -76,9 +93,7 @@ def reset_batch_stats(
     examples = sum(map(int, counts))
     total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *totals)
     fresh = {
-        name: placed_like(
-            jnp.asarray(value / examples, jnp.result_type(leaves[name])), leaves[name]
-        )
+        name: placed_like(_put(value / examples, leaves[name]), leaves[name])
         for name, value in total.items()
     }
     return paths.unflatten(variables, leaves | fresh)
@@ -194,16 +209,101 @@ def pool(
     return pooled, {}
 
 
-def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Update:
+    """An update of running statistics, traced for one shape of batch.
+
+    Attributes:
+        program: the traced update; its outputs are the leaves of the variables.
+        moved: the floating-point leaves that it does not just hand on.
+    """
+
+    program: Program
+    moved: tuple[str, ...]
+
+    def __call__(
+        self, leaves: Mapping[str, Any], batch: PyTree, statistics: tuple[str, ...]
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Update some leaves that were 0.
+
+        Returns:
+            Their new values, and how much larger these are where the leaves were far
+            from 0. One program computes both, and the network in it once: no activation
+            depends on the leaves.
+        """
+        args = [*leaves.values(), *jax.tree.leaves(batch)]
+        return self.compiled(args, statistics)
+
+    @functools.cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """What it does when it is called, compiled."""
+
+        @functools.partial(jax.jit, static_argnums=1)
+        def from_zero(args: list, statistics: tuple[str, ...]) -> Any:
+            low, high = (
+                self.after(args, self.filled(statistics, x)) for x in (0.0, _FAR)
+            )
+            return low, jax.tree.map(jnp.subtract, high, low)
+
+        return from_zero
+
+    def after(self, args: list, old: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Return what becomes of leaves that are given values; use under `jit`."""
+        outs = dict(zip(self.program.paths, self.program.outvars, strict=True))
+        given = dict(zip(self.program.paths, args, strict=False)) | old
+        values = [*given.values(), *args[len(given) :]]
+        wanted = [Place(outs[name]) for name in old]
+        found = run(self.program, values, wanted)
+        return dict(zip(old, found, strict=True))
+
+    def filled(self, names: Iterable[str], value: float) -> dict[str, jax.Array]:
+        """Return arrays of the shapes of leaves that hold one value."""
+        shapes = {n: var.aval for n, var in self.program.leaves.items()}
+        return {n: jnp.full(shapes[n].shape, value, shapes[n].dtype) for n in names}
+
+
+def _update_of(update_fn: UpdateFn, variables: PyTree, batch: PyTree) -> _Update:
+    """Return the traced update of batches of one shape."""
+    key = "reset", batch_kind(variables), batch_kind(batch)
+    return kept(update_fn, key, lambda: _traced(update_fn, variables, batch))
+
+
+def _traced(update_fn: UpdateFn, variables: PyTree, batch: PyTree) -> _Update:
+    """Trace an update; statistics are wide, so that no momentum is rounded."""
+    leaves = paths.flatten(variables)
+
+    def update(variables: PyTree, batch: PyTree) -> list[Any]:
+        after = paths.flatten(update_fn(variables, batch))
+        _check_structure(leaves, after)
+        return list(after.values())
+
+    program = trace(update, variables, batch)
+    moved = _moved(program, leaves)
+    wide = {
+        n: jax.ShapeDtypeStruct(np.shape(leaves[n]), _wide(leaves[n])) for n in moved
+    }
+    if any(x.dtype != jnp.result_type(leaves[n]) for n, x in wide.items()):
+        program = trace(update, paths.unflatten(variables, leaves | wide), batch)
+    return _Update(program, moved)
+
+
+def _moved(program: Program, leaves: Mapping[str, Any]) -> tuple[str, ...]:
+    """Find the floating-point leaves that a program does not just hand on."""
+    ends = zip(program.leaves.items(), program.outvars, strict=True)
+    return tuple(
+        name
+        for (name, before), after in ends
+        if jnp.issubdtype(jnp.result_type(leaves[name]), jnp.floating)
+        and after is not before
+        and not isinstance(after, jex.Literal)
+    )
+
+
+def _momenta(spans: Mapping[str, jax.Array]) -> dict[str, float]:
     """Find the leaves that an update moves towards the batch, and their momenta."""
-    moved = _moved(update, variables, batch)
-    low = _after(update, variables, dict.fromkeys(moved, 0.0), batch)
-    high = _after(update, variables, dict.fromkeys(moved, _FAR), batch)
     found = {}
-    for name in moved:
-        _check_finite(name, to_host(low[name]), 0)
-        span = to_host(high[name]).astype(float) - to_host(low[name]).astype(float)
-        momentum = _rounded(float(np.median(span)) / _FAR)
+    for name, span in spans.items():
+        momentum = _rounded(float(np.median(to_host(span))) / _FAR)
         if 0 <= momentum < 1:  # a counter has 1
             found[name] = momentum
     if not found:
@@ -215,61 +315,26 @@ def _momenta(update: UpdateFn, variables: PyTree, batch: PyTree) -> dict[str, fl
     return found
 
 
-def _moved(update: UpdateFn, variables: PyTree, batch: PyTree) -> list[str]:
-    """Find the floating-point leaves that an update changes.
-
-    A statistic may already be that of the batch and stay, but not from two values.
-    """
-    leaves = paths.flatten(variables)
-    floating = {
-        name: jnp.asarray(leaf, _wide(leaf))
-        for name, leaf in leaves.items()
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    }
-    moved = set()
-    for scale, shift in ((1, 0), (2, 1)):
-        before = {
-            name: (scale * leaf + shift).astype(jnp.result_type(leaves[name]))
-            for name, leaf in floating.items()
-        }
-        after = _after(update, variables, before, batch)
-        moved |= {
-            n
-            for n, leaf in before.items()
-            if not np.array_equal(to_host(leaf), to_host(after[n]))
-        }
-    return [name for name in floating if name in moved]
-
-
 def _rounded(momentum: float) -> float:
     """Undo the rounding of a momentum to float32, if it is a short decimal."""
     short = round(momentum, 6)
     return short if abs(short - momentum) < 3e-7 else momentum
 
 
-def _after(
-    update: UpdateFn, variables: PyTree, values: Mapping[str, Any], batch: PyTree
-) -> dict[str, Any]:
-    """Update variables in which some leaves are set to an array or a constant.
-
-    Constants are wide, so that a momentum is not rounded to bfloat16.
-    """
-    leaves = paths.flatten(variables)
-    filled = {
-        name: value
-        if isinstance(value, jax.Array)
-        else jnp.full_like(leaves[name], value, dtype=_wide(leaves[name]))
-        for name, value in values.items()
-    }
-    after = paths.flatten(update(paths.unflatten(variables, leaves | filled), batch))
-    if list(after) != list(leaves):
-        strays = sorted(set(after) ^ set(leaves))
+def _check_structure(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    if list(after) != list(before):
+        strays = sorted(set(after) ^ set(before))
         raise ValueError(
             "reset_batch_stats: update_fn: expected variables of the structure it was "
             f"given, got others. The difference is:\n{paths.listed(strays)}\nReturn "
             "all variables, not only those that were updated."
         )
-    return after
+
+
+def _put(value: ArrayLike, leaf: Any) -> jax.Array:
+    """Put a value on the device of a leaf, with its dtype."""
+    array = np.asarray(value).astype(jnp.result_type(leaf))
+    return from_host(array, None if sharding_of(leaf) else leaf)
 
 
 def _wide(leaf: Any) -> np.dtype:

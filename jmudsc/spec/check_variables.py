@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.batches import check_there
 from jmudsc.lazy import present
+from jmudsc.sharding import sharding_of, to_host
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 
@@ -182,6 +183,13 @@ def _is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
+def _non_finite(leaf: Any) -> Any:
+    """Count what is not finite, on the host unless the leaf is spread over devices."""
+    if sharding_of(leaf) is None:
+        return np.count_nonzero(~np.isfinite(to_host(leaf)))
+    return _non_finite_there(leaf)
+
+
 @jax.jit
-def _non_finite(leaf: jax.Array) -> jax.Array:
+def _non_finite_there(leaf: jax.Array) -> jax.Array:
     return (~jnp.isfinite(leaf)).sum()

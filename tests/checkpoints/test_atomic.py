@@ -21,21 +21,27 @@ from jmudsc.merging.save_result import load_provenance, save
 TESTS = str(Path(writers.__file__).parent)
 KILLED = -signal.SIGKILL
 
-# Saves ones over zeros, and dies when Python is about to do what the last two
-# arguments say: an event and part of what it is about.
+# Saves ones over zeros, and dies when Python is about to do what the last three
+# arguments say: an event, part of what it is about, and the how-manieth of them.
 CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import checkpoint_writers as writers, numpy as np
 from jmudsc.merging.save_result import save
 
+left = int(sys.argv[5])
+
 def die(event, args):
+    global left
     if event == sys.argv[3] and sys.argv[4] in str(args):
-        os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 result = writers.result_of({"w": np.ones((256, 256), np.float32)})
 sys.addaudithook(die)
 save(sys.argv[2], result, overwrite=True)
+print(int(sys.argv[5]) - left)
 """
 
 LOOP = """
@@ -51,9 +57,14 @@ for i in range(10000):
 """
 
 
-def save_and_die(path, event, about):
-    command = [sys.executable, "-c", CHILD, TESTS, str(path), event, about]
-    child = subprocess.run(command, capture_output=True, text=True)
+def save_in_a_child(path, event, about, number):
+    moment = [event, about, str(number)]
+    command = [sys.executable, "-c", CHILD, TESTS, str(path), *moment]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def save_and_die(path, event, about, number=1):
+    child = save_in_a_child(path, event, about, number)
     assert child.returncode == KILLED, child.stderr
 
 
@@ -82,8 +93,9 @@ def test_a_save_killed_before_its_end_leaves_nothing(event, about, tmp_path):
 
 
 def test_a_save_killed_after_its_end_is_complete(tmp_path):
-    path = tmp_path / "merged"
-    save_and_die(path, "open", f"'{tmp_path}',")
+    path, listing = tmp_path / "merged", ("os.listdir", f"'{tmp_path}'")
+    child = save_in_a_child(tmp_path / "other", *listing, 10**9)
+    save_and_die(path, *listing, int(child.stdout.split()[-1]))
     np.testing.assert_array_equal(load(path, "w"), np.ones((256, 256)))
     assert list(load_provenance(path)["assignment"]) == ["P_0"]
 
@@ -114,22 +126,27 @@ def test_a_file_killed_before_its_end_leaves_nothing(ending, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("event", "about", "expected"),
+    ("event", "about", "number", "expected"),
     [
-        ("os.rename", "jmudsc-old", 0.0),
-        ("shutil.rmtree", "jmudsc-old", 0.0),
-        ("ctypes.dlsym", "renameat2", 0.0),
-        ("os.remove", "jmudsc-tmp", 1.0),
+        ("open", "provenance.json", 2, 0.0),
+        ("ctypes.dlsym", "renameat2", 1, 0.0),
+        ("ctypes.dlsym", "renameat2", 2, 1.0),
+        ("os.remove", "jmudsc-tmp", 1, 1.0),
     ],
 )
 def test_an_overwritten_file_is_the_old_or_the_new_and_can_be_overwritten(
-    event, about, expected, tmp_path
+    event, about, number, expected, tmp_path
 ):
-    path = save(
-        tmp_path / "merged.npz", writers.result_of({"w": jnp.zeros((256, 256))})
-    )
-    save_and_die(path, event, about)
-    np.testing.assert_array_equal(load(path, "w"), np.full((256, 256), expected))
+    layers = [jnp.zeros((256, 256)), (), None]
+    old = writers.result_of({"w": layers}, recipe={"alpha": 0.0})
+    path = save(tmp_path / "merged.npz", old)
+    for _ in range(2):  # the second time it finds what the first has left
+        save_and_die(path, event, about, number)
+        found = load(path)
+        leaf = found["w"][0] if expected == 0 else found["w"]
+        np.testing.assert_array_equal(leaf, np.full((256, 256), expected))
+        recipe = load_provenance(path)["recipe"]
+        assert recipe == ({"alpha": 0.0} if expected == 0 else {})
     save(path, writers.result_of({"w": jnp.full(3, 2.0)}), overwrite=True)
     np.testing.assert_array_equal(load(path, "w"), np.full(3, 2.0))
     assert names(tmp_path) == [path.name, f"{path.name}.jmudsc"]

@@ -224,13 +224,33 @@ def test_a_file_of_another_format_than_its_ending(name, meant, tmp_path):
 
 def test_a_file_of_no_format(tmp_path):
     file = tmp_path / "model.pt"
-    file.write_bytes(b"\x80\x02}q\x00.")
+    file.write_bytes(b"hello")
     expected = (
         f"{file}: expected {', '.join(endings())} or the directory of an orbax "
         "checkpoint, got a file of another format. Convert it where it was made; "
         "nothing is ever unpickled."
     )
     with pytest.raises(ValueError, match=sentence(expected)):
+        load(file)
+
+
+# How files begin that h5py, onnx, pickle, llama.cpp and numpy write.
+KNOWN = {
+    "HDF5, as h5py and Keras write it": b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0",
+    "ONNX": b"\x08\x09\x12\x07pytorch",
+    "pickle, as PyTorch once wrote it": b"\x80\x02}q\x00.",
+    "GGUF": b"GGUF\3\0\0\0",
+    "npy, a single array": b"\x93NUMPY\1\0v\0",
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("ending", ["", ".npz"])
+def test_a_file_of_a_format_that_is_not_read_is_said_to_be_that(kind, ending, tmp_path):
+    file = tmp_path / f"model{ending}"
+    file.write_bytes(KNOWN[kind])
+    expected = f"got one that begins as {kind}." if ending else f"got a file of {kind}."
+    with pytest.raises(ValueError, match=re.escape(expected)):
         load(file)
 
 

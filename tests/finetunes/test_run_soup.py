@@ -1,3 +1,4 @@
+import commands
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -129,3 +130,48 @@ def test_a_directory_without_steps_or_parameters_is_told(tmp_path):
     with pytest.raises(ValueError, match="expected params in the checkpoints") as error:
         soup_of_run(tmp_path / "run")
     assert "got ['weights']" in str(error.value)
+
+
+def test_the_command_writes_the_average_of_the_last_steps(
+    run, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "soup.npz"
+    commands.run(monkeypatch, "soup", run, "--out", out, "--last", 2)
+    expected = jmudsc.load(out, "params")["Dense_0"]["kernel"]
+    np.testing.assert_allclose(expected, mean([300, 1000]), rtol=1e-5, atol=1e-6)
+    printed = capsys.readouterr().out
+    assert printed == f"Averaged the steps 300, 1000.\nWrote {out}\n"
+
+
+@pytest.mark.parametrize("decay", ["linear", "minus-sqrt"])
+def test_the_command_knows_the_decays(decay, run, tmp_path, monkeypatch):
+    out = tmp_path / "soup"
+    options = ("--weights", "wsm", "--decay", decay)
+    commands.run(monkeypatch, "soup", run, "--out", out, *options)
+    found = jmudsc.load(out, "params")["Dense_0"]["kernel"]
+    expected = kernel(soup_of_run(run, weights="wsm", decay=decay))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_command_judges_by_a_function_of_the_directory(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "def near(v):\n    return -float(abs(v['params']['Dense_0']['kernel']).sum())"
+    )
+    (tmp_path / "soup_judge.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--weights", "greedy", "--score", "soup_judge:near")
+    commands.run(monkeypatch, "soup", run, "--out", "kept", *options)
+    from soup_judge import near
+
+    chosen = soup_of_run(run, weights="greedy", score=near)
+    found = jmudsc.load(tmp_path / "kept", "params")["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(found, kernel(chosen))
+
+
+def test_the_command_says_what_steps_there_are(run, tmp_path, monkeypatch):
+    said = commands.fails(monkeypatch, "soup", run, "--out", "soup", "--steps", 7)
+    assert said.startswith("jmudsc: soup: ")
+    assert "100" in said

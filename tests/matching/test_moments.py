@@ -36,13 +36,7 @@ def assert_moments(moments, samples, tolerance=STATE):
 
 
 def moments_of(units):
-    return moments_of_centered(
-        [{name: centered(x) for name, x in model.items()} for model in units]
-    )
-
-
-def stacked(*models):
-    return [{"P": jnp.asarray(model)} for model in models]
+    return moments_of_centered([centered(x) for x in units])
 
 
 def draw(samples, units, mean=0.0, seed=0):
@@ -66,19 +60,19 @@ def test_streamed_moments_are_those_of_all_samples(mean, sizes):
         np.split(b, np.cumsum(sizes)[:-1]),
         strict=True,
     ):
-        seen = moments_of(stacked(x, y))
+        seen = moments_of([x, y])
         total = merge_moments(total, seen) if total else seen
     tolerance = STATE_OF_LARGE_MEANS if abs(mean) > 1 else STATE
-    assert_moments(total["P"], np.concatenate([a, b], axis=1), tolerance)
-    similarity = activation_similarity(total["P"])
+    assert_moments(total, np.concatenate([a, b], axis=1), tolerance)
+    similarity = activation_similarity(total)
     expected = dense.pearson(np.concatenate([a, b], axis=1).T)
     np.testing.assert_allclose(similarity, expected, atol=tolerance)
 
 
 def test_moments_merge_in_any_order():
-    parts = [moments_of(stacked(draw(n, 3, seed=n))) for n in (4, 9, 2)]
-    left = merge_moments(merge_moments(parts[0], parts[1]), parts[2])["P"]
-    right = merge_moments(parts[2], merge_moments(parts[1], parts[0]))["P"]
+    parts = [moments_of([draw(n, 3, seed=n)]) for n in (4, 9, 2)]
+    left = merge_moments(merge_moments(parts[0], parts[1]), parts[2])
+    right = merge_moments(parts[2], merge_moments(parts[1], parts[0]))
     assert left.count == right.count
     np.testing.assert_allclose(left.mean, right.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(left.comoment, right.comoment, rtol=1e-5, atol=1e-5)
@@ -87,8 +81,8 @@ def test_moments_merge_in_any_order():
 @pytest.mark.parametrize("samples", [1000, 200_000])
 def test_many_samples_with_a_large_mean_lose_nothing(samples):
     x = draw(samples, 32, mean=1e3)
-    assert_moments(moments_of(stacked(x))["P"], x)
-    similarity = activation_similarity(moments_of(stacked(x))["P"])
+    assert_moments(moments_of([x]), x)
+    similarity = activation_similarity(moments_of([x]))
     np.testing.assert_allclose(similarity, dense.pearson(x.T), atol=STATE)
 
 
@@ -98,7 +92,7 @@ def test_units_that_never_change_have_correlation_0(samples):
     x = np.concatenate(
         [np.tile(constants, (samples, 1)), draw(samples, 2, mean=10.0)], axis=1
     )
-    similarity = activation_similarity(moments_of(stacked(x, x))["P"])
+    similarity = activation_similarity(moments_of([x, x]))
     changing = np.array([False] * 5 + [True] * 2)
     changing = np.concatenate([changing, changing])
     assert (similarity[~changing] == 0).all()
@@ -109,7 +103,7 @@ def test_units_that_never_change_have_correlation_0(samples):
 def test_correlations_are_symmetric_and_at_most_one():
     x = draw(200, 6, mean=100.0)
     copies = np.concatenate([x, -x, 3 * x], axis=1)
-    similarity = activation_similarity(moments_of(stacked(copies))["P"])
+    similarity = activation_similarity(moments_of([copies]))
     assert (similarity == similarity.T).all()
     assert np.abs(similarity).max() <= 1
     np.testing.assert_allclose(np.diag(similarity), 1, atol=1e-5)

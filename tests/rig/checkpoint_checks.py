@@ -1,7 +1,10 @@
 """What checkpoints are compared by."""
 
+import importlib.util
 import os
 import re
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,3 +30,12 @@ def names_in(folder):
 
 def largest_file(path):
     return max((x for x in path.rglob("*") if x.is_file()), key=os.path.getsize)
+
+
+def script(name):
+    """Import a file of `scripts`, which does the same more often."""
+    path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -65,6 +65,14 @@ def two_group_norms(first, second):
     return forward
 
 
+def u_net(leaf, x):
+    """The second of four groups of channels lies in both parts of a skip."""
+    skip = nn.relu(conv(leaf, "stem", x, 14))
+    x = nn.relu(conv(leaf, "inner", skip, 10))
+    x = group_norm(leaf, "norm", jnp.concatenate([x, skip], axis=-1), 4)
+    return pooled_head(leaf, conv(leaf, "outer", nn.relu(x), 5))
+
+
 def instance_norm(leaf, x):
     x = group_norm(leaf, "norm", conv(leaf, "stem", x, 6), 6)
     return pooled_head(leaf, x)
@@ -241,9 +249,11 @@ ROWS = {
     ),
     "GroupNorms of 4 and 6 groups": Row(
         lambda: plain(two_group_norms(4, 6), IMAGES),
-        "",
-        limit="groups of 6 and of 4 channels overlap in runs of 2, 4 and 6: their "
-        "common symmetries are no products, so the stream is fixed",
+        "a 4, b 2, c 2, d 4, e 4, f 2, g 2, h 4",
+    ),
+    "GroupNorm across a skip connection": Row(
+        lambda: plain(u_net, IMAGES),
+        "a 6, b 4, c 2, d 6, e 6, outer 5",
     ),
     "InstanceNorm": Row(lambda: plain(instance_norm, IMAGES), "channels 6"),
     "grouped convolution": Row(

@@ -28,7 +28,8 @@ LEFT_OUT = {
         shift_right_arithmetic shift_right_logical sign sin sinh square tan tanh
         threefry2x32 xor zeta
     """,
-    "positions lookups summed meets genericity ranks entries arithmetic joins_columns": """
+    "positions lookups summed meets genericity ranks entries arithmetic "
+    "joins_columns": """
         approx_top_k bitcast_convert_type cholesky cumlogsumexp cummax cummin cumprod
         cumsum eigh lu lu_pivots_to_permutation qr random_bits random_split
         random_unwrap reduce_and reduce_or reduce_prod reduce_xor svd triangular_solve
@@ -48,9 +49,8 @@ LEFT_OUT = {
     "axis_map lookups summed genericity ranks entries arithmetic joins_columns": """
         scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub
     """,
-    "positions axis_map lookups summed meets ranks entries arithmetic joins_columns": """
-        device_put name stack unstack
-    """,
+    "positions axis_map lookups summed meets ranks entries arithmetic "
+    "joins_columns": "device_put name stack unstack",
     "positions axis_map lookups summed genericity ranks entries arithmetic "
     "joins_columns": "dot_product_attention_fwd_wrapper pad tile",
     "positions lookups ranks entries arithmetic joins_columns": """
@@ -72,9 +72,8 @@ LEFT_OUT = {
     """,
     "lookups summed meets ranks entries joins_columns": "add",
     "summed ranks entries arithmetic joins_columns": "gather",
-    "axis_map lookups summed meets genericity ranks entries arithmetic joins_columns": """
-        iota
-    """,
+    "axis_map lookups summed meets genericity ranks entries arithmetic "
+    "joins_columns": "iota",
     "axis_map lookups summed meets ranks entries arithmetic joins_columns": """
         optimization_barrier
     """,
@@ -184,17 +183,26 @@ CASES = {
     "reshape split": (lambda x: lax.reshape(x, (2, 3, 4)), [(6, 4)], "a*b c -> a b c"),
     "reshape merge": (lambda x: lax.reshape(x, (6, 4)), [(2, 3, 4)], "a b c -> a*b c"),
     "reshape all": (lambda x: lax.reshape(x, (24,)), [(2, 3, 4)], "a b c -> a*b*c"),
+    "reshape transposed": (
+        lambda x: lax.reshape(x, (8, 3), (2, 0, 1)),
+        [(2, 3, 4)],
+        "a b c -> c*a b",
+    ),
     "reshape mixed": (lambda x: lax.reshape(x, (2, 12)), [(6, 4)], "a*b c -> a b*c"),
     "reshape two groups": (
         lambda x: lax.reshape(x, (6, 4, 5)),
         [(2, 3, 20)],
         "a b c*d -> a*b c d",
     ),
-    "reshape unnested": (lambda x: lax.reshape(x, (3, 2)), [(2, 3)], "2 3 -> 3 2"),
+    "reshape unnested": (
+        lambda x: lax.reshape(x, (3, 2)),
+        [(2, 3)],
+        "2 {a+1|1+b} -> 3 {a|2|b}",
+    ),
     "reshape partly unnested": (
         lambda x: lax.reshape(x, (5, 3, 2)),
         [(5, 2, 3)],
-        "a 2 3 -> a 3 2",
+        "a 2 {b+1|1+c} -> a 3 {b|2|c}",
     ),
     "reshape size 1": (
         lambda x: lax.reshape(x, (1, 3, 1, 4)),

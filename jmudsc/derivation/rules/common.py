@@ -73,6 +73,12 @@ def shape_of(var: Any) -> tuple[int, ...]:
     return tuple(var.aval.shape)
 
 
+def order_of(eqn: Any) -> Sequence[int]:
+    """Return the order in which a `reshape` reads the axes of its operand."""
+    order = eqn.params["dimensions"]
+    return range(len(shape_of(eqn.invars[0]))) if order is None else order
+
+
 def same_axes(eqn: Any, number: int) -> Mapping[int, int]:
     """Say that every axis of an operand is the axis of that number of the output."""
     return {axis: axis for axis in range(len(shape_of(eqn.invars[number])))}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jmudsc.derivation.rules.common import shape_of
+from jmudsc.derivation.rules.common import order_of, shape_of
 from jmudsc.derivation.rules.primitive import Flow
 from jmudsc.derivation.terms.genericity import (
     Along,
@@ -266,8 +266,9 @@ def broadcast(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
 
 def reshaped(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     """The parts of an axis are as it was; a product of axes only if all is free."""
-    (value,) = ins
-    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    order, after = order_of(eqn), shape_of(eqn.outvars[0])
+    value = ins[0].moved({axis: new for new, axis in enumerate(order)}, len(order))
+    before = [shape_of(eqn.invars[0])[axis] for axis in order]
     if 0 in before:
         return unknown(eqn, ins)
     axes = [FLAT] * len(after)

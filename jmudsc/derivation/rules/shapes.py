@@ -10,6 +10,7 @@ from jmudsc.derivation.rules.common import (
     by_position,
     drop,
     negligible,
+    order_of,
     pin_all,
     regroup,
     shape_of,
@@ -38,9 +39,8 @@ def broadcast_in_dim(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisT
 
 def reshape(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     """Within the smallest groups of axes of equal size, both sides are one product."""
-    if eqn.params["dimensions"] is not None:
-        return unknown(terms, eqn, ins)
-    before = [axis for axis in ins[0] if terms.size(axis) != 1]
+    axes = [ins[0][number] for number in order_of(eqn)]
+    before = [axis for axis in axes if terms.size(axis) != 1]
     sizes = shape_of(eqn.outvars[0])
     after = [size for size in sizes if size != 1]
     if 0 in sizes:
@@ -112,15 +112,16 @@ def _after_squeeze(eqn: Any, number: int) -> Mapping[int, int]:
 
 def _after_reshape(eqn: Any, number: int) -> Mapping[int, int]:
     """Pair the axes that a reshape leaves as they are."""
-    before, after = shape_of(eqn.invars[number]), shape_of(eqn.outvars[0])
+    order, after = order_of(eqn), shape_of(eqn.outvars[0])
+    before = [shape_of(eqn.invars[number])[axis] for axis in order]
     ends = {
         (math.prod(after[:new]), size): new
         for new, size in enumerate(after)
         if size > 1
     }
     found = {
-        axis: ends.get((math.prod(before[:axis]), size))
-        for axis, size in enumerate(before)
+        order[place]: ends.get((math.prod(before[:place]), size))
+        for place, size in enumerate(before)
         if size > 1
     }
     return {axis: new for axis, new in found.items() if new is not None}

@@ -30,11 +30,8 @@ from jmudsc.derivation.rules.primitive import (
     Primitive,
     Rule,
 )
-from jmudsc.derivation.terms.axis_terms import Term, Terms, TOLD_APART
+from jmudsc.derivation.terms.axis_terms import MOST_MEMBERS, Term, Terms, TOLD_APART
 from jmudsc.derivation.terms.values import Columns, Picked, Tag, Value
-
-# Up to this many positions of an axis are told apart one by one.
-_MOST_MEMBERS = 256
 
 
 def concatenate(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
@@ -150,7 +147,7 @@ def _part(
         return [*axes[:along], part, *axes[along + 1 :]]
     terms.pin(axis, TOLD_APART)
     part = terms.fixed(size, TOLD_APART)
-    if not _is_told_apart(terms, axis) or whole > _MOST_MEMBERS:
+    if not _is_told_apart(terms, axis) or whole > MOST_MEMBERS:
         return [*axes[:along], part, *axes[along + 1 :]]
     out = []
     for number, other in enumerate(axes):
@@ -179,7 +176,7 @@ def _every(
 def _joined(terms: Terms, along: int, ins: list[AxisTerms]) -> list[AxisTerms]:
     runs = [axes[along] for axes in ins]
     total = sum(map(terms.size, runs))
-    if all(_is_told_apart(terms, run) for run in runs) and total <= _MOST_MEMBERS:
+    if all(_is_told_apart(terms, run) for run in runs) and total <= MOST_MEMBERS:
         whole = terms.fixed(total, TOLD_APART)
         out = [_along(terms, whole, number, ins, runs) for number in range(len(ins[0]))]
         out[along] = whole

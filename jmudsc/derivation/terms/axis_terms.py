@@ -11,14 +11,20 @@ never a guess.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NewType
 
+from jmudsc.derivation.terms import refinement
+
 Term = NewType("Term", int)  # the name of a term in its arena
+Look = Callable[[Term, Term, int], Term]  # what a term is at a position of an axis
 
 FREE, PRODUCT, CONCAT, FAMILY = "free", "product", "concat", "family"
 
 TOLD_APART = "has positions that are told apart"
+# Up to this many positions of an axis are told apart one by one.
+MOST_MEMBERS = 256
+
 _NO_NESTING = "is split in ways that do not nest"
 
 
@@ -64,8 +70,9 @@ class Terms:
         return term
 
     def product(self, factors: Sequence[Term]) -> Term:
-        """Make the row-major product of terms."""
-        return self._compound(PRODUCT, factors, math.prod(map(self.size, factors)))
+        """Make the row-major product of terms: of an axis and its own rows, these."""
+        factors = self._laid_out(factors)
+        return self._compound(PRODUCT, factors, math.prod(self.sizes(factors)))
 
     def concat(self, parts: Sequence[Term]) -> Term:
         """Make the concatenation of terms; single positions one by one are fixed."""
@@ -96,12 +103,16 @@ class Terms:
             self._form[root], self._children[root] = FAMILY, tuple(members)
             self._split[root] = split
         seen = self.leaf(self._size[root], origin=[term])
-        self._alias[seen] = self._seen_from(root, split, position)
+        self._alias[seen] = self._at(root, split, position, self.member)
         return seen
 
     def size(self, term: Term) -> int:
         """Number of positions of a term."""
         return self._size[term]
+
+    def sizes(self, terms: Iterable[Term]) -> list[int]:
+        """Number of positions of each of some terms."""
+        return [self._size[term] for term in terms]
 
     def _find(self, term: Term) -> Term:
         while self._alias[term] != term:
@@ -146,16 +157,9 @@ class Terms:
     def view(self, term: Term, split: Term, position: int) -> Term:
         """Return what a term is at one position of an axis, changing nothing."""
         root = self.root(term)
-        children = self._children[root]
-        if self._form[root] == FREE:
-            return root
-        if self._form[root] == FAMILY and self.split(root) == self.root(split):
-            return self.root(children[position])
-        inner = [self.view(child, split, position) for child in children]
-        if self._form[root] == FAMILY:
-            return self.family(self._split[root], inner)
+        is_leaf = self._form[root] == FREE
         return (
-            self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
+            root if is_leaf else self.root(self._at(root, split, position, self.view))
         )
 
     def families(self, term: Term) -> list[Term]:
@@ -217,24 +221,23 @@ class Terms:
         if a == b or self._size[a] == 1:
             return
         forms = self._form[a], self._form[b]
-        if forms[0] == FREE:
-            self._bind(a, b)
-        elif forms[1] == FREE:
-            self._bind(b, a)
+        if FREE in forms:
+            self._bind(*((a, b) if forms[0] == FREE else (b, a)))
         elif forms == (FAMILY, FAMILY) and self.split(a) != self.split(b):
             self._postponed.append((a, b))  # the axes they run over may be tied later
         elif forms[0] == FAMILY:
             self._unify_members(a, b)
         elif forms[1] == FAMILY:
             self._unify_members(b, a)
-        elif forms == (PRODUCT, PRODUCT):
-            self._unify_products(self.factors(a), self.factors(b))
         elif forms == (CONCAT, CONCAT):
             self._unify_concats(self.parts(a), self.parts(b))
-        elif forms[0] == CONCAT:
-            self._unify_mixed(self.parts(a), self.factors(b))
+        elif forms == (PRODUCT, PRODUCT):
+            made = self._unify_products(self.factors(a), self.factors(b))
+            self._become(made, a, b)
         else:
-            self._unify_mixed(self.parts(b), self.factors(a))
+            parts, factors = (a, b) if forms[0] == CONCAT else (b, a)
+            made = self._unify_mixed(self.parts(parts), self.factors(factors))
+            self._become(made, a, b)
 
     def settle(self) -> None:
         """Finish what `unify` had to postpone: families over axes not tied by then."""
@@ -267,19 +270,15 @@ class Terms:
         self._reason.append(None)
         return term
 
-    def _seen_from(self, term: Term, split: Term, position: int) -> Term:
-        root = self.root(term)
-        if self._form[root] == FREE:
-            return self.member(root, split, position)
-        children = self._children[root]
-        if self._form[root] == FAMILY and self.split(root) == self.root(split):
+    def _at(self, root: Term, split: Term, position: int, look: Look) -> Term:
+        """Put together what the children of a compound are at one position."""
+        form, children = self._form[root], self._children[root]
+        if form == FAMILY and self.split(root) == self.root(split):
             return children[position]
-        inner = [self.member(child, split, position) for child in children]
-        if self._form[root] == FAMILY:
+        inner = [look(child, split, position) for child in children]
+        if form == FAMILY:
             return self.family(self._split[root], inner)
-        return (
-            self.product(inner) if self._form[root] == PRODUCT else self.concat(inner)
-        )
+        return self.product(inner) if form == PRODUCT else self.concat(inner)
 
     def root(self, term: Term) -> Term:
         """Return the representative; a family of equal members is the member."""
@@ -301,81 +300,98 @@ class Terms:
 
     def _bind(self, leaf: Term, term: Term) -> None:
         for family in self.families(term):
-            if leaf in self.leaves(family):  # what is one of its members is all of them
-                self.merge_members(family)
+            known = self.form(family) == FAMILY and self.split(family)
+            if leaf in (known, *self.leaves(family)):
+                self.merge_members(family)  # what is one of its members is all of them
         leaf, term = self.root(leaf), self.root(term)
-        if leaf == term:
-            return
-        reason = self._reason[leaf]
-        if reason is not None:
+        if leaf != term and (reason := self._reason[leaf]) is not None:
             self.pin(term, reason)
         self._alias[leaf] = term
 
     def _unify_members(self, family: Term, other: Term) -> None:
-        split, members = self._split[family], self._children[family]
-        for position, member in enumerate(members):
-            self.unify(member, self.member(other, split, position))
+        for position, member in enumerate(self._children[family]):
+            self.unify(member, self.member(other, self._split[family], position))
 
-    def _unify_products(self, a: list[Term], b: list[Term]) -> None:
-        a, b = a[::-1], b[::-1]  # the next factor is the last of the list
-        while a and b:
-            x, y = a.pop(), b.pop()
-            small, large = sorted((self.size(x), self.size(y)))
-            if small == large:
-                self.unify(x, y)
-            elif large % small:
-                self._clash(x, y, *a, *b)
-                return
-            elif self.size(x) == large:
-                a.append(self._peel(x, y))
-            else:
-                b.append(self._peel(y, x))
+    def _laid_out(self, factors: Sequence[Term]) -> Sequence[Term]:
+        """Put the members of a family, if they are cut, in the place of its axis."""
+        if len(factors) < 2 or self.form(factors[-1]) != FAMILY:
+            return factors
+        *outer, axis, family = factors
+        is_beside, members = self.split(family) == self.root(axis), self.members(family)
+        is_cut = CONCAT in map(self.form, members)
+        return [*outer, self.concat(members)] if is_beside and is_cut else factors
 
-    def _peel(self, term: Term, head: Term) -> Term:
-        """Split `term` into `head` and a rest, and return the rest."""
-        rest = self.leaf(self.size(term) // self.size(head))
-        self.unify(term, self.product((head, rest)))
-        return rest
+    def _become(self, made: Term | None, *terms: Term) -> None:
+        for term in map(self.root, terms if made else ()):
+            self._alias[term] = self.root(made)
+
+    def _pieces(
+        self, form: str, terms: Sequence[Term], cuts: refinement.Cuts
+    ) -> list[Term]:
+        """Make each term of new ones of some sizes, and return all of these."""
+        pieces: list[Term] = []
+        for term, sizes in zip(terms, cuts, strict=True):
+            new = [term] if len(sizes) < 2 else [self.leaf(size) for size in sizes]
+            self.unify(term, self.product(new) if form == PRODUCT else self.concat(new))
+            pieces += new
+        return pieces
+
+    def _unify_products(self, a: list[Term], b: list[Term]) -> Term | None:
+        """Cut factors at common ones; return what both are if they are no product."""
+        *cuts, same = refinement.common_factors(self.sizes(a), self.sizes(b))
+        a, b = (self._pieces(PRODUCT, *pair) for pair in zip((a, b), cuts, strict=True))
+        for x, y in zip(a[:same], b[:same], strict=True):
+            self.unify(x, y)
+        blocks = self._unify_blocks(a[same:], b[same:]) if a[same:] else None
+        return blocks and self.product([*a[:same], blocks])
 
     def _unify_concats(self, a: list[Term], b: list[Term]) -> None:
-        a, b = a[::-1], b[::-1]
-        while a and b:
-            x, y = a.pop(), b.pop()
-            if self.size(x) == self.size(y):
-                self.unify(x, y)
-            elif self.size(x) > self.size(y):
-                a.append(self._cut(x, y))
-            else:
-                b.append(self._cut(y, x))
+        cuts = refinement.common_parts(self.sizes(a), self.sizes(b))
+        a, b = (self._pieces(CONCAT, *pair) for pair in zip((a, b), cuts, strict=True))
+        for x, y in zip(a, b, strict=True):
+            self.unify(x, y)
 
-    def _cut(self, term: Term, head: Term) -> Term:
-        """Cut `head` off the front of `term`, and return the rest."""
-        rest = self.leaf(self.size(term) - self.size(head))
-        self.unify(term, self.concat((head, rest)))
-        return rest
+    def _unify_mixed(self, parts: list[Term], factors: list[Term]) -> Term | None:
+        """A concatenation equals a product part by part if each has the last factor.
 
-    def _unify_mixed(self, parts: list[Term], factors: list[Term]) -> None:
-        """A concatenation equals a product if its parts do not cut the later factors.
-
-        Equal parts, one for each position of the first factor, are a family over it;
-        otherwise every part must have the last factor.
+        Otherwise, or if each is one position of the first, it is a family over that.
         """
-        first, *inner = factors
-        if len(parts) == self.size(first) and len(set(map(self.size, parts))) == 1:
-            self.pin(first, TOLD_APART)
-            rest = self.product(inner)
-            for position, part in enumerate(parts):
-                self.unify(part, self.member(rest, first, position))
-            return
         *outer, last = factors
-        width = self.size(last)
-        if any(self.size(part) % width for part in parts):
-            self._clash(*parts, *factors)
-            return
-        heads = [self.leaf(self.size(part) // width) for part in parts]
+        width, sizes = self.size(last), self.sizes(parts)
+        row = math.prod(self.sizes(factors[1:]))
+        if set(sizes) == {row} or any(size % width for size in sizes):
+            made = self._unify_rows(parts, factors)
+            return None if set(sizes) == {row} else made
+        heads = [self.leaf(size // width) for size in sizes]
         for part, head in zip(parts, heads, strict=True):
             self.unify(part, self.product((head, last)))
         self.unify(self.concat(heads), self.product(outer))
+        return None
+
+    def _unify_blocks(self, a: Sequence[Term], b: Sequence[Term]) -> Term | None:
+        """Two products that do not nest are alike within blocks that neither cuts."""
+        whole = math.prod(self.sizes(a))
+        sizes = refinement.common_blocks(whole, self.sizes((a[0], b[0])))
+        blocks = [self.leaf(size) for size in sizes]
+        made = [self._unify_rows(blocks, factors) for factors in (a, b)]
+        return None if None in made else made[0]
+
+    def _unify_rows(
+        self, parts: Sequence[Term], factors: Sequence[Term]
+    ) -> Term | None:
+        """Tell the positions of the first factor apart: each is made of some parts."""
+        first, rest = factors[0], self.product(factors[1:])
+        if self.size(first) > MOST_MEMBERS:
+            self._clash(*parts, *factors)
+            return None
+        self.pin(first, TOLD_APART)
+        rows = [self.size(rest)] * self.size(first)
+        cuts = refinement.common_parts(self.sizes(parts), rows)
+        pieces = iter(self._pieces(CONCAT, parts, cuts[0]))
+        for position, sizes in enumerate(cuts[1]):
+            row = self.concat([next(pieces) for _ in sizes])
+            self.unify(row, self.member(rest, first, position))
+        return self.concat(parts)
 
     def _clash(self, *terms: Term) -> None:
         for term in terms:

@@ -99,12 +99,14 @@ def test_a_leaf_takes_the_structure_of_what_it_is_tied_to(terms):
         ((2, 6), (4, 3), ("*", 2, 2, 3)),
         ((2, 3, 4), (6, 4), ("*", 2, 3, 4)),
         ((8, 3), (2, 2, 6), ("*", 2, 2, 2, 3)),
-        ((2, 3), (3, 2), ("*", -2, -3)),
-        ((5, 2, 3), (5, 3, 2), ("*", 5, -2, -3)),
-        ((6, 4), (4, 6), ("*", -6, -4)),
+        ((2, 3), (3, 2), ("+", 2, 1, 1, 2)),
+        ((5, 2, 3), (5, 3, 2), ("*", 5, ("+", 2, 1, 1, 2))),
+        ((6, 4), (4, 6), ("+", 4, 2, 2, 4, 4, 2, 2, 4)),
     ],
 )
-def test_products_are_cut_at_common_factors_or_fixed(terms, first, second, result):
+def test_products_are_cut_at_common_factors_or_in_common_blocks(
+    terms, first, second, result
+):
     a = terms.product(leaves(terms, *first))
     b = terms.product(leaves(terms, *second))
     terms.unify(a, b)
@@ -135,18 +137,35 @@ def test_a_concatenation_equals_a_product_if_every_part_has_the_last_factor(term
     assert shape(terms, b) == ("*", ("+", 2, 3), 4)
 
 
-def test_a_concatenation_that_cuts_through_the_last_factor_is_fixed(terms):
+def test_a_concatenation_that_cuts_through_the_last_factor_is_cut_where_rows_end(terms):
     a = terms.concat(leaves(terms, 6, 14))
-    b = terms.product(leaves(terms, 5, 4))
+    rows, columns = made = leaves(terms, 5, 4)
+    b = terms.product(made)
     terms.unify(a, b)
-    assert shape(terms, a) == ("+", -6, -14)
-    assert shape(terms, b) == ("*", -5, -4)
+    assert shape(terms, a) == shape(terms, b) == ("+", 4, 2, 2, 4, 4, 4)
+    assert terms.reason(rows) == "has positions that are told apart"
+    members = [terms.parts(member) for member in terms.members(columns)]
+    assert [part for parts in members for part in parts] == terms.parts(a)
+    assert [terms.sizes(parts) for parts in members] == [[4], [2, 2], [4], [4], [4]]
 
 
-def test_what_is_fixed_because_it_does_not_nest_says_so(terms):
-    a, b = leaves(terms, 2, 3)
-    terms.unify(terms.product([a, b]), terms.product([b, a]))
-    assert terms.reason(a) == "is split in ways that do not nest"
+def test_too_many_rows_to_tell_apart_are_fixed_because_they_do_not_nest(terms):
+    a, b, c, d = leaves(terms, 257, 2, 2, 257)
+    terms.unify(terms.product([a, b]), terms.product([c, d]))
+    assert {terms.reason(leaf) for leaf in (a, b)} == {
+        "is split in ways that do not nest"
+    }
+    assert all(terms.reason(leaf) for leaf in terms.leaves(d))
+
+
+def test_an_axis_that_is_one_of_its_own_rows_has_equal_rows(terms):
+    axis, row = leaves(terms, 2, 2)
+    terms.pin(axis, "why")
+    terms.unify(terms.member(row, axis, 0), leaves(terms, 2)[0])
+    terms.unify(axis, row)
+    assert terms.root(axis) == terms.root(row)
+    assert terms.form(row) == FREE
+    assert terms.reason(row) == "why"
 
 
 def test_axes_of_size_one_are_never_tied_or_fixed(terms):

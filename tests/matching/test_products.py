@@ -1,0 +1,70 @@
+"""Products of units are the same on the host and on the device."""
+
+import numpy as np
+import pytest
+import tiny
+
+from jmudsc import collect, infer_spec, match
+from jmudsc.matching import products
+from jmudsc.matching.products import are_large, pair_products, stacked_products
+
+
+def draw(*shape, models=2):
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(shape, np.float32) for _ in range(models)]
+
+
+def stacked_in_float64(samples):
+    x = np.concatenate(samples, axis=-1).astype(np.float64)
+    return np.einsum("s...i,s...j->...ij", x, x)
+
+
+# More entries than go to the device at once, and fewer; with a stack of layers.
+SHAPES = [(1, 4), (70, 5), (600, 7), (256, 3), (40, 3, 5), (300, 2, 4)]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("models", [2, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_are_sums_over_entries(shape, models, large):
+    samples = draw(*shape, models=models)
+    expected = stacked_in_float64(samples)
+    found = np.asarray(stacked_products(samples, large))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6 * shape[0], rtol=1e-5)
+    np.testing.assert_array_equal(found, found.swapaxes(-1, -2))
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("models", [2, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_of_pairs_are_blocks_of_all_products(shape, models, large):
+    samples = draw(*shape, models=models)
+    blocks = stacked_in_float64(samples)
+    units, pairs = shape[-1], [(i, j) for j in range(models) for i in range(j)]
+    found = pair_products(samples, large)
+    assert len(found) == len(pairs)
+    for block, (i, j) in zip(found, sorted(pairs), strict=True):
+        rows, columns = slice(i * units, None), slice(j * units, None)
+        expected = blocks[..., rows, columns][..., :units, :units]
+        np.testing.assert_allclose(block, expected, atol=1e-6 * shape[0], rtol=1e-5)
+
+
+def test_what_is_large_depends_on_sizes_alone():
+    assert not are_large(2, 256, 2 * 590_000)  # a block of a ResNet-20x4
+    assert are_large(2, 3072, 2 * 2_360_000)  # the hidden units of a ViT-B
+
+
+@pytest.mark.parametrize("method", ["mudsc-align", "mudsc-zip", "weight-align"])
+def test_large_products_lead_to_the_same_matching(method, monkeypatch, key):
+    net = tiny.NETS["attention"]
+    models = [tiny.variables(net, seed) for seed in range(2)]
+    batches = [tiny.batch(net, seed, 40) for seed in range(2)]
+    spec = infer_spec(net.apply_fn, models[0], batches[0])
+    moments = collect(spec, net.apply_fn, models, batches)
+    here = match(spec, models, moments, method=method, key=key)
+    monkeypatch.setattr(products, "LARGE", 0)
+    there = match(spec, models, moments, method=method, key=key)
+    np.testing.assert_allclose(there.history, here.history, atol=1e-5)
+    for name, rows in here.assignment.items():
+        np.testing.assert_array_equal(there.assignment[name], rows)
