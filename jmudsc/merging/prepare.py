@@ -128,7 +128,8 @@ def _given(
     """Repeat a spec for every network, with the leaves that each does not read."""
     if not programs:
         return [spec] * count
-    return [replace(spec, unread=unread(program)) for program in programs]
+    idle = map(unread, programs)
+    return [spec if n == spec.unread else replace(spec, unread=n) for n in idle]
 
 
 def _programs(

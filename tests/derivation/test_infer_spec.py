@@ -480,8 +480,10 @@ def test_an_unused_leaf_is_fixed():
     spec = infer_spec(net.apply_fn, leaves, net.batch)
     for axis in range(2):
         assert spec.fixed[Site("unused", axis)] == "is not used by apply_fn"
+    assert spec.unread == {"unused"}
     rest = dataclasses.replace(
         spec,
+        unread=frozenset(),
         axes={p: a for p, a in spec.axes.items() if p != "unused"},
         fixed={s: why for s, why in spec.fixed.items() if s.path != "unused"},
     )
