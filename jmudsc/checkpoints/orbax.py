@@ -175,6 +175,12 @@ def _read(item: epath.Path, structure: PyTree, routes: list[Route]) -> PyTree:
     asked = prune(structure, routes)
     if not jax.tree.leaves(asked):
         return asked
+    # Orbax 0.11 does not read None, which lists keep where they have it.
+    asked = jax.tree.map(
+        lambda x: ocp.PLACEHOLDER if x is None else x,
+        asked,
+        is_leaf=lambda x: x is None,
+    )
     # With a type for every leaf orbax asks for no sharding, so it does not matter on
     # which devices the arrays were.
     array, text = ocp.RestoreArgs(restore_type=np.ndarray), ocp.RestoreArgs()

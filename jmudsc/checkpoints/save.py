@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints import provenance
-from jmudsc.checkpoints.atomic import building, building_both
+from jmudsc.checkpoints.atomic import at_rest, building, building_both
 from jmudsc.checkpoints.binding import check_replaceable, files_of, records_of
 from jmudsc.checkpoints.dtypes import savable
 from jmudsc.checkpoints.formats import check_ending, Format, format_of
@@ -125,7 +125,9 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
             f"{target}: expected a free path, got one that exists. Choose another or "
             "pass overwrite=True (--overwrite)."
         )
-    check_replaceable(target)
+    if target.parent.is_dir():
+        with at_rest(target.parent):
+            check_replaceable(target)
     return target
 
 
