@@ -4,6 +4,7 @@
     python scripts/bench_merge.py resnet20x1 resnet20x2 resnet20x4 resnet20x8
     python scripts/bench_merge.py vit-s vit-b decoder-10m decoder-100m --samples 16
     python scripts/bench_merge.py decoder-256x4 decoder-256x8 decoder-256x16
+    python scripts/bench_merge.py --stages resnet20x4 vit-s vit-b --limit 240
 
 Pairs of networks from different initializations are merged by mudsc-zip; images and
 tokens are random. A decoder is named by its size or by width x layers; its parameters
@@ -15,6 +16,10 @@ are bfloat16. In the same process are measured:
 - floor: one jitted forward pass over the batches for every model, compilation
   included as it is in every pass of statistics, plus the products that co-moments
   consist of at the rate of a large matrix product.
+
+With `--stages`, instead, all in one process: for every stage, repairs too, how many
+programs are compiled, and the seconds of compiling and of all else, first and again.
+Repairs are begun while `--limit` seconds have not passed.
 
 Every network is measured in a process of its own: `first` is a merge in a new process,
 compilation included, `again` the least of the merges after it. Where other work shares
@@ -39,6 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from plain_merge import is_plain, plain_combine, plain_match
+from stage_table import print_stages
 
 import jmudsc
 from jmudsc.experiments import models
@@ -69,6 +75,7 @@ class Case(NamedTuple):
     pair: list[Any]
     batches: list[Any]
     size: float  # what grows: width or layers
+    update_fn: Callable[[Any, Any], Any] | None = None
 
 
 def case_of(name: str, samples: int | None, batch: int | None) -> Case:
@@ -97,7 +104,8 @@ def _images(model: Any, side: int, samples: int, batch: int, size: float) -> Cas
         jnp.asarray(draw.standard_normal(shape, np.float32))
         for _ in range(samples // batch)
     ]
-    return Case(models.apply_fn(model), pair, batches, size)
+    update_fn = models.update_fn(model) if "batch_stats" in pair[0] else None
+    return Case(models.apply_fn(model), pair, batches, size, update_fn)
 
 
 def _decoder(width: int, layers: int, samples: int, batch: int) -> Case:
@@ -292,7 +300,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--plain-up-to", type=int, default=256, help="units of a label; it is slow"
     )
+    parser.add_argument("--stages", action="store_true", help="what is compiled")
+    parser.add_argument("--limit", type=float, default=240, help="with --stages")
     options = parser.parse_args(arguments)
+    if options.stages:
+        sizes = options.samples, options.batch
+        cases = {n: functools.partial(case_of, n, *sizes) for n in options.networks}
+        print_stages(cases, options.method, options.limit)
+        return
     rows = {}
     spawn = multiprocessing.get_context("spawn")
     for name in options.networks:
