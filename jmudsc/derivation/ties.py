@@ -42,8 +42,20 @@ def tied(program: Program) -> frozenset[int]:
     Returns:
         The `id` of each equation that compares by size what may be equal.
     """
-    if not any(map(_has_ranking, program.eqns)):
-        return frozenset()
+    is_ranking = any(map(_has_ranking, program.eqns))
+    return follow(program)[1] if is_ranking else frozenset()
+
+
+def follow(program: Program) -> tuple[dict[Any, Genericity], frozenset[int]]:
+    """Follow through a program which values are generic.
+
+    Args:
+        program: the traced model. Its inputs are taken not to be zero.
+
+    Returns:
+        What is known of each value outside loops and branches, by its variable; and the
+        `id` of each equation that compares by size what may be equal.
+    """
     scope = {var: _of_constant(value) for var, value in program.consts.items()}
     for number, var in enumerate(program.leaves.values()):
         scope[var] = _of_leaf(var, 1 << number)
@@ -53,7 +65,7 @@ def tied(program: Program) -> frozenset[int]:
         scope[var] = replace(nothing(rank), sign=sign)
     seen = _Pass(set(), len(program.leaves))
     seen.eqns(program.eqns, scope, program.outvars)
-    return frozenset(seen.found)
+    return scope, frozenset(seen.found)
 
 
 @dataclass
@@ -201,7 +213,7 @@ def _of_leaf(var: Any, leaf: int) -> Genericity:
     rank, bits = len(shape_of(var)), _mantissa(var)
     if bits is None or bits < _COARSE:
         return nothing(rank, leaf)
-    axis = Along(units=leaf, is_apart=bits >= _FINE)
+    axis = Along(units=leaf, is_apart=bits >= _FINE, is_joint=True)
     return Genericity((axis,) * rank, leaf, leaf, Sign.NONZERO, is_in_place=True)
 
 

@@ -118,6 +118,47 @@ def rolled_single_position(v, x):
     return x @ jnp.roll(v["in"], 1, axis=1)
 
 
+def window_from_the_best(v, x):
+    best = jnp.argmax(x @ v["in"], axis=1)
+    return jax.vmap(lambda i: lax.dynamic_slice_in_dim(v["table"], i, 2))(best)
+
+
+def whole_axis_from_the_best(v, x):
+    """Only from the first unit on all are inside; else what is outside is filled."""
+    best = jnp.argmax(x @ v["in"], axis=1)[:, None]
+    numbers = lax.GatherDimensionNumbers((1, 2), (), (0,))
+    return lax.gather(v["table"], best, numbers, (4, 2), mode="fill", fill_value=0)
+
+
+def best_in_two_bits(v, x):
+    """Of eight units each number is that of two."""
+    best = jnp.argmax(x @ v["in"], axis=1).astype(jnp.uint2)
+    places = jnp.arange(8).astype(jnp.uint2)
+    return (best[:, None] == places[None]).astype(jnp.float32) @ v["table"]
+
+
+def best_found_in_two_bits(v, x):
+    best = lax.argmax(x @ v["in"], 1, jnp.int4)
+    return v["table"][best.astype(jnp.int32)]
+
+
+def places_counted_in_eight_bits(v, x):
+    best = jnp.argmax(x @ v["in"], axis=1)
+    places = lax.iota(jnp.uint8, 300).astype(jnp.int32)
+    return (best[:, None] == places[None]).astype(jnp.float32) @ v["table"]
+
+
+def places_in_half_precision(v, x):
+    best = jnp.argmax(x @ v["in"], axis=1).astype(jnp.bfloat16)
+    places = jnp.arange(300).astype(jnp.bfloat16)
+    return (best[:, None] == places[None]).astype(jnp.float32) @ v["table"]
+
+
+def zeros_of_two_signs(v, x):
+    signs = jnp.array([0.0, -0.0, 0.0, -0.0])
+    return jnp.where(1 / signs > 0, x @ v["in"], 0) @ v["table"]
+
+
 STACK = {"stack": (2, 3), "out0": (3,), "out1": (3,)}
 PLACES = {"in": (3, 2, 4)}
 LOOKED_UP = {**PLACES, "table": (3, 4), "head": (3, 3)}
@@ -139,6 +180,13 @@ CASES = {
     order_of_equal_units: ({"in": (2, 4)}, (5, 2)),
     whether_the_best_is_the_first: ({"in": (2, 4), "table": (2, 4)}, (9, 2)),
     zeros_looked_up: ({"in": (2, 4), "table": (4, 2)}, (5, 2)),
+    window_from_the_best: ({"in": (2, 4), "table": (4, 2)}, (9, 2)),
+    whole_axis_from_the_best: ({"in": (2, 4), "table": (4, 2)}, (9, 2)),
+    best_in_two_bits: ({"in": (2, 8), "table": (8, 2)}, (9, 2)),
+    best_found_in_two_bits: ({"in": (2, 20), "table": (20, 2)}, (9, 2)),
+    places_counted_in_eight_bits: ({"in": (2, 300), "table": (300, 2)}, (9, 2)),
+    places_in_half_precision: ({"in": (2, 300), "table": (300, 2)}, (9, 2)),
+    zeros_of_two_signs: ({"in": (2, 4), "table": (4, 2)}, (9, 2)),
     rolled_single_position: ({"in": (2, 1)}, (5, 2)),
 }
 

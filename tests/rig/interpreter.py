@@ -5,7 +5,10 @@ Written from what the primitives are documented to do, for those that `programs`
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jmudsc.derivation.program import open_jaxpr, scan_operands
 
@@ -28,12 +31,24 @@ def _run(eqns, values, wanted):
         return np.asarray(var.val if hasattr(var, "val") else values[var])
 
     for eqn in eqns:
-        outs = PRIMITIVES[eqn.primitive.name](eqn, *map(read, eqn.invars))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            outs = PRIMITIVES[eqn.primitive.name](eqn, *map(read, eqn.invars))
         outs = outs if eqn.primitive.multiple_results else [outs]
         for var, out in zip(eqn.outvars, outs, strict=True):
             assert np.shape(out) == var.aval.shape, eqn
-            values[var] = out
+            values[var] = in_type(np.asarray(out), var.aval.dtype)
     return [read(var) for var in wanted]
+
+
+def in_type(x, dtype):
+    """Round to what a type can hold; floats of 32 bits are computed in 64."""
+    with np.errstate(all="ignore"):
+        if jnp.issubdtype(dtype, jnp.floating):
+            is_narrow = jnp.finfo(dtype).nmant < 23
+            return np.asarray(x.astype(dtype) if is_narrow else x, np.float64)
+        if jnp.issubdtype(dtype, jnp.integer):
+            return x.astype(np.int64).astype(dtype).astype(np.int64)
+        return x.astype(bool) if np.dtype(dtype).kind == "b" else x
 
 
 def scan(eqn, *ins):
@@ -124,8 +139,17 @@ def dynamic_update_slice(eqn, x, new, *starts):
 
 def pad(eqn, x, value):
     config = eqn.params["padding_config"]
-    assert all(inner == 0 for *_, inner in config)
-    return np.pad(x, [(low, high) for low, high, _ in config], constant_values=value)
+    for axis, (*_, inner) in enumerate(config):
+        if inner and x.shape[axis]:
+            gaps = np.repeat(np.arange(1, x.shape[axis]), inner)
+            x = np.insert(x, gaps, value, axis)
+    wide = [(max(low, 0), max(high, 0)) for low, high, _ in config]
+    x = np.pad(x, wide, constant_values=value)
+    cut = (
+        slice(max(-low, 0), n - max(-high, 0))
+        for n, (low, high, _) in zip(x.shape, config, strict=True)
+    )
+    return x[tuple(cut)]
 
 
 def _starts(place, indices, axes, rank, batching):
@@ -198,8 +222,8 @@ def reduce_window_sum(eqn, x, *_):
 
 
 def sort(eqn, *ins):
-    along = eqn.params["dimension"]
-    order = np.argsort(ins[0], axis=along, kind="stable")
+    along, keys = eqn.params["dimension"], eqn.params["num_keys"]
+    order = np.lexsort(ins[:keys][::-1], axis=along)
     return [np.take_along_axis(x, order, along) for x in ins]
 
 
@@ -228,8 +252,30 @@ def select_n(eqn, which, *cases):
 
 
 def convert(eqn, x):
-    dtype = np.dtype(eqn.params["new_dtype"])
-    return x.astype(np.float64 if dtype.kind == "f" else dtype)
+    is_flag = np.dtype(eqn.params["new_dtype"]).kind == "b"
+    return x != 0 if is_flag else x.astype(np.float64) if x.dtype.kind == "b" else x
+
+
+def rounded(eqn, x):
+    is_even = eqn.params["rounding_method"] == lax.RoundingMethod.TO_NEAREST_EVEN
+    return np.round(x) if is_even else np.trunc(x + np.copysign(0.5, x))
+
+
+def reduce_precision(eqn, x):
+    fraction, power = np.frexp(x)
+    scale = 2.0 ** (eqn.params["mantissa_bits"] + 1)
+    return np.ldexp(np.round(fraction * scale) / scale, power)
+
+
+def reshape(eqn, x):
+    order = eqn.params["dimensions"]
+    return np.reshape(
+        x if order is None else x.transpose(order), eqn.params["new_sizes"]
+    )
+
+
+def pure_callback(eqn, *ins):
+    return jax.tree.leaves(eqn.params["callback"](*ins))
 
 
 def divide(eqn, a, b):
@@ -253,18 +299,20 @@ def _first(fn):
     return lambda eqn, x: fn(x, eqn.params["axes"][0])
 
 
+UNARY = "abs cos exp expm1 floor log log1p sign sin sqrt square tanh".split()
 PRIMITIVES = {
     **{
         name: _of(getattr(np, name))
-        for name in "abs cos exp log sign sin sqrt square tanh".split()
+        for name in UNARY
     },
     **{
         name: _of(getattr(np, known))
         for name, known in {
-            "add": "add", "and": "bitwise_and", "eq": "equal", "ge": "greater_equal",
-            "gt": "greater", "le": "less_equal", "lt": "less", "max": "maximum",
-            "min": "minimum", "mul": "multiply", "ne": "not_equal", "neg": "negative",
-            "not": "invert", "or": "bitwise_or", "pow": "power", "real": "real",
+            "add": "add", "add_any": "add", "and": "bitwise_and",
+            "eq": "equal", "ge": "greater_equal", "gt": "greater", "le": "less_equal",
+            "lt": "less", "max": "maximum", "min": "minimum", "mul": "multiply",
+            "ne": "not_equal", "neg": "negative", "not": "invert", "or": "bitwise_or",
+            "pow": "power", "real": "real",
             "rem": "fmod", "sub": "subtract",
         }.items()
     },
@@ -286,16 +334,20 @@ PRIMITIVES = {
     "gather": gather,
     "integer_pow": lambda eqn, x: x ** eqn.params["y"],
     "iota": iota,
+    "logistic": _of(lambda x: 1 / (1 + np.exp(-x))),
     "optimization_barrier": lambda eqn, *ins: ins,
     "pad": pad,
+    "pure_callback": pure_callback,
     "reduce_and": _over(np.all),
     "reduce_max": _over(np.max),
     "reduce_min": _over(np.min),
     "reduce_or": _over(np.any),
+    "reduce_precision": reduce_precision,
     "reduce_sum": _over(np.sum),
     "reduce_window_sum": reduce_window_sum,
-    "reshape": _over(np.reshape, "new_sizes"),
+    "reshape": reshape,
     "rev": _over(np.flip, "dimensions"),
+    "round": rounded,
     "rsqrt": _of(lambda x: 1 / np.sqrt(x)),
     "scan": scan,
     "scatter": scatter,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
+import program_families
 from jax import lax
 
 from jmudsc import infer_spec
@@ -20,7 +21,7 @@ from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps
 
 SIZES = (2, 3, 4, 6)
-KNOWN = {"jax": jax, "jnp": jnp, "lax": lax}
+KNOWN = {"jax": jax, "jnp": jnp, "lax": lax, "np": np, "rig": program_families}
 MOST_ENTRIES = 300
 
 # A wrong permutation changes outputs by about their size; double precision by 1e-12.
@@ -456,10 +457,11 @@ STEPS = {
 }  # fmt: skip
 
 
-def random_program(generator, most_steps=10):
-    """Draw a program; some have no output and prove nothing."""
-    d, makers = Draft(generator), list(STEPS)
-    weights = np.array([*STEPS.values()]) / sum(STEPS.values())
+def random_program(generator, most_steps=10, family=None):
+    """Draw a program, of a family or not; some have no output and prove nothing."""
+    steps = {**STEPS, **program_families.FAMILIES.get(family, {})}
+    d, makers = Draft(generator), list(steps)
+    weights = np.array([*steps.values()]) / sum(steps.values())
     for _ in range(generator.integers(3, most_steps + 1)):
         code = makers[generator.choice(len(makers), p=weights)](d)
         if code is not None:
@@ -490,8 +492,12 @@ def fault(program, draws=2):
 
     def outputs(leaves):
         args = [leaves[path] for path in traced.paths]
-        found = interpreter.evaluate(traced, [*args, *jax.tree.leaves(program.inputs)])
-        return np.array(found, float)
+        inputs = jax.tree.leaves(program.inputs)
+        found = [
+            np.array(interpreter.evaluate(traced, [*args, *batch]), float)
+            for batch in (inputs, [*map(_coarse, inputs)])
+        ]
+        return np.nan_to_num(np.array(found), nan=1e5, posinf=1e6, neginf=-1e6)
 
     generator, expected = np.random.default_rng(0), outputs(program.leaves)
     for _ in range(draws):
@@ -504,9 +510,14 @@ def fault(program, draws=2):
             for path, leaf in program.leaves.items()
         }
         change = np.abs(outputs(moved) - expected) / (np.abs(expected) + 1)
-        if np.nan_to_num(change).max() > TOLERANCE:
-            return f"outputs change by {np.nan_to_num(change).max():.1e}"
+        if change.max(initial=0) > TOLERANCE:
+            return f"outputs change by {change.max():.1e}"
     return None
+
+
+def _coarse(x):
+    """Inputs of which many are equal, and none is zero."""
+    return x if x.dtype.kind == "i" else np.floor(x) + 0.5
 
 
 def smallest(program):

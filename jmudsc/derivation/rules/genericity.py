@@ -20,6 +20,7 @@ from jmudsc.derivation.terms.genericity import (
     nothing,
     Sign,
     weaker,
+    with_free,
 )
 
 
@@ -119,11 +120,11 @@ def added(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     a, b = _aligned(eqn, ins)
     axes = tuple(_sum_along(a, b, *pair) for pair in zip(a.axes, b.axes, strict=True))
     out = Genericity(axes, a.leaves | b.leaves)
-    free = (a.free & ~b.leaves) or (b.free & ~a.leaves)
-    sign = Sign.NONZERO if out.is_atomless or free else Sign.UNKNOWN
+    out = with_free(out, (a.free & ~b.leaves, a), (b.free & ~a.leaves, b))
+    sign = Sign.NONZERO if out.is_atomless else Sign.UNKNOWN
     if _is_sum(eqn) and a.sign == b.sign == Sign.POSITIVE:
         sign = Sign.POSITIVE
-    return [replace(out, free=free, sign=sign)]
+    return [replace(out, sign=sign)]
 
 
 def multiplied(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
@@ -143,15 +144,19 @@ def multiplied(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
         _product_along(a, b, *pair, is_scaled)
         for pair in zip(a.axes, b.axes, strict=True)
     )
-    free = (b.sign and a.free & ~b.leaves) or (a.sign and b.free & ~a.leaves)
-    return [Genericity(axes, a.leaves | b.leaves, free, _sign_of_product(a, b))]
+    out = Genericity(axes, a.leaves | b.leaves, sign=_sign_of_product(a, b))
+    free = a.free & ~b.leaves if b.sign else 0, b.free & ~a.leaves if a.sign else 0
+    return [with_free(out, (free[0], a), (free[1], b))]
 
 
 def summed(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     """Sums are never equal where all that they sum is independent."""
     value = _dropped(eqn, ins[0])
-    if not value.free:
-        value = value.without_apart()
+    is_joint = all(ins[0].axes[int(axis)].is_joint for axis in eqn.params["axes"])
+    if not value.free or not is_joint:
+        value = replace(value.without_apart(), free=0)
+    axes = tuple(replace(a, is_apart=a.is_apart and a.is_joint) for a in value.axes)
+    value = replace(value, axes=axes)
     is_signed = value.free or value.sign == Sign.POSITIVE
     return [value if is_signed else replace(value, sign=Sign.UNKNOWN)]
 
@@ -188,14 +193,17 @@ def contracted(
     for number in range(2):
         kernel, x = ins[number], ins[1 - number]
         over = [x.axes[i] for i in summed[1 - number]]
+        is_free = all(kernel.axes[i].is_joint for i in summed[number])
+        free = kernel.free if is_free else 0
         other = {new: axis for axis, new in maps[1 - number].items()}
         for axis, new in maps[number].items():
             beside = x.axes[other[new]] if new in both else FLAT
-            known = _contracted_along(kernel, kernel.axes[axis], x, over, is_grouped)
+            known = _contracted_along(kernel.axes[axis], free, x, over, is_grouped)
             if not known.is_apart and (is_grouped or not beside.is_flat):
                 known = NOTHING
             if new not in both and not is_grouped:
-                known = _either(known, _carried(kernel, kernel.axes[axis], x))
+                told = _carried(kernel, kernel.axes[axis], x, summed[1 - number])
+                known = _either(known, told)
             is_flat = beside.is_flat and kernel.axes[axis].is_flat and not is_grouped
             axes[new] = _either(axes[new], replace(known, is_flat=is_flat))
     out = Genericity(tuple(axes), leaves_of(ins))
@@ -260,8 +268,7 @@ def broadcast(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     axes = tuple(
         a if number in same.values() else FLAT for number, a in enumerate(out.axes)
     )
-    is_wider = math.prod(shape) != math.prod(before)
-    return [replace(out, axes=axes, free=0 if is_wider else out.free)]
+    return [replace(out, axes=axes)]
 
 
 def reshaped(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
@@ -275,11 +282,12 @@ def reshaped(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     for old, new in _groups(before, after):
         known = [value.axes[axis] for axis in old]
         is_flat = all(a.is_flat for a in known)
+        is_joint = bool(value.free) and all(a.is_joint for a in known)
         part = Along(is_flat=is_flat)
-        if value.free or len(old) == 1:
-            part = Along(
-                value.free or known[0].units, all(a.is_apart for a in known), is_flat
-            )
+        if is_joint or len(old) == 1:
+            units = value.free if is_joint else known[0].units
+            is_apart = all(a.is_apart for a in known)
+            part = Along(units, is_apart, is_flat, is_joint)
         for axis in new:
             axes[axis] = part
     return [replace(value, axes=tuple(axes), is_in_place=False)]
@@ -307,12 +315,26 @@ def joined(along: str) -> Flow:
 
 
 def _aligned(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
-    """Numbers are the same along all axes of the output."""
-    rank = len(shape_of(eqn.outvars[0]))
+    """Numbers, and axes of size 1, are the same along all axes of the output."""
+    shape = shape_of(eqn.outvars[0])
     return [
-        value if len(value.axes) == rank else replace(value, axes=(FLAT,) * rank)
-        for value in ins
+        _widened(value, shape_of(var), shape)
+        for value, var in zip(ins, eqn.invars, strict=True)
     ]
+
+
+def _widened(
+    value: Genericity, before: Sequence[int], after: Sequence[int]
+) -> Genericity:
+    if before == after:
+        return value
+    axes = value.axes if len(before) == len(after) else (NOTHING,) * len(after)
+    sizes = before if len(before) == len(after) else (1,) * len(after)
+    wide = tuple(
+        axis if old == new else FLAT
+        for axis, old, new in zip(axes, sizes, after, strict=True)
+    )
+    return replace(value, axes=wide, is_in_place=False)
 
 
 def _is_sum(eqn: Any) -> bool:
@@ -366,23 +388,30 @@ def _sign_of_product(a: Genericity, b: Genericity) -> Sign:
 
 
 def _contracted_along(
-    kernel: Genericity,
     axis: Along,
+    free: int,
     x: Genericity,
     over: Sequence[Along],
     is_grouped: bool,
 ) -> Along:
     """What is known along an axis of a kernel after it is multiplied with a value."""
+    is_data = not x.leaves and not all(a.is_flat for a in over)
     is_varied = any(a.is_apart for a in over)
     is_nonzero = bool(x.sign) or (is_varied and not is_grouped)
+    is_varied |= is_data
     units = axis.units & ~x.leaves
-    is_sure = kernel.free & units or (axis.is_apart and (is_varied or not over))
+    is_free = axis.is_joint and free & units
+    is_sure = is_free or (axis.is_apart and (is_varied or not over))
     return Along(units, bool(units and is_nonzero and is_sure))
 
 
-def _carried(value: Genericity, axis: Along, kernel: Genericity) -> Along:
+def _carried(
+    value: Genericity, axis: Along, kernel: Genericity, over: Sequence[int]
+) -> Along:
     """Say that rows which differ come out different."""
-    return Along(is_apart=axis.is_apart and bool(kernel.free & ~value.leaves))
+    is_joint = all(kernel.axes[i].is_joint for i in over)
+    free = kernel.free & ~value.leaves if is_joint else 0
+    return Along(is_apart=axis.is_apart and bool(free))
 
 
 def _dropped(eqn: Any, value: Genericity) -> Genericity:

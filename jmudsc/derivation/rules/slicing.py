@@ -71,9 +71,8 @@ def slice_(terms: Terms, eqn: Any, ins: list[AxisTerms]) -> list[AxisTerms]:
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * len(starts)
     out = ins[0]
-    for number, (start, limit, stride) in enumerate(
-        zip(starts, limits, strides, strict=True)
-    ):
+    for number, bounds in enumerate(zip(starts, limits, strides, strict=True)):
+        start, limit, stride = map(int, bounds)
         whole, size = terms.size(out[number]), -(-(limit - start) // stride)
         if stride == 1:
             out = _part(terms, out, number, start, size)

@@ -31,11 +31,14 @@ class Along:
         is_apart: whether no two entries that differ in the position on this axis alone
             are equal, almost surely.
         is_flat: whether entries do not vary along the axis.
+        is_joint: whether entries along all such axes together are independent, each of
+            an entry of the free leaf of its own.
     """
 
     units: int = 0
     is_apart: bool = False
     is_flat: bool = False
+    is_joint: bool = False
 
 
 NOTHING, FLAT = Along(), Along(is_flat=True)
@@ -48,8 +51,8 @@ class Genericity:
     Attributes:
         axes: what is known along each axis.
         leaves: the leaves that it depends on.
-        free: a leaf of which, whatever all other leaves are, all entries are
-            independent; 0 if there is none.
+        free: a leaf of which, whatever all other leaves are, entries along joint axes
+            are independent; 0 if there is none.
         sign: of every entry.
         is_in_place: whether each is made of the one of the free leaf at its place.
     """
@@ -77,6 +80,26 @@ class Genericity:
         return replace(self, axes=tuple(replace(a, is_apart=False) for a in self.axes))
 
 
+def with_free(value: Genericity, *sources: tuple[int, Genericity]) -> Genericity:
+    """Say that a value has the free leaf of that source which has most joint axes.
+
+    Args:
+        value: the value.
+        sources: a leaf, 0 if there is none, and a value with as many axes.
+
+    Returns:
+        The value, with what is joint in that source.
+    """
+    leaf, source = max(
+        sources, key=lambda one: (bool(one[0]), sum(a.is_joint for a in one[1].axes))
+    )
+    axes = tuple(
+        replace(axis, is_joint=bool(leaf) and joint.is_joint)
+        for axis, joint in zip(value.axes, source.axes, strict=True)
+    )
+    return replace(value, axes=axes, free=leaf)
+
+
 def nothing(rank: int, leaves: int = 0) -> Genericity:
     """Say of a value only which leaves it depends on."""
     return Genericity((NOTHING,) * rank, leaves)
@@ -93,7 +116,12 @@ def leaves_of(values: Iterable[Genericity]) -> int:
 def weaker(a: Genericity, b: Genericity) -> Genericity:
     """Return what is known of a value that is one of two."""
     axes = tuple(
-        Along(x.units & y.units, x.is_apart and y.is_apart, x.is_flat and y.is_flat)
+        Along(
+            x.units & y.units,
+            x.is_apart and y.is_apart,
+            x.is_flat and y.is_flat,
+            x.is_joint and y.is_joint,
+        )
         for x, y in zip(a.axes, b.axes, strict=True)
     )
     return Genericity(axes, a.leaves | b.leaves, a.free & b.free, min(a.sign, b.sign))
