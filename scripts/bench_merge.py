@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from plain_merge import is_plain, plain_combine, plain_match
-from stage_table import print_stages
+from stage_table import Case, print_stages
 
 import jmudsc
 from jmudsc.experiments import models
@@ -66,16 +66,6 @@ STAGES: tuple[str, ...] = (
     "matching",
     "combining",
 )
-
-
-class Case(NamedTuple):
-    """A pair of networks and its batches."""
-
-    apply_fn: Callable[[Any, Any], Any]
-    pair: list[Any]
-    batches: list[Any]
-    size: float  # what grows: width or layers
-    update_fn: Callable[[Any, Any], Any] | None = None
 
 
 def case_of(name: str, samples: int | None, batch: int | None) -> Case:

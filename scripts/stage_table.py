@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "rig"))
 from compiled import programs
 
 
-class Networks(Protocol):
+class Case(NamedTuple):
     """A pair of networks and its batches."""
 
     apply_fn: Callable[[Any, Any], Any]
-    update_fn: Callable[[Any, Any], Any] | None
     pair: list[Any]
     batches: list[Any]
+    size: float  # what grows: width or layers
+    update_fn: Callable[[Any, Any], Any] | None = None
 
 
 class Cost(NamedTuple):
@@ -62,7 +63,7 @@ def cost_of(stage: Stage) -> Cost:
 class Merge:
     """A merge in parts, each of which uses what those before it gave."""
 
-    def __init__(self, networks: Networks, method: str) -> None:
+    def __init__(self, networks: Case, method: str) -> None:
         """Begin a merge; nothing is computed."""
         self.networks, self.method = networks, method
         self.key = jax.random.key(0)
@@ -123,7 +124,7 @@ def print_row(network: str, stage: str, first: Cost, again: Cost | None) -> None
 
 
 def print_stages(
-    cases: Mapping[str, Callable[[], Networks]], method: str, limit: float
+    cases: Mapping[str, Callable[[], Case]], method: str, limit: float
 ) -> None:
     """Measure all stages of all networks.
 

@@ -132,8 +132,7 @@ class _Reading:
     def reader(self, batch: PyTree) -> Callable[[list, list], _Units]:
         kind = batch_kind(batch)
         if kind not in self.compiled:
-            spec = repr(dict(self.spec.axes)), repr(dict(self.spec.labels))
-            key = "units", *spec, batch_kind(self.model), kind
+            key = "units", repr(vars(self.spec)), batch_kind(self.model), kind
             self.compiled[kind] = kept(self.apply_fn, key, lambda: self.made(batch))
         return self.compiled[kind]
 
@@ -365,5 +364,5 @@ def _check_finite(bad: Mapping[str, jax.Array], number: int, models: int) -> Non
         )
 
 
-def _non_finite(comoment: jax.Array) -> jax.Array:
+def _non_finite(comoment: Any) -> jax.Array:
     return ~jnp.isfinite(jnp.diagonal(comoment, axis1=-2, axis2=-1))

@@ -44,7 +44,7 @@ def activation_similarity(
     mean, comoment, count = moments.mean, moments.comoment, np.float32(moments.count)
     if comoment.size > _FEW and not isinstance(comoment, np.ndarray):
         return to_host(correlation_there(mean, comoment, count))
-    return correlation(to_host(mean), to_host(comoment), count)
+    return np.asarray(correlation(to_host(mean), to_host(comoment), count))
 
 
 def weight_similarity(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from jmudsc.spec.axes import (
@@ -22,8 +21,8 @@ from jmudsc.spec.axes import (
     Units,
 )
 
-# An array of numpy, or of JAX, traced or not.
-Values = jax.Array | np.ndarray
+# An array of numpy, or of JAX, traced or not; what comes out is what went in.
+Values = Any
 
 
 @dataclass(frozen=True)

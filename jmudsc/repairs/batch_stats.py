@@ -250,7 +250,7 @@ class _Update:
     def after(self, args: list, old: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Return what becomes of leaves that are given values; use under `jit`."""
         outs = dict(zip(self.program.paths, self.program.outvars, strict=True))
-        given = dict(zip(self.program.paths, args, strict=False)) | old
+        given = {**dict(zip(self.program.paths, args, strict=False)), **old}
         values = [*given.values(), *args[len(given) :]]
         wanted = [Place(outs[name]) for name in old]
         found = run(self.program, values, wanted)
@@ -258,7 +258,7 @@ class _Update:
 
     def filled(self, names: Iterable[str], value: float) -> dict[str, jax.Array]:
         """Return arrays of the shapes of leaves that hold one value."""
-        shapes = {n: var.aval for n, var in self.program.leaves.items()}
+        shapes: dict[str, Any] = {n: v.aval for n, v in self.program.leaves.items()}
         return {n: jnp.full(shapes[n].shape, value, shapes[n].dtype) for n in names}
 
 
