@@ -143,7 +143,8 @@ def stages_of(job: Job, rates: Rates) -> list[Stage]:
     if job.method.matches:
         stages.append(_matching(job, rates, held))
     combining = _combining(job, rates, held)
-    written = 2 * networks * largest / rates.digested
+    # When they are written, when they are read back, and as files.
+    written = 3 * networks * largest / rates.digested
     if job.streamed and not job.repairs:
         seconds = (combining.seconds or 0.0) + written
         leaf = max(map(leaf_bytes, job.merged.values()))

@@ -4,70 +4,14 @@ import checkpoint_writers as writers
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 from checkpoint_checks import assert_same
-from flax import linen as nn, nnx
+from flax import nnx
+from trained import batches, GRAPH, linen_fn, nnx_fn, train_linen, train_nnx, X
 
 import jmudsc
 from jmudsc.recipes.merge import merge_recipe
-
-X = jnp.arange(24.0).reshape(6, 4) / 24
-
-
-class LinenNet(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Dense(8)(x)
-        x = nn.BatchNorm(use_running_average=not train)(x)
-        return nn.Dense(2)(nn.relu(x))
-
-
-class NnxNet(nnx.Module):
-    def __init__(self, rngs):
-        self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(11)])
-        self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
-        self.out = nnx.Linear(4, 2, rngs=rngs)
-
-    def __call__(self, x):
-        for layer in self.layers:
-            x = nnx.tanh(layer(x))
-        return self.out(self.norm(x))
-
-
-GRAPH = nnx.graphdef(nnx.eval_shape(lambda: NnxNet(nnx.Rngs(0))))
-
-
-def train_linen(seed):
-    """A step of SGD, as a script takes many."""
-    variables = LinenNet().init(jax.random.key(seed), X)
-
-    def loss(params):
-        variables_of = {"params": params, "batch_stats": variables["batch_stats"]}
-        out, new = LinenNet().apply(variables_of, X, True, mutable=["batch_stats"])
-        return jnp.mean(out**2), new
-
-    gradient, new = jax.grad(loss, has_aux=True)(variables["params"])
-    steps, _ = optax.sgd(0.1).update(gradient, optax.sgd(0.1).init(None))
-    return {"params": optax.apply_updates(variables["params"], steps), **new}
-
-
-def train_nnx(seed):
-    return nnx.state(NnxNet(nnx.Rngs(seed)))
-
-
-def linen_fn(variables, x):
-    return LinenNet().apply(variables, x)
-
-
-def nnx_fn(variables, x):
-    state = nnx.eval_shape(lambda: nnx.state(NnxNet(nnx.Rngs(0))))
-    nnx.replace_by_pure_dict(state, variables)
-    return nnx.merge(GRAPH, state)(x)
-
-
-batches = [X]
 
 # How a script saves, and how it restores into a tree like the one it trains.
 
@@ -109,8 +53,8 @@ TRAINED = {"linen": (train_linen, linen_fn), "nnx": (train_nnx, nnx_fn)}
 
 RECIPE = """
 models: [a, b]
-apply_fn: test_training_scripts:{kind}_fn
-batches: test_training_scripts:batches
+apply_fn: trained:{kind}_fn
+batches: trained:batches
 method: weight-align
 output: merged
 """
@@ -118,11 +62,8 @@ output: merged
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", TRAINED)
-def test_a_merge_by_a_recipe_is_restored_as_its_parents(
-    kind, way, tmp_path, monkeypatch
-):
+def test_a_merge_by_a_recipe_is_restored_as_its_parents(kind, way, tmp_path):
     (train, apply_fn), (write, restore) = TRAINED[kind], WAYS[way]
-    monkeypatch.syspath_prepend(__file__.rpartition("/")[0])
     for seed, name in enumerate("ab"):
         write(tmp_path / name, train(seed))
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(kind=kind))
