@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.lax import GatherScatterMode
 
-from jmudsc.derivation.rules import genericity
+from jmudsc.derivation.rules import generic_layouts
 from jmudsc.derivation.rules.common import BY_POSITION, negligible, shape_of
 from jmudsc.derivation.rules.positions import forget, tie_picked
 from jmudsc.derivation.rules.primitive import (
@@ -206,7 +206,7 @@ PRIMITIVES = (
         axis_map=_taken_whole,
         lookups=_columns,
         meets=_read_from,
-        genericity=genericity.looked_up(_taken_whole, _may_be_zero),
+        genericity=generic_layouts.looked_up(_taken_whole, _may_be_zero),
         cost=negligible,
     ),
     Primitive(

@@ -150,7 +150,7 @@ def met_by_comparison(
     return [Value([*outs[0].axes, tag.term]) for tag in tags]
 
 
-def _are_of(terms: Terms, tag: Known, term: Term) -> TypeGuard[Tag]:
+def _are_of(tag: Known, terms: Terms, term: Term) -> TypeGuard[Tag]:
     """Return whether entries are positions of an axis as long as another one."""
     return are_positions(tag) and terms.size(tag.term) == terms.size(term)
 
@@ -202,7 +202,7 @@ def tie_picked(
         term = operand[axis]
         if axis in whole:
             forget(terms, column, name)
-        elif axis not in windows and _are_of(terms, column, term):
+        elif axis not in windows and _are_of(column, terms, term):
             terms.unify(column.term, term)
         else:
             forget(terms, column, name)

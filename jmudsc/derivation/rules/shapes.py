@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jmudsc.derivation.rules import genericity
+from jmudsc.derivation.rules import generic_layouts, genericity
 from jmudsc.derivation.rules.common import (
     BY_POSITION,
     by_position,
@@ -139,7 +139,7 @@ PRIMITIVES = (
         rule=broadcast_in_dim,
         positions=hand_on,
         axis_map=_after_broadcast,
-        genericity=genericity.broadcast,
+        genericity=generic_layouts.broadcast,
         entries=Moves.LAID_OUT,
         cost=negligible,
     ),
@@ -148,7 +148,7 @@ PRIMITIVES = (
         rule=reshape,
         positions=hand_on,
         axis_map=_after_reshape,
-        genericity=genericity.reshaped,
+        genericity=generic_layouts.reshaped,
         entries=Moves.LAID_OUT,
         cost=negligible,
     ),
@@ -157,7 +157,7 @@ PRIMITIVES = (
         rule=squeeze,
         positions=hand_on,
         axis_map=_after_squeeze,
-        genericity=genericity.laid_out(_after_squeeze),
+        genericity=generic_layouts.laid_out(_after_squeeze),
         entries=Moves.LAID_OUT,
         cost=negligible,
     ),
@@ -166,7 +166,7 @@ PRIMITIVES = (
         rule=transpose,
         positions=hand_on,
         axis_map=_after_transpose,
-        genericity=genericity.laid_out(_after_transpose),
+        genericity=generic_layouts.laid_out(_after_transpose),
         entries=Moves.LAID_OUT,
         cost=negligible,
     ),

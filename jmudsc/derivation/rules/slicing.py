@@ -7,7 +7,7 @@ other axes may be something else at every position: they become families.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jmudsc.derivation.rules import genericity
+from jmudsc.derivation.rules import generic_layouts
 from jmudsc.derivation.rules.common import (
     BY_POSITION,
     by_position,
@@ -291,7 +291,7 @@ PRIMITIVES = (
         rule=concatenate,
         positions=_put_side_by_side,
         meets=_met_in_output,
-        genericity=genericity.joined("dimension"),
+        genericity=generic_layouts.joined("dimension"),
         joins_columns=_joins_columns,
         cost=negligible,
     ),
@@ -301,7 +301,7 @@ PRIMITIVES = (
         rule=slice_,
         positions=hand_on,
         meets=_met_in_operand,
-        genericity=genericity.laid_out(same_axes),
+        genericity=generic_layouts.laid_out(same_axes),
         entries=Moves.TAKEN,
         cost=negligible,
     ),
@@ -310,17 +310,17 @@ PRIMITIVES = (
         rule=split,
         positions=hand_on,
         meets=_met_in_operand,
-        genericity=genericity.laid_out(same_axes),
+        genericity=generic_layouts.laid_out(same_axes),
         cost=negligible,
     ),
     Primitive(
-        "stack", rule=stack, genericity=genericity.joined("axis"), cost=negligible
+        "stack", rule=stack, genericity=generic_layouts.joined("axis"), cost=negligible
     ),
     Primitive("tile", rule=tile, meets=_met_in_output, cost=negligible),
     Primitive(
         "unstack",
         rule=unstack,
-        genericity=genericity.laid_out(_beside_unstacked),
+        genericity=generic_layouts.laid_out(_beside_unstacked),
         cost=negligible,
     ),
     Primitive(
@@ -328,7 +328,7 @@ PRIMITIVES = (
         rule=dynamic_slice,
         axis_map=_taken_whole,
         lookups=_starts,
-        genericity=genericity.laid_out(same_axes),
+        genericity=generic_layouts.laid_out(same_axes),
         entries=Moves.TAKEN,
         cost=negligible,
     ),

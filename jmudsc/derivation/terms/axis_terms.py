@@ -322,8 +322,9 @@ class Terms:
         return [*outer, self.concat(members)] if is_beside and is_cut else factors
 
     def _become(self, made: Term | None, *terms: Term) -> None:
-        for term in map(self.root, terms if made else ()):
-            self._alias[term] = self.root(made)
+        if made is not None:
+            for term in map(self.root, terms):
+                self._alias[term] = self.root(made)
 
     def _pieces(
         self, form: str, terms: Sequence[Term], cuts: refinement.Cuts

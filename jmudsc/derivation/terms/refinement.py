@@ -51,19 +51,21 @@ def common_factors(a: Sequence[int], b: Sequence[int]) -> tuple[Cuts, Cuts, int]
         the same; fewer than all where a factor does not divide the other.
     """
     cuts: tuple[Cuts, Cuts] = [[]], [[]]
-    left, ahead, same = [a[0], b[0]], (iter(a[1:]), iter(b[1:])), 0
-    while None not in left and max(left) % min(left) == 0:
-        factor, same = min(left), same + 1
-        for side, size in enumerate(left):
-            cuts[side][-1].append(factor)
-            left[side] = size // factor
-            if left[side] == 1:
-                left[side] = next(ahead[side], None)
+    ahead, same = ([*a], [*b]), 0
+    while ahead[0] and ahead[1]:
+        small, large = sorted((ahead[0][0], ahead[1][0]))
+        if large % small:
+            break
+        same += 1
+        for side in range(2):
+            cuts[side][-1].append(small)
+            ahead[side][0] //= small
+            if ahead[side][0] == 1:
+                del ahead[side][0]
                 cuts[side].append([])
-    for side, size in enumerate(left):
-        if size is not None:
-            cuts[side][-1].append(size)
-            cuts[side].extend([n] for n in ahead[side])
+    for side in range(2):
+        cuts[side][-1] += ahead[side][:1]
+        cuts[side].extend([size] for size in ahead[side][1:])
     return [*filter(None, cuts[0])], [*filter(None, cuts[1])], same
 
 
