@@ -8,12 +8,15 @@ import contextlib
 import importlib.metadata
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from jmudsc.compiled import cache_settings
 
 _DESCRIPTION = (
     "Merge networks trained apart, with no training. `jmudsc COMMAND --help` explains "
@@ -228,6 +231,7 @@ def main() -> None:
         print(f"jmudsc {importlib.metadata.version('jmudsc')}")
         return
     logging.basicConfig(format="%(message)s")
+    os.environ.update(cache_settings(os.environ))  # JAX is not imported yet
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="jmudsc", description=_DESCRIPTION
