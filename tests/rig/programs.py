@@ -517,7 +517,7 @@ def fault(program, draws=2):
 
 def check_programs(seed, numbers, family=None):
     """Draw programs and fail at the first with a fault."""
-    with jax.numpy_rank_promotion("allow"):
+    with jax.numpy_rank_promotion("allow"), np.errstate(all="ignore"):
         for number in numbers:
             program = random_program(np.random.default_rng((seed, number)), 10, family)
             assert fault(program) is None, f"program {(seed, number)}\n{program}"
