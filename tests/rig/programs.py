@@ -515,6 +515,14 @@ def fault(program, draws=2):
     return None
 
 
+def check_programs(seed, numbers, family=None):
+    """Draw programs and fail at the first with a fault."""
+    with jax.numpy_rank_promotion("allow"), np.errstate(all="ignore"):
+        for number in numbers:
+            program = random_program(np.random.default_rng((seed, number)), 10, family)
+            assert fault(program) is None, f"program {(seed, number)}\n{program}"
+
+
 def _coarse(x):
     """Inputs of which many are equal, and none is zero."""
     return x if x.dtype.kind == "i" else np.floor(x) + 0.5
