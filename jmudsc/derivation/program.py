@@ -72,7 +72,7 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
     abstract = _abstract("variables", variables), _abstract("batch", batch)
     try:
         closed = jax.make_jaxpr(apply_fn)(*abstract)
-    except Exception as error:
+    except Exception as error:  # the code of a user may raise any
         if why := explain_failure(apply_fn, *abstract):
             raise TypeError(why) from error
         error.add_note(f"apply_fn fails on variables and {_kind(abstract[1])}.")
