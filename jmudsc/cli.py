@@ -51,25 +51,44 @@ def demo(
     print(f"Wrote {out}/report.md, and checkpoints and recipes beside it.")
 
 
-def merge(recipe: _File, overwrite: bool = False, memory: float | None = None) -> None:
+def merge(
+    recipe: _File,
+    overwrite: bool = False,
+    memory: float | None = None,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
     """Merge checkpoints as a recipe says, and save the result as a checkpoint.
 
-    A merge that was interrupted goes on where it stopped.
+    A merge that was interrupted goes on where it stopped. Several processes, each
+    started with this command, merge together models that one cannot hold.
 
     Args:
         recipe: YAML file; `jmudsc demo` writes examples.
         overwrite: replace an earlier merge at the recipe's output.
         memory: GiB that the models may take; models that need more stay on disk and
             are read leaf by leaf. Half of the machine's memory, if not given.
+        distributed: merge in several processes, which JAX finds by itself on a TPU
+            slice, under SLURM and under Open MPI.
+        coordinator: HOST:PORT at which the first of several processes listens.
+        processes: how many processes there are.
+        process: which of them this is, from 0.
     """
     from jmudsc.recipes.merge import merge_recipe
 
+    if distributed or (coordinator, processes, process) != (None, None, None):
+        from jmudsc.processes import join
+
+        join(coordinator, processes, process)
     with _progress() as progress:
         path, text = merge_recipe(
             recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
         )
-    print(text)
-    print(f"Wrote {path}")
+    if _speaks():
+        print(text)
+        print(f"Wrote {path}")
 
 
 def plan(recipe: _File, overwrite: bool = False, memory: float | None = None) -> None:
@@ -242,6 +261,13 @@ def main() -> None:
         sys.exit(
             "jmudsc: interrupted. Start merge or experiment again to go on from here."
         )
+
+
+def _speaks() -> bool:
+    """Whether this process prints: the only one, or the first of several."""
+    from jmudsc.processes import is_first
+
+    return is_first()
 
 
 def _number_or_name(text: str | None) -> float | str | None:

@@ -19,6 +19,8 @@ from jmudsc.paths import flatten, unflatten
 Key = TypeVar("Key")
 # Reads the arrays of some names at once.
 Fetch = Callable[[Sequence[str]], Mapping[str, Any]]
+# Puts the arrays of some names where shardings say; reads no more than what is here.
+FetchSpread = Callable[[Mapping[str, jax.sharding.Sharding]], Mapping[str, jax.Array]]
 
 # Arrays that take no more bytes together are read at once: each takes time to find.
 _PART = 2**26
@@ -33,12 +35,15 @@ class LazyArray:
         shape: as it is stored.
         dtype: as it is stored; of kind `U` if it is text and no array.
         fetch: reads it, and others that are stored with it.
+        fetch_spread: reads it, and others that are stored with it, to the devices of
+            several processes, each its own parts; None if it is only read as a whole.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     fetch: Fetch = field(repr=False)
+    fetch_spread: FetchSpread | None = field(default=None, repr=False)
 
     @property
     def ndim(self) -> int:

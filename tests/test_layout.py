@@ -15,6 +15,7 @@ GROUND = {
     "keys",
     "lazy",
     "paths",
+    "processes",
     "progress",
     "sharding",
     "types",

@@ -54,6 +54,7 @@ def save_with_record(
         FileExistsError: if something is at `path` that may not be replaced.
         ValueError: if the format cannot hold the variables.
     """
+    _check_alone(path)
     target = check_free(path, overwrite)
     kind = format_of(target)
     content = provenance.described(record)
@@ -85,10 +86,22 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
         FileExistsError: if something is at `path`.
         ValueError: if the format cannot hold the variables.
     """
+    _check_alone(path)
     target = check_free(path)
     with building(target) as temporary:
         _written(target, temporary, format_of(target), variables)
     return target
+
+
+def _check_alone(path: str | os.PathLike[str]) -> None:
+    """Check that orbax, which waits for all processes, is not called in one of them."""
+    is_first_with_file = bool(format_of(path).endings) and jax.process_index() == 0
+    if jax.process_count() > 1 and not is_first_with_file:
+        raise ValueError(
+            f"{os.fspath(path)}: expected variables that are spread over all "
+            f"{jax.process_count()} processes, got some that this one holds alone. "
+            "Spread them, or save them in process 0 as a file, merged.safetensors say."
+        )
 
 
 def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -103,8 +116,7 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
     Raises:
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if `path` is a URL or ends as files of other formats do, or several
-            processes would save: of several only the first may, and only a file.
+        ValueError: if `path` is a URL or ends as files of other formats do.
     """
     if "://" in os.fspath(path):
         raise ValueError(
@@ -112,13 +124,6 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
             "got a URL. Save locally and copy the directory."
         )
     check_ending(path)
-    is_first_with_file = bool(format_of(path).endings) and jax.process_index() == 0
-    if jax.process_count() > 1 and not is_first_with_file:
-        raise ValueError(
-            f"{os.fspath(path)}: expected a single process to save, got one of "
-            f"{jax.process_count()}. Gather the variables, and save them there, or in "
-            "process 0 as a file, merged.safetensors say."
-        )
     target = Path(path).expanduser().resolve()
     if target.exists() and not overwrite:
         raise FileExistsError(
@@ -161,17 +166,41 @@ def _written(
     try:
         kind.write(temporary, unflatten(tree, leaves))
     except OSError as error:
-        raise ValueError(
-            f"{target}: expected room and the right to write, got an error ({error}). "
-            "Make room or choose another path; nothing was left there."
-        ) from error
+        raise ValueError(no_room(target, error)) from error
     if wrong := _changed(kind.open(temporary), digests):
-        raise ValueError(
-            f"{target}: expected to read back what was written, got {len(wrong)} of "
-            f"{len(leaves)} leaves changed. Save in another format:\n{listed(wrong)}"
-        )
-    structure = structure_of(lazy, _stored_names(lazy, kind))
-    return {"structure": structure, "digests": digests, "files": files_of(temporary)}
+        raise ValueError(not_as_written(target, wrong, len(leaves)))
+    return told(temporary, lazy, kind, digests)
+
+
+def no_room(target: Path, error: OSError) -> str:
+    """Say that a checkpoint could not be written."""
+    return (
+        f"{target}: expected room and the right to write, got an error ({error}). "
+        "Make room or choose another path; nothing was left there."
+    )
+
+
+def not_as_written(target: Path, wrong: Sequence[str], count: int) -> str:
+    """Say which of how many leaves are not read back as they were written."""
+    return (
+        f"{target}: expected to read back what was written, got {len(wrong)} of "
+        f"{count} leaves changed. Save in another format:\n{listed(wrong)}"
+    )
+
+
+def told(
+    temporary: Path,
+    variables: PyTree[LazyArray],
+    kind: Format,
+    digests: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what a record says of variables that were written."""
+    structure = structure_of(variables, _stored_names(variables, kind))
+    return {
+        "structure": structure,
+        "digests": dict(digests),
+        "files": files_of(temporary),
+    }
 
 
 def _digested(
@@ -193,7 +222,12 @@ def _digested(
 
 def _changed(found: PyTree[LazyArray], digests: Mapping[str, str]) -> list[str]:
     """Return the leaves that are not read back as they were written."""
+    return provenance.changed(digests_of(found), digests)
+
+
+def digests_of(found: PyTree[LazyArray]) -> dict[str, str]:
+    """Return the digest of every leaf, read part by part."""
     seen: dict[str, str] = {}
     for part in parts_of(flatten(found)):
         seen |= {n: provenance.leaf_digest(x) for n, x in read_all(part).items()}
-    return provenance.changed(seen, digests)
+    return seen

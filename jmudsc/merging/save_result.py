@@ -10,6 +10,7 @@ import numpy as np
 from jmudsc.checkpoints.load import load_record
 from jmudsc.checkpoints.provenance import check_json, read_arrays, Record
 from jmudsc.checkpoints.save import save_with_record
+from jmudsc.checkpoints.spread import is_spread, save_spread
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import listed
 
@@ -38,6 +39,10 @@ def save(
 
     Variables that are on disk, as `merge` gives them for models that are, are read and
     merged leaf by leaf while they are written; only a msgpack file is written at once.
+
+    Variables that are spread over several processes are saved by a call in each of
+    them: orbax writes one directory, each process its own parts, and a file is written
+    by the first.
 
     Args:
         path: a directory or file to make, on a local file system; missing parents are
@@ -70,7 +75,8 @@ def save(
             "variables=network, networks=())).",
         )
     record = record_of(result, extra or {}, notes or {})
-    return save_with_record(path, result.variables, record, overwrite=overwrite)
+    write = save_spread if is_spread(result.variables) else save_with_record
+    return write(path, result.variables, record, overwrite=overwrite)
 
 
 def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
@@ -23,6 +24,7 @@ from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save
+from jmudsc.processes import is_first
 from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.reader import read_recipe
@@ -38,6 +40,8 @@ from jmudsc.recipes.resolve import (
     spec_by,
 )
 from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.together import check_together, spread_models
+from jmudsc.sharding import mesh_of_all, Spread
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -55,6 +59,10 @@ def merge_recipe(
 
     Until all is saved, the steps of matching are kept in a hidden folder beside the
     output; if the process dies, the next one for the same models takes them up.
+
+    Where several processes call this, with the same recipe on disks that all of them
+    see, models and batches are spread over the devices of all, each process reads and
+    writes its own parts, and no steps are kept.
 
     Models that have no room in memory stay on disk and are read leaf by leaf. The spec
     is then checked only where activations are collected or it was written by hand,
@@ -79,25 +87,21 @@ def merge_recipe(
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
     recipe = read_recipe(path)
+    if jax.process_count() > 1:
+        check_together(path, recipe, memory)
     places = free_places(recipe, overwrite)
     named = resolved(recipe, ("apply_fn", "batches", *recipe.functions))
     # Before the models are read: one that is replaced meanwhile is another later on.
     target = places[0].parent if recipe.options.separate else places[0]
     journal = _journal(recipe, target)
-    if journal and journal.folder.is_dir():
-        _log.warning(
-            "%s: an interrupted merge left its steps here. Those of the same models "
-            "are taken up.",
-            journal.folder,
-        )
     first = open_model(recipe, recipe.models[0])
-    models = load_models(recipe, room() if memory is None else memory, progress)
+    models, batches = _given(recipe, named["batches"], memory, progress)
     written = None
     if recipe.spec is not None:
         written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
     result = merge_with(
         _options(recipe, named, is_lazy(models)),
-        Inputs(named["apply_fn"], models, named["batches"], written),
+        Inputs(named["apply_fn"], models, batches, written),
         key=jax.random.key(recipe.seed),
         journal=journal,
         progress=progress,
@@ -108,6 +112,20 @@ def merge_recipe(
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
+
+
+def _given(
+    recipe: Recipe,
+    batches: Iterable[PyTree],
+    memory: int | None,
+    progress: Progress | None,
+) -> tuple[list[PyTree], Iterable[PyTree]]:
+    """Return models and batches, spread over all processes if there are several."""
+    if jax.process_count() == 1:
+        wanted = room() if memory is None else memory
+        return load_models(recipe, wanted, progress), batches
+    mesh = mesh_of_all()
+    return spread_models(recipe, mesh, progress), Spread(batches, mesh)
 
 
 def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOptions:
@@ -146,11 +164,25 @@ def is_checked(recipe: Recipe) -> bool:
 
 
 def _journal(recipe: Recipe, output: Path) -> Journal | None:
-    """Return the journal of merges of these models to an output."""
+    """Return the journal of merges of these models to an output, if one is kept."""
+    folder = output.with_name(f".{output.name}.jmudsc-journal")
+    if jax.process_count() > 1:
+        if folder.is_dir() and is_first():
+            _log.warning(
+                "%s: a merge by one process left its steps here. Several processes "
+                "neither take up nor keep any.",
+                folder,
+            )
+        return None
     prints = [fingerprint(place(recipe, source.path)) for source in recipe.models]
     if not all(prints):
         return None
-    folder = output.with_name(f".{output.name}.jmudsc-journal")
+    if folder.is_dir():
+        _log.warning(
+            "%s: an interrupted merge left its steps here. Those of the same models "
+            "are taken up.",
+            folder,
+        )
     machine = jax.default_backend(), jax.config.read("jax_enable_x64")
     decisive = recipe.models, prints, versions(), machine
     return Journal(folder, digest_of([repr(decisive).encode()]))

@@ -98,9 +98,9 @@ def test_saving_as_a_file_that_is_not_written(name, tmp_path):
 def test_saving_from_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     expected = (
-        f"{tmp_path}/merged: expected a single process to save, got one of 2. Gather "
-        "the variables, and save them there, or in process 0 as a file, "
-        "merged.safetensors say."
+        f"{tmp_path}/merged: expected variables that are spread over all 2 processes, "
+        "got some that this one holds alone. Spread them, or save them in process 0 as "
+        "a file, merged.safetensors say."
     )
     with pytest.raises(ValueError, match=sentence(expected)):
         save(tmp_path / "merged", writers.result_of({"w": jnp.ones(2)}))
