@@ -24,6 +24,8 @@ _DESCRIPTION = (
 )
 
 _File = Annotated[Path, tyro.conf.Positional]
+# A path or a URL: Path would take `s3://bucket` for a folder of the name `s3:`.
+_Place = Annotated[str, tyro.conf.Positional]
 
 
 def demo(
@@ -52,7 +54,7 @@ def demo(
 
 
 def merge(
-    recipe: _File,
+    recipe: _Place,
     overwrite: bool = False,
     memory: float | None = None,
     distributed: bool = False,
@@ -66,7 +68,7 @@ def merge(
     started with this command, merge together models that one cannot hold.
 
     Args:
-        recipe: YAML file; `jmudsc demo` writes examples.
+        recipe: YAML file, or its URL; `jmudsc demo` writes examples.
         overwrite: replace an earlier merge at the recipe's output.
         memory: GiB that the models may take; models that need more stay on disk and
             are read leaf by leaf. Half of the machine's memory, if not given.
@@ -84,14 +86,17 @@ def merge(
         join(coordinator, processes, process)
     with _progress() as progress:
         path, text = merge_recipe(
-            recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
+            _place(recipe),
+            overwrite=overwrite,
+            memory=_bytes(memory),
+            progress=progress,
         )
     if _speaks():
         print(text)
         print(f"Wrote {path}")
 
 
-def plan(recipe: _File, overwrite: bool = False, memory: float | None = None) -> None:
+def plan(recipe: _Place, overwrite: bool = False, memory: float | None = None) -> None:
     """Show what a merge would do and what it would take, and all that is wrong.
 
     Reads no arrays. The exit status is 1 if anything is wrong.
@@ -106,14 +111,17 @@ def plan(recipe: _File, overwrite: bool = False, memory: float | None = None) ->
 
     with _progress() as progress:
         planned = plan_recipe(
-            recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
+            _place(recipe),
+            overwrite=overwrite,
+            memory=_bytes(memory),
+            progress=progress,
         )
     print(plan_report(planned), end="")
     if planned.problems:
         sys.exit(1)
 
 
-def spec(recipe: _File) -> None:
+def spec(recipe: _Place) -> None:
     """Print the permutation spec of a recipe's model as a table.
 
     Args:
@@ -122,7 +130,7 @@ def spec(recipe: _File) -> None:
     from jmudsc.recipes.merge import spec_of
 
     with _progress() as progress:
-        derived = spec_of(recipe, progress)
+        derived = spec_of(_place(recipe), progress)
     print(derived)
 
 
@@ -154,7 +162,7 @@ def experiment(
     print(f"Wrote {path}")
 
 
-def evaluate(recipe: _File, checkpoint: str | None = None) -> None:
+def evaluate(recipe: _Place, checkpoint: str | None = None) -> None:
     """Measure a merged network and its parents by a recipe's losses and score.
 
     Args:
@@ -164,12 +172,12 @@ def evaluate(recipe: _File, checkpoint: str | None = None) -> None:
     from jmudsc.recipes.evaluate import evaluate_recipe
 
     with _progress() as progress:
-        text = evaluate_recipe(recipe, checkpoint, progress)
+        text = evaluate_recipe(_place(recipe), checkpoint, progress)
     print(text)
 
 
 def landscape(
-    recipe: _File,
+    recipe: _Place,
     out: Path | None = None,
     points: int = 21,
     overwrite: bool = False,
@@ -186,15 +194,19 @@ def landscape(
 
     with _progress() as progress:
         path, text = draw_landscape(
-            recipe, out=out, points=points, overwrite=overwrite, progress=progress
+            _place(recipe),
+            out=out,
+            points=points,
+            overwrite=overwrite,
+            progress=progress,
         )
     print(text)
     print(f"Wrote {path}")
 
 
 def soup(
-    run: _File,
-    out: Path,
+    run: _Place,
+    out: str,
     last: int | None = None,
     steps: tuple[int, ...] = (),
     weights: Literal["mean", "ema", "wsm", "greedy"] = "mean",
@@ -208,9 +220,9 @@ def soup(
     are averaged with the rest.
 
     Args:
-        run: directory of the run, with a directory for each step.
+        run: directory of the run, or its URL, with a directory for each step.
         out: the checkpoint to write: a directory, or a .safetensors, .npz or .msgpack
-            file.
+            file, or a URL of one.
         last: how many of the last steps to take; all if neither last nor steps is
             given.
         steps: which steps to take.
@@ -256,11 +268,25 @@ def main() -> None:
             COMMANDS, prog="jmudsc", description=_DESCRIPTION
         )
     except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"jmudsc: {error}")
+        sys.exit(f"jmudsc: {_told(error)}")
     except KeyboardInterrupt:
         sys.exit(
             "jmudsc: interrupted. Start merge or experiment again to go on from here."
         )
+
+
+def _place(text: str) -> Any:
+    """Return the path that a text or a URL names."""
+    from jmudsc.checkpoints.urls import path_of
+
+    return path_of(text)
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says, of URLs where it is about copies of them."""
+    from jmudsc.checkpoints.urls import by_urls
+
+    return by_urls(str(error))
 
 
 def _speaks() -> bool:

@@ -18,9 +18,10 @@ are bfloat16. In the same process are measured:
   consist of at the rate of a large matrix product.
 
 With `--stages`, instead, all in one process: for every stage, repairs too, how many
-programs are compiled, and the seconds of compiling, of waiting for devices and of work of
-the host, first and again. Repairs, of the networks after `--repairs` or of all, are begun
-while `--limit` seconds have not passed. The table is Markdown; `--json` writes a file too.
+programs are compiled, and the seconds of compiling, of waiting for devices and of work
+of the host, first and again. Repairs, of the networks after `--repairs` or of all, are
+begun while `--limit` seconds have not passed. The table is Markdown; `--json` writes a
+file too.
 
 Every network is measured in a process of its own: `first` is a merge in a new process,
 compilation included, `again` the least of the merges after it. Where other work shares

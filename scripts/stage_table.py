@@ -1,7 +1,7 @@
 """What every stage of a merge compiles and takes: for `bench_merge.py --stages`.
 
-Rows of Markdown are printed as they come, and a JSON file is written anew after each, so
-that what ends too early has shown the rest. Stages that repair come last, for all
+Rows of Markdown are printed as they come, and a JSON file is written anew after each,
+so that what ends too early has shown the rest. Stages that repair come last, for all
 networks, and only while there is time.
 """
 
@@ -80,7 +80,7 @@ HEADER = (
 
 
 class ThreadClock:
-    """Reads the processor time of the thread that makes it, a hundred times a second."""
+    """Reads the processor time of the thread that makes it, all the time."""
 
     def __init__(self) -> None:
         """Begin to read."""

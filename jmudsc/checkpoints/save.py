@@ -1,6 +1,7 @@
 """Save: write variables, whole or not at all, and a record of how they were made."""
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,8 +18,17 @@ from jmudsc.checkpoints.atomic import at_rest, building, building_both
 from jmudsc.checkpoints.binding import check_replaceable, files_of, records_of
 from jmudsc.checkpoints.dtypes import savable
 from jmudsc.checkpoints.formats import check_ending, Format, format_of
+from jmudsc.checkpoints.publishing import publish
 from jmudsc.checkpoints.structure import routes_of, structure_of
 from jmudsc.checkpoints.subtrees import nested
+from jmudsc.checkpoints.urls import (
+    AnyPath,
+    copied,
+    file_system,
+    is_url,
+    named_by_urls,
+    reached,
+)
 from jmudsc.lazy import LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, listed, unflatten
 
@@ -29,8 +39,10 @@ def save_with_record(
     record: provenance.Record,
     *,
     overwrite: bool = False,
-) -> Path:
+) -> AnyPath:
     """Save variables in the format that the path ends in, with a record.
+
+    What is saved at a URL is built locally and then put there, see `publishing`.
 
     The record is in a folder `jmudsc` inside a directory; beside a file, in a folder
     that is called as the file with `.jmudsc` after it.
@@ -56,6 +68,12 @@ def save_with_record(
     """
     _check_alone(path)
     target = check_free(path, overwrite)
+    if isinstance(target, epath.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / target.name
+            save_with_record(built, variables, record)
+            publish(built, target, overwrite)
+        return target
     kind = format_of(target)
     content = provenance.described(record)
     check = partial(check_replaceable, target, quick=True)
@@ -71,12 +89,12 @@ def save_with_record(
     return target
 
 
-def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
+def save_variables(path: str | os.PathLike[str], variables: PyTree) -> AnyPath:
     """Save variables as training code would, in the format that the path ends in.
 
     Args:
-        path: a directory, or a file with an ending as for `save`, to make on a local
-            file system; missing parents are made.
+        path: a directory, or a file with an ending as for `save`, or a URL of one;
+            missing parents are made.
         variables: the arrays; lazy ones are read one by one.
 
     Returns:
@@ -88,6 +106,11 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
     """
     _check_alone(path)
     target = check_free(path)
+    if isinstance(target, epath.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            built = save_variables(Path(folder) / target.name, variables)
+            publish(Path(built), target, overwrite=False)
+        return target
     with building(target) as temporary:
         _written(target, temporary, format_of(target), variables)
     return target
@@ -104,7 +127,7 @@ def _check_alone(path: str | os.PathLike[str]) -> None:
         )
 
 
-def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> AnyPath:
     """Check that a checkpoint can be saved at a path, before anything is computed.
 
     Args:
@@ -116,24 +139,39 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
     Raises:
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if `path` is a URL or ends as files of other formats do.
+        ValueError: if `path` ends as files of other formats do, or the file system of
+            a URL cannot be reached.
     """
-    if "://" in os.fspath(path):
-        raise ValueError(
-            f"{os.fspath(path)}: expected a local directory, where a rename is atomic, "
-            "got a URL. Save locally and copy the directory."
-        )
     check_ending(path)
+    if is_url(path):
+        return _check_free_url(os.fspath(path), overwrite)
     target = Path(path).expanduser().resolve()
     if target.exists() and not overwrite:
-        raise FileExistsError(
-            f"{target}: expected a free path, got one that exists. Choose another or "
-            "pass overwrite=True (--overwrite)."
-        )
+        raise FileExistsError(_not_free(target))
     if target.parent.is_dir():
         with at_rest(target.parent):
             check_replaceable(target)
     return target
+
+
+def _check_free_url(url: str, overwrite: bool) -> epath.Path:
+    """Check the same at a URL; what is there is copied here to be looked at."""
+    target = reached(url)
+    system, at = file_system(url)
+    if not system.exists(at):
+        return target
+    if not overwrite:
+        raise FileExistsError(_not_free(target))
+    with named_by_urls():
+        check_replaceable(copied(url, lambda here: here))
+    return target
+
+
+def _not_free(target: AnyPath) -> str:
+    return (
+        f"{target}: expected a free path, got one that exists. Choose another or "
+        "pass overwrite=True (--overwrite)."
+    )
 
 
 def _stored_names(variables: PyTree, kind: Format) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from jmudsc.checkpoints.load import load_record
 from jmudsc.checkpoints.provenance import check_json, read_arrays, Record
 from jmudsc.checkpoints.save import save_with_record
 from jmudsc.checkpoints.spread import is_spread, save_spread
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import listed
 
@@ -24,7 +24,7 @@ def save(
     extra: Mapping[str, Any] | None = None,
     notes: Mapping[str, str] | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> AnyPath:
     """Save merged variables so that the training code of the parents restores them.
 
     `orbax.checkpoint.StandardCheckpointer().restore(path, target)` reads the result
@@ -45,8 +45,9 @@ def save(
     by the first.
 
     Args:
-        path: a directory or file to make, on a local file system; missing parents are
-            made.
+        path: a directory or file to make, or a URL of one; missing parents are made.
+            What is saved at a URL is built in a temporary folder and then put there:
+            see `docs/checkpoints.md` for how whole that is.
         result: the merge.
         extra: plain JSON values of your own to store in the record.
         notes: file name -> text, written beside the record for people to read.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jmudsc.checkpoints.urls import AnyPath, is_url
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import cut, did_you_mean
 
@@ -60,10 +61,11 @@ def plain_import_path(path: ImportPath) -> Any:
     return path.name if path.args is None else {"factory": path.name, **path.args}
 
 
-def resolve(path: ImportPath, folder: Path) -> Any:
+def resolve(path: ImportPath, folder: AnyPath) -> Any:
     """Import what an import path names, and call it if it has arguments.
 
-    Modules are looked for in `folder` too, beside a recipe's own code.
+    Modules are looked for in `folder` too, beside a recipe's own code; in the current
+    directory if the recipe is at a URL, since no code is fetched.
 
     Args:
         path: from a recipe.
@@ -89,8 +91,10 @@ def resolve(path: ImportPath, folder: Path) -> Any:
     return named if path.args is None else _called(path, named)
 
 
-def _module(name: str, folder: Path) -> Any:
+def _module(name: str, folder: AnyPath) -> Any:
     """Import a module that is installed or in a folder."""
+    if is_url(folder):
+        folder = Path.cwd()
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     try:

@@ -14,6 +14,7 @@ from jmudsc.batches import Chained
 from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free
+from jmudsc.checkpoints.urls import AnyPath, is_url, path_of
 from jmudsc.digests import digest_of
 from jmudsc.lazy import is_lazy
 from jmudsc.matching.journal import Journal
@@ -49,16 +50,17 @@ _log = logging.getLogger(__name__)
 
 
 def merge_recipe(
-    path: Path,
+    path: AnyPath,
     *,
     overwrite: bool = False,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> tuple[Path, str]:
+) -> tuple[AnyPath, str]:
     """Merge the checkpoints of a recipe and save the result.
 
     Until all is saved, the steps of matching are kept in a hidden folder beside the
-    output; if the process dies, the next one for the same models takes them up.
+    output; if the process dies, the next one for the same models takes them up. None
+    are kept where a model or the output is a URL.
 
     Where several processes call this, with the same recipe on disks that all of them
     see, models and batches are spread over the devices of all, each process reads and
@@ -69,7 +71,7 @@ def merge_recipe(
     since it takes a whole model.
 
     Args:
-        path: the recipe, a YAML file.
+        path: the recipe, a YAML file, on any file system, as all that it names.
         overwrite: replace an earlier merge at the recipe's output.
         memory: bytes that the models and the merged one may take together; half of what
             the machine has, if None.
@@ -140,7 +142,7 @@ def _save(
     recipe: Recipe,
     first: Stored,
     result: MergeResult,
-    places: Sequence[Path],
+    places: Sequence[AnyPath],
     text: str,
     overwrite: bool,
 ) -> None:
@@ -163,9 +165,11 @@ def is_checked(recipe: Recipe) -> bool:
     return TABLE[recipe.options.method].activations or recipe.spec is not None
 
 
-def _journal(recipe: Recipe, output: Path) -> Journal | None:
+def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
     """Return the journal of merges of these models to an output, if one is kept."""
-    folder = output.with_name(f".{output.name}.jmudsc-journal")
+    if is_url(output):
+        return None
+    folder = Path(output.with_name(f".{output.name}.jmudsc-journal"))
     if jax.process_count() > 1:
         if folder.is_dir() and is_first():
             _log.warning(
@@ -188,7 +192,7 @@ def _journal(recipe: Recipe, output: Path) -> Journal | None:
     return Journal(folder, digest_of([repr(decisive).encode()]))
 
 
-def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
+def spec_of(path: AnyPath, progress: Progress | None = None) -> PermutationSpec:
     """Return the permutation spec by which a recipe merges, derived or read.
 
     Args:
@@ -209,7 +213,7 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
     return freeze(spec, recipe.options.frozen)
 
 
-def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
+def free_places(recipe: Recipe, overwrite: bool) -> list[AnyPath]:
     """Return where to write each network, once all places are known to be free.
 
     Args:
@@ -225,7 +229,7 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
     """
     places = [check_free(path, overwrite) for path in outputs(recipe)]
     sources = [place(recipe, source.path) for source in recipe.models]
-    parents = [path for path in sources if Path(path).expanduser().resolve() in places]
+    parents = [path for path in sources if _absolute(path) in places]
     if parents:
         raise FileExistsError(
             f"{parents[0]}: expected two places for the output and for a model, got "
@@ -238,3 +242,7 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
             "asks, got a checkpoint. Remove it or choose another output."
         )
     return places
+
+
+def _absolute(path: str) -> AnyPath:
+    return path_of(path) if is_url(path) else Path(path).expanduser().resolve()

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jaxtyping import PyTree
 from jmudsc.batches import Chained, first_batch
 from jmudsc.checkpoints.dtypes import abstract, check_savable
 from jmudsc.checkpoints.formats import format_of
+from jmudsc.checkpoints.urls import AnyPath, folder_of
 from jmudsc.derivation.explain_failure import explain_failure
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
@@ -106,7 +106,7 @@ class _Trial:
 
 
 def plan_recipe(
-    path: Path,
+    path: AnyPath,
     *,
     overwrite: bool = False,
     memory: int | None = None,
@@ -135,7 +135,7 @@ def plan_recipe(
     """
     say = progress or silent
     recipe, wrong = parse_keys(read_yaml(path, "a recipe"), str(path))
-    recipe = dataclasses.replace(recipe, folder=path.absolute().parent)
+    recipe = dataclasses.replace(recipe, folder=folder_of(path))
     problems = [f"{path}: {problem}" for problem in wrong]
     if recipe.output:
         with _noting(problems):
@@ -308,7 +308,7 @@ def _run(
 
 
 def _prepared(
-    problems: list[str], path: Path, recipe: Recipe, trial: _Trial
+    problems: list[str], path: AnyPath, recipe: Recipe, trial: _Trial
 ) -> Prepared | None:
     """Find out what is merged; with nothing frozen if that is what is wrong."""
     apply_fns = [trial.functions["apply_fn"][number] for number in trial.models]

@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.options import MergeOptions
 from jmudsc.recipes.import_path import ImportPath
 from jmudsc.recipes.source import Source
@@ -64,7 +65,7 @@ class Recipe:
     seed: int = 0
     spec: str | None = None
     losses: Mapping[str, ImportPath] | None = None
-    folder: Path = field(default=Path(), compare=False)
+    folder: AnyPath = field(default=Path(), compare=False)
 
     @property
     def import_paths(self) -> dict[str, ImportPath]:

@@ -1,19 +1,18 @@
 """Together: what a merge of checkpoints is given where several processes do it."""
 
-from pathlib import Path
-
 import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints.spread import read_spread
+from jmudsc.checkpoints.urls import AnyPath, is_url
 from jmudsc.progress import Progress
 from jmudsc.recipes.resolve import load_model
 from jmudsc.recipes.schema import Recipe
 from jmudsc.sharding import along_longest
 
 
-def check_together(path: Path, recipe: Recipe, memory: int | None) -> None:
+def check_together(path: AnyPath, recipe: Recipe, memory: int | None) -> None:
     """Check that several processes can do together what a recipe says.
 
     Args:
@@ -35,7 +34,7 @@ def check_together(path: Path, recipe: Recipe, memory: int | None) -> None:
             f"--memory: expected none with {count} processes, which hold all models "
             "spread over their devices, got one. Leave it out."
         )
-    if "://" in recipe.output:
+    if is_url(recipe.output):
         raise ValueError(
             f"{path}: output: expected a folder that all {count} processes see, got "
             f"the URL {recipe.output}. Write to a shared disk and copy the result."
