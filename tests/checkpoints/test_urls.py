@@ -116,7 +116,7 @@ def watched(monkeypatch, module, last=None):
 
 
 @pytest.mark.parametrize("ending", ["", ".npz"])
-@pytest.mark.parametrize("part", [0, 0.2, 0.4, 0.45, 0.5, 0.6, 0.75, 0.95])
+@pytest.mark.parametrize("part", [0, 0.2, 0.4, 0.45, 0.5, 0.6, 0.75, 0.85])
 def test_a_process_that_dies_leaves_the_old_the_new_or_nothing_that_is_read(
     ending, part, bucket, result, monkeypatch
 ):
