@@ -1,8 +1,8 @@
 """Rankings: every way to make entries with every way to rank them, permuted exactly.
 
 `SCORES` makes units of a batch, by operations that do or do not make some equal;
-`RANKED` uses their order. Where the derivation leaves an axis free, outputs must stay as
-they are. Ten scores of each ranking are drawn; `DRAWN = len(SCORES)` tries all.
+`RANKED` uses their order. Where the derivation leaves an axis free, outputs must stay
+as they are. Ten scores of each ranking are drawn; `DRAWN = len(SCORES)` tries all.
 """
 
 import jax
