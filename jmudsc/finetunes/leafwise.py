@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jmudsc.finetunes.job import (
     spot_of,
     widened,
 )
+from jmudsc.finetunes.leaf_memory import leaf_memory
 from jmudsc.finetunes.option import Number, Option
 from jmudsc.finetunes.piece import CHUNK, Entries, Piece, Rule
 from jmudsc.finetunes.settings import Spot, value_at
@@ -70,12 +72,7 @@ def merge_tree(job: Job, donor: PyTree, progress: Progress = silent) -> PyTree:
     """
     leaves = paths.flatten(donor)
     if any(map(is_lazy, [donor, *job.models])):
-        fetch = lambda names: {name: merge_leaf(job, name) for name in names}
-        lazy = {
-            path: LazyArray(path, tuple(leaf.shape), np.dtype(leaf.dtype), fetch)
-            for path, leaf in leaves.items()
-        }
-        return paths.unflatten(donor, lazy)
+        return paths.unflatten(donor, {p: _lazy(job, p, x) for p, x in leaves.items()})
     merged = {}
     for number, (path, leaf) in enumerate(leaves.items()):
         progress("merging", number, len(leaves))
@@ -83,6 +80,13 @@ def merge_tree(job: Job, donor: PyTree, progress: Progress = silent) -> PyTree:
         is_jax = isinstance(leaf, jax.Array)
         merged[path] = placed_like(jnp.asarray(value), leaf) if is_jax else value
     return paths.unflatten(donor, merged)
+
+
+def _lazy(job: Job, path: str, leaf: Any) -> LazyArray:
+    """Return a leaf that is merged when it is read."""
+    fetch = lambda names: {name: merge_leaf(job, name) for name in names}
+    cost = leaf_memory(job, job.plans[path])
+    return LazyArray(path, tuple(leaf.shape), np.dtype(leaf.dtype), fetch, cost)
 
 
 def copied(job: Job, path: str) -> np.ndarray:
@@ -144,8 +148,7 @@ def _is_elementwise(job: Job, leaves: Leaves) -> bool:
 
 def _by_chunks(job: Job, leaves: Leaves) -> np.ndarray:
     """Merge a leaf a few entries at a time, which stay in a fast cache."""
-    plan, layout, method = leaves.plan, leaves.plan.layout, leaves.plan.method
-    assert method.rule is not None
+    layout = leaves.plan.layout
     models = [layout.runs(model) for model in leaves.stored_models]
     base = None if leaves.stored_base is None else layout.runs(leaves.stored_base)
     merged = np.empty(models[0].shape, leaves.donor.dtype)
@@ -163,7 +166,7 @@ def _merge_run(
     merged: np.ndarray,
 ) -> None:
     """Merge the entries of one run into an array, a few at a time."""
-    plan, method = leaves.plan, leaves.plan.method
+    method = leaves.plan.method
     assert method.rule is not None
     known, ballot = dict(entries.evidence), Ballot()
     if method.measures:
@@ -173,7 +176,7 @@ def _merge_run(
     later = []
     for start in range(0, entries.size, CHUNK):
         part = entries.read(start, min(start + CHUNK, entries.size))
-        _check_numbers(plan.path, part.base, part.models)
+        _check_numbers(leaves.plan.path, part.base, part.models)
         step = scaled(method.rule(replace(part, evidence=known)))
         merged[start : start + len(step)] = _added(part.base, step, merged.dtype)
         for places, other in ballot.undecided:
