@@ -223,7 +223,7 @@ def main() -> None:
         done, again = killed_and_run_again(out, method, options.memory, len(shapes))
         same = digest(output) == expected
         print(
-            f"{method}, killed with {done} of {len(shapes)} leaves merged: run again in "
+            f"{method}, killed with {done} of {len(shapes)} leaves merged: again in "
             f"{again:.1f} s, {'the same bits' if same else 'OTHER BITS'}",
             flush=True,
         )

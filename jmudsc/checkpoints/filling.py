@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import as_completed, Future, ThreadPoolExecutor
+from concurrent.futures import as_completed, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,25 +114,30 @@ def fill(
     kept = _kept(filling, leaves, table)
     digests = dict.fromkeys(leaves, "") | kept
     room, lock = _Room(filling.memory), threading.Lock()
+    has_failed = threading.Event()
     with file.open("r+b") as opened, log.open("a") as lines:
 
         def put(name: str, size: int) -> None:
             with room.of(size):
-                array = np.ascontiguousarray(leaves[name].read())
-                digest = leaf_digest(array)
-                _write_at(opened.fileno(), array, table.places[name])
+                if has_failed.is_set():
+                    return
+                try:
+                    array = np.asarray(leaves[name].read())
+                    digest = leaf_digest(array)
+                    _write_at(opened.fileno(), array, table.places[name])
+                except BaseException:
+                    has_failed.set()
+                    raise
             with lock:
                 digests[name] = digest
-                lines.write(json.dumps([name, digest]) + "\n")
+                lines.write(_line(name, digest))
                 lines.flush()
                 there = sum(map(bool, digests.values()))
                 filling.progress("merging and writing", there, len(leaves))
 
         with ThreadPoolExecutor(filling.threads) as pool:
             tasks = []
-            for name in table.places:
-                if name in kept or any(_has_failed(task) for task in tasks):
-                    continue
+            for name in (name for name in table.places if name not in kept):
                 size = leaves[name].nbytes + leaves[name].cost
                 room.take(size)
                 tasks.append(pool.submit(put, name, size))
@@ -193,8 +198,18 @@ def _kept(
         return {}
     known = {name: digest for name, digest in known.items() if name in table.places}
     with ThreadPoolExecutor(filling.threads) as pool:
-        there = pool.map(lambda n: _digest_at(file, leaves[n], table.places[n]), known)
-        return {n: x for (n, x), y in zip(known.items(), there, strict=True) if x == y}
+        found = pool.map(lambda n: _digest_at(file, leaves[n], table.places[n]), known)
+        pairs = zip(known.items(), found, strict=True)
+        kept = {name: digest for (name, digest), here in pairs if here == digest}
+    anew = log.with_suffix(".new")  # the last line of the old one may have no end
+    lines = [_line(name, digest) for name, digest in kept.items()]
+    anew.write_text(json.dumps(identity) + "\n" + "".join(lines))
+    os.replace(anew, log)
+    return kept
+
+
+def _line(name: str, digest: str) -> str:
+    return json.dumps([name, digest]) + "\n"
 
 
 def _digest_at(file: Path, leaf: LazyArray, place: int) -> str:
@@ -221,11 +236,7 @@ def _pairs(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _write_at(descriptor: int, array: np.ndarray, place: int) -> None:
-    view = array.reshape(-1).view(np.uint8).data
+    view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     done = 0
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], place + done)
-
-
-def _has_failed(task: Future) -> bool:
-    return task.done() and task.exception() is not None
