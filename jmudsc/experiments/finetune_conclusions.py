@@ -1,35 +1,14 @@
 """Fine-tune conclusions: what the accuracies say about the methods, in sentences."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
-
-class Scored(Protocol):
-    """A network with accuracies."""
-
-    @property
-    def mean(self) -> float:
-        """The mean over tasks."""
-        ...
-
-    @property
-    def way(self) -> str:
-        """What it was merged by; empty for what was trained."""
-        ...
-
-    @property
-    def samples(self) -> int | None:
-        """How many unlabelled images of each task were used."""
-        ...
+from jmudsc.experiments.finetune_accuracies import Run, TUNED
 
 
-Runs = Sequence[Mapping[str, Scored]]
-
-
-def conclusions(samples: Sequence[int], runs: Runs) -> list[str]:
+def conclusions(samples: Sequence[int], runs: Sequence[Run]) -> list[str]:
     """Compare the mean accuracies that the methods are judged by.
 
     Differences are of the same run, with the standard error of their mean.
@@ -57,7 +36,7 @@ def conclusions(samples: Sequence[int], runs: Runs) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _without_data(runs: Runs) -> str | None:
+def _without_data(runs: Sequence[Run]) -> str | None:
     """Name the methods without data that are better than the plain average."""
     if "linear" not in runs[0] or len(runs) < 2:
         return None
@@ -72,13 +51,13 @@ def _without_data(runs: Runs) -> str | None:
     return f"Ahead of linear by more than two standard errors: {', '.join(ahead)}."
 
 
-def _closed(runs: Runs) -> str | None:
+def _closed(runs: Sequence[Run]) -> str | None:
     if "linear" not in runs[0]:
         return None
     merged = [name for name, entry in runs[0].items() if entry.way]
     mean = lambda name: float(np.mean([run[name].mean for run in runs]))
     best = max(merged, key=mean)
-    low, high = mean("linear"), mean("single fine-tunes")
+    low, high = mean("linear"), mean(TUNED)
     if high <= low:
         return None
     return (
@@ -87,7 +66,7 @@ def _closed(runs: Runs) -> str | None:
     )
 
 
-def _over(runs: Runs, name: str, other: str) -> str | None:
+def _over(runs: Sequence[Run], name: str, other: str) -> str | None:
     if not all(each in runs[0] for each in (name, other)):
         return None
     gain, error = _gain(runs, name, other)
@@ -95,7 +74,7 @@ def _over(runs: Runs, name: str, other: str) -> str | None:
     return f"{name} over {other}: {gain:+.3f}{spread}."
 
 
-def _gain(runs: Runs, name: str, other: str) -> tuple[float, float]:
+def _gain(runs: Sequence[Run], name: str, other: str) -> tuple[float, float]:
     """Return the mean difference and its standard error."""
     gains = np.array([run[name].mean - run[other].mean for run in runs])
     error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0

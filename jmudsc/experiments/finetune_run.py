@@ -14,10 +14,7 @@ from jaxtyping import PyTree
 
 from jmudsc.experiments import models
 from jmudsc.experiments.datasets import Split
-from jmudsc.experiments.finetune_cases import cases_of, merged_by
-from jmudsc.experiments.finetune_config import FineTuneExperiment
-from jmudsc.experiments.finetune_images import Pictures
-from jmudsc.experiments.finetune_report import (
+from jmudsc.experiments.finetune_accuracies import (
     BASE,
     read_tuned,
     TOGETHER,
@@ -25,6 +22,9 @@ from jmudsc.experiments.finetune_report import (
     Tuned,
     write_tuned,
 )
+from jmudsc.experiments.finetune_cases import cases_of, merged_by
+from jmudsc.experiments.finetune_config import FineTuneExperiment
+from jmudsc.experiments.finetune_images import Pictures
 from jmudsc.experiments.finetune_setup import (
     accuracy_by_task,
     set_up_finetunes,

@@ -85,13 +85,13 @@ def set_up_finetunes(
     draw = np.random.default_rng(np.asarray(jax.random.key_data(keys["images"])))
     tasks = [IMAGE_TASKS[name] for name in experiment.finetunes]
     base, left = _base_images(experiment, pictures, tasks, draw)
-    held = max(experiment.samples), experiment.search
+    seen = max(experiment.samples)  # unlabelled, before those that scales are chosen on
+    held = seen + experiment.search
     drawn = [
         _task_images(experiment, pictures, task, left[task.kind], draw)
         for task in tasks
     ]
-    edges = np.cumsum(held)
-    searched = [_part(split, edges[0], edges[1]) for split in drawn]
+    searched = [_part(split, seen, held) for split in drawn]
     tests = [_tests(experiment, pictures, task) for task in tasks]
     # `nn.Module` declares no `outputs`, all of NETWORKS have one.
     outputs: int = getattr(experiment.network, "outputs")  # noqa: B009
@@ -100,8 +100,8 @@ def set_up_finetunes(
         experiment=experiment,
         vectors=class_vectors(keys["vectors"], pictures.classes, outputs),
         base=base,
-        tasks=[_part(split, edges[1], len(split)) for split in drawn],
-        inputs=[split.images[: edges[0]] for split in drawn],
+        tasks=[_part(split, held, len(split)) for split in drawn],
+        inputs=[split.images[:seen] for split in drawn],
         search=_exam(searched, own),
         test=_exam(tests, own),
         keys=keys,

@@ -46,11 +46,11 @@ WAYS: Mapping[str, Way] = {
     way.name: way
     for way in (
         *(Way(name, name) for name in FINETUNE_METHODS if name not in LEFT_OUT),
-        Way("ties, whole tree", "ties", {"scope": "tree"}),
-        Way("wudi, exact", "wudi", {"solver": "exact"}),
-        Way("wudi, from the mean", "wudi", {"init": "mean"}),
-        Way("lot, rtol 0.01", "lot", {"rtol": 0.01}),
-        Way("featcal, ridge 0.005", "featcal", {"ridge": 0.005}),
+        Way("ties of the tree", "ties", {"scope": "tree"}),
+        Way("wudi exact", "wudi", {"solver": "exact"}),
+        Way("wudi from the mean", "wudi", {"init": "mean"}),
+        Way("lot at rtol 0.01", "lot", {"rtol": 0.01}),
+        Way("featcal at ridge 0.005", "featcal", {"ridge": 0.005}),
         Way("task_arithmetic + svc", "task_arithmetic", {"calibrate": "svc"}),
         Way("ties + svc", "ties", {"calibrate": "svc"}),
         Way("tsv + svc", "tsv", {"calibrate": "svc"}),
