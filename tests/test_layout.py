@@ -42,8 +42,8 @@ MAY_IMPORT = {
         "merging finetunes landscape"
     ),
     "experiments": (
-        "spec reordering derivation checkpoints matching repairs merging landscape "
-        "recipes"
+        "spec reordering derivation checkpoints matching repairs merging finetunes "
+        "landscape recipes"
     ),
 }
 DEEPEST = 10
