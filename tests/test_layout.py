@@ -37,6 +37,7 @@ MAY_IMPORT = {
         "merging"
     ),
     "landscape": "",
+    "adapters": "",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "
         "merging landscape"
