@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "adapters": "",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "
-        "merging finetunes landscape"
+        "merging finetunes landscape adapters"
     ),
     "experiments": (
         "spec reordering derivation checkpoints matching repairs merging landscape "
