@@ -35,6 +35,8 @@ class LazyArray:
         shape: as it is stored.
         dtype: as it is stored; of kind `U` if it is text and no array.
         fetch: reads it, and others that are stored with it.
+        cost: bytes of memory that computing it takes beside the array itself; 0 if it
+            is only read.
         fetch_spread: reads it, and others that are stored with it, to the devices of
             several processes, each its own parts; None if it is only read as a whole.
     """
@@ -43,6 +45,7 @@ class LazyArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     fetch: Fetch = field(repr=False)
+    cost: int = 0
     fetch_spread: FetchSpread | None = field(default=None, repr=False)
 
     @property

@@ -79,7 +79,7 @@ def open_tree(item: os.PathLike[str]) -> PyTree[LazyArray]:
         dtype = np.dtype("U" if text else leaf.dtype)
         shape = () if text else tuple(leaf.shape)
         spread = None if text else fetch_spread
-        lazy[name] = LazyArray(name, shape, dtype, read, spread)
+        lazy[name] = LazyArray(name, shape, dtype, read, fetch_spread=spread)
     return unflatten(structure, lazy)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from jmudsc.checkpoints import provenance
 from jmudsc.checkpoints.atomic import building
-from jmudsc.checkpoints.binding import check_replaceable, records_of
+from jmudsc.checkpoints.binding import check_replaceable, files_of, records_of
 from jmudsc.checkpoints.dtypes import savable
 from jmudsc.checkpoints.formats import Format, format_of
 from jmudsc.checkpoints.orbax import write_spread
@@ -119,7 +119,7 @@ def save_spread(
         def finished() -> None:
             digests = digests_of(kind.open(temporary))
             content = provenance.described(record)
-            content |= told(temporary, lazy, kind, digests)
+            content |= told(lazy, kind, digests, files_of(temporary))
             provenance.write(records_of(temporary), content, record)
             stack.close()
 

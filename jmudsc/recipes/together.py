@@ -6,6 +6,7 @@ from jaxtyping import PyTree
 
 from jmudsc.checkpoints.spread import read_spread
 from jmudsc.checkpoints.urls import AnyPath, is_url
+from jmudsc.merging.options import MergeOptions
 from jmudsc.progress import Progress
 from jmudsc.recipes.resolve import load_model
 from jmudsc.recipes.schema import Recipe
@@ -24,6 +25,11 @@ def check_together(path: AnyPath, recipe: Recipe, memory: int | None) -> None:
         ValueError: if they cannot.
     """
     count = jax.process_count()
+    if not isinstance(recipe.options, MergeOptions):
+        raise ValueError(
+            f"{path}: expected networks whose units are matched, since {count} "
+            "processes merge them, got fine-tunes of one base. Merge in one process."
+        )
     if recipe.options.separate:
         raise ValueError(
             f"{path}: expected no separate leaves, since {count} processes write one "

@@ -53,8 +53,7 @@ def recipe(bucket, tmp_path, monkeypatch):
     }
     url = f"{bucket}/recipe.yaml"
     fsspec.filesystem("s3").pipe_file(url, yaml.safe_dump(content).encode())
-    yield url
-    fsspec.filesystem("s3").rm(bucket, recursive=True)
+    return url
 
 
 def test_a_recipe_at_a_url_is_planned_merged_and_evaluated(
