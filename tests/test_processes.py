@@ -137,3 +137,10 @@ def test_what_several_processes_cannot_do_is_refused(project, monkeypatch):
         f"jmudsc: {path}: output: expected a folder that all 2 processes see, got the "
         "URL s3://bucket/merged. Write to a shared disk and copy the result."
     )
+    path.write_text(
+        "models: [m1]\nbase: m0\nmethod: task_arithmetic\noutput: finetuned\n"
+    )
+    assert fails(monkeypatch, "merge", path) == (
+        f"jmudsc: {path}: expected networks whose units are matched, since 2 processes "
+        "merge them, got fine-tunes of one base. Merge in one process."
+    )

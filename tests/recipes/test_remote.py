@@ -76,7 +76,7 @@ def test_a_recipe_at_a_url_is_planned_merged_and_evaluated(
         apply_fn(found, x), apply_fn(expected.variables, x), rtol=1e-5, atol=1e-6
     )
     run(monkeypatch, "evaluate", recipe)
-    assert "models/1" in capsys.readouterr().out
+    assert "| parent B |" in capsys.readouterr().out
     assert "expected a free path, got one that exists" in fails(
         monkeypatch, "merge", recipe
     )

@@ -1,9 +1,12 @@
-"""One recipe merged by the command line in two processes."""
+"""One recipe merged by the command line in two processes, as docs/devices.md says."""
 
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -82,6 +85,15 @@ def make_project(folder):
         (folder / f"{name}.yaml").write_text(text)
 
 
+def commands(recipe):
+    """Return the arguments of both commands of the document, for a recipe."""
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+    text = re.search(r"^```sh\n(jmudsc merge .*?)^```$", page, re.M | re.S)[1]
+    text = text.replace("recipe.yaml", shlex.quote(str(recipe)))
+    text = text.replace("12345", str(free_port()))
+    return [shlex.split(line.rstrip(" &"))[1:] for line in text.splitlines()]
+
+
 def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -90,13 +102,9 @@ def free_port():
 
 def started(recipe, *options, dying=None):
     """Start both processes of a merge; one of them dies when it has written arrays."""
-    port = free_port()
     both = []
-    for number in range(2):
-        arguments = [
-            *("merge", str(recipe), *options, "--coordinator", f"localhost:{port}"),
-            *("--processes", "2", "--process", str(number)),
-        ]
+    for number, told in enumerate(commands(recipe)):
+        arguments = [*told, *options]
         code = f"import sys; from jmudsc.cli import main; sys.argv[1:] = {arguments}"
         environment = dict(os.environ) | ({"DIES": "1"} if dying == number else {})
         process = subprocess.Popen(
