@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "spec reordering derivation derivation.terms checkpoints matching repairs "
         "merging"
     ),
+    "lora": "checkpoints merging finetunes",
     "landscape": "",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "

@@ -82,7 +82,8 @@ def check_all_finite(where: str, models: Sequence[PyTree], base: PyTree | None) 
 
 def is_float(leaf: Any) -> bool:
     """Whether a leaf holds real or complex numbers, by its dtype."""
-    return jnp.issubdtype(jnp.result_type(getattr(leaf, "dtype", leaf)), jnp.inexact)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
