@@ -24,9 +24,14 @@ from jmudsc.finetunes.learned import learned
 from jmudsc.finetunes.plan_job import plan_job
 from jmudsc.finetunes.recorded import changes_of, recorded
 from jmudsc.finetunes.request import in_memory, parted, Request, trunk_of
+from jmudsc.finetunes.settings import matched
 from jmudsc.finetunes.shared_start import strangers_hint, wrong_base_hint
 from jmudsc.finetunes.task_batches import task_batches
-from jmudsc.finetunes.tree_checks import check_all_finite, check_trees
+from jmudsc.finetunes.tree_checks import (
+    check_all_finite,
+    check_no_factors,
+    check_trees,
+)
 from jmudsc.merging.result import MergeResult
 from jmudsc.progress import silent, timed
 from jmudsc.types import ApplyFn
@@ -119,6 +124,7 @@ def merge_finetunes(
     whole = Request(models, base, method, own, common, apply_fn, tasks, key)
     request = trunk_of(_WHERE, whole)
     check_trees(_WHERE, request.models, request.base)
+    check_no_factors(_WHERE, merged_paths(request))
     plan = plan_job(_WHERE, request)  # all that may be wrong is told before any work
     if reads_all(plan, request):
         whole = in_memory(whole)
@@ -141,6 +147,12 @@ def merge_finetunes(
         networks=tuple(end.networks) if common.separated else (),
         seconds=seconds,
     )
+
+
+def merged_paths(request: Request) -> list[str]:
+    """Return the paths of the leaves that are not taken from the base as they are."""
+    leaves, excluded = paths.flatten(request.donor), request.common.excluded
+    return [path for path in leaves if matched(path, excluded) is None]
 
 
 def reads_all(job: Job, request: Request) -> bool:

@@ -1,6 +1,7 @@
 """Tree checks: whether the models, and the base, are different trees of one kind."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,11 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.lazy import is_lazy
+
+# How the leaves of low-rank adapters are called: of PEFT, NNX, qwix.
+_FACTOR = re.compile(
+    r"(?:^|[/._])lora_(?:embedding_)?([abAB])(?:[/.](?:weight|value))?$"
+)
 
 
 def check_trees(where: str, models: Sequence[PyTree], base: PyTree | None) -> None:
@@ -49,6 +55,26 @@ def check_trees(where: str, models: Sequence[PyTree], base: PyTree | None) -> No
         raise ValueError(
             f"{where}: expected different models, got the same arrays as "
             f"{' and '.join(twice)}. Pass each model once, and the base as base= only."
+        )
+
+
+def check_no_factors(where: str, leaves: Iterable[str]) -> None:
+    """Check that what is merged are weights, not the factors of low-rank adapters.
+
+    Args:
+        where: the caller, named in errors.
+        leaves: the paths of what is merged.
+
+    Raises:
+        ValueError: if both factors of an update are among them.
+    """
+    found = {path: match for path in leaves if (match := _FACTOR.search(path))}
+    if {match[1].lower() for match in found.values()} == {"a", "b"}:
+        raise ValueError(
+            f"{where}: expected weights, got factors of low-rank adapters: "
+            f"{paths.listed_in_line(found)}. The product of mean factors is not the "
+            "mean of products: merge them with merge_adapters, or fold each into its "
+            "base first."
         )
 
 

@@ -26,7 +26,7 @@ def adapter_from_tree(
     tree: PyTree,
     pairs: Mapping[str, tuple[str, str]] | None = None,
     *,
-    alpha: float | None = None,
+    alpha: float | int | None = None,
     rslora: bool = False,
     replace: Iterable[str] = (),
     ignore: Iterable[str] = (),
@@ -163,7 +163,7 @@ def _check(
         )
 
 
-def _scale(alpha: float | None, rslora: bool, rank: int) -> float:
+def _scale(alpha: float | int | None, rslora: bool, rank: int) -> float:
     if alpha is None:
         return 1.0
     return float(alpha) / (math.sqrt(rank) if rslora else rank)

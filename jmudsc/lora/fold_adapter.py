@@ -1,6 +1,6 @@
 """Fold adapter: what was trained beside a base becomes part of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,13 +13,13 @@ from jmudsc.finetunes.ending import fixed_spec
 from jmudsc.finetunes.job import widened
 from jmudsc.lazy import is_lazy, LazyArray, present
 from jmudsc.lora.adapter import Adapter
-from jmudsc.lora.leaf_changes import Change, changed, step_of
+from jmudsc.lora.leaf_changes import applied, Change
 from jmudsc.lora.placement import changes_of, Naming
 from jmudsc.merging.result import MergeResult
 from jmudsc.sharding import placed_like, to_host
 
-# (path, leaf of the base in wide numbers) -> what is added to it.
-Step = Callable[[str, np.ndarray], np.ndarray]
+# (path, leaf of the base in wide numbers) -> what it becomes.
+Changing = Callable[[str, np.ndarray], np.ndarray]
 
 
 def fold_adapter(
@@ -66,29 +66,28 @@ def fold_adapter(
     naming = Naming(rename or {}, axes or {})
     changes = changes_of("fold_adapter", adapter, shapes_of(leaves), naming)
     told = {path: told_of(change) for path, change in changes.items()}
-    variables = with_steps(base, changes, lambda x, leaf: step_of(changes[x], leaf))
+    variables = with_changes(base, changes, lambda x, leaf: applied(changes[x], leaf))
     recipe = {"method": "fold", "adapters": [adapter.where]}
     return MergeResult(variables, fixed_spec(base), {}, recipe=recipe, changes=told)
 
 
-def with_steps(base: PyTree, changed_paths: Mapping[str, Any], step: Step) -> PyTree:
-    """Add something to some leaves of a base: now, or when each is read from disk.
+def with_changes(base: PyTree, changed: Iterable[str], change: Changing) -> PyTree:
+    """Change some leaves of a base: now, or when each is read from disk.
 
     Args:
         base: the variables.
-        changed_paths: those of the leaves.
-        step: what is added to a leaf.
+        changed: the paths of the leaves.
+        change: what a leaf becomes, in float32 or its own numbers if wider.
     """
     leaves = paths.flatten(base)
 
     def folded(path: str) -> np.ndarray:
         leaf = np.asarray(to_host(present(leaves[path])))
-        wide = widened(leaf, np.dtype(jnp.promote_types(leaf.dtype, jnp.float32)))
-        return changed(wide, step(path, wide)).astype(leaf.dtype)
+        return change(path, widened(leaf, wide_type(leaf.dtype))).astype(leaf.dtype)
 
     fetch = lambda names: {name: folded(name) for name in names}
     found = dict(leaves)
-    for path in changed_paths:
+    for path in changed:
         leaf = leaves[path]
         if is_lazy(base):
             found[path] = LazyArray(path, tuple(leaf.shape), leaf.dtype, fetch)
@@ -97,6 +96,13 @@ def with_steps(base: PyTree, changed_paths: Mapping[str, Any], step: Step) -> Py
         else:
             found[path] = folded(path)
     return paths.unflatten(base, found)
+
+
+def wide_type(dtype: np.dtype) -> np.dtype:
+    """Return in which numbers a leaf is changed: float32, or wider if it is."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return np.dtype(np.float64)
+    return np.dtype(jnp.promote_types(dtype, jnp.float32))
 
 
 def shapes_of(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -93,9 +93,18 @@ def changed(base: np.ndarray, step: np.ndarray) -> np.ndarray:
         base: the leaf, in the numbers to compute in.
         step: what is added.
     """
-    total = base + step
-    np.copyto(total, base, where=step == 0)  # -0 + 0 is 0
-    return total
+    return np.where(step == 0, base, base + step)  # -0 + 0 is 0
+
+
+def applied(change: Change, base: np.ndarray) -> np.ndarray:
+    """Return a leaf as an adapter makes it.
+
+    Args:
+        change: what the adapter does.
+        base: the leaf of the base, in the numbers to compute in.
+    """
+    start = _replaced(change, base)
+    return changed(start, _added(change, start))
 
 
 def step_of(change: Change, base: np.ndarray) -> np.ndarray:
@@ -105,20 +114,7 @@ def step_of(change: Change, base: np.ndarray) -> np.ndarray:
         change: what the adapter does.
         base: the leaf of the base, in the numbers to compute in.
     """
-    step = np.zeros_like(base)
-    for whole in change.wholes:
-        value = np.asarray(present(whole.value)).astype(base.dtype)
-        if whole.is_turned:
-            value = value.transpose(*range(2, value.ndim), 1, 0)
-        at = _at(whole.layer)
-        step[at] = value - base[at]
-    for low in change.lows:
-        at = _at(low.layer)
-        step[at] += _low_step(low, base[at] + step[at])
-    for offset in change.offsets:
-        value = np.asarray(present(offset.value)).astype(base.dtype)
-        step[_at(offset.layer)] += value * base.dtype.type(offset.scale)
-    return step
+    return applied(change, base) - base if change.wholes else _added(change, base)
 
 
 def layout_of(change: Change) -> Layout:
@@ -148,6 +144,29 @@ def factors_of(change: Change) -> dict[int, tuple[np.ndarray, np.ndarray, float]
         for place, number in enumerate(numbers):
             found[number] = a[place], b[place], low.update.scale
     return found
+
+
+def _replaced(change: Change, base: np.ndarray) -> np.ndarray:
+    """Return a leaf with what takes its place."""
+    found = base.copy()
+    for whole in change.wholes:
+        value = np.asarray(present(whole.value)).astype(base.dtype)
+        if whole.is_turned:
+            value = value.transpose(*range(2, value.ndim), 1, 0)
+        found[_at(whole.layer)] = value
+    return found
+
+
+def _added(change: Change, base: np.ndarray) -> np.ndarray:
+    """Return what is added to a leaf that has been replaced, if it was."""
+    step = np.zeros_like(base)
+    for low in change.lows:
+        at = _at(low.layer)
+        step[at] += _low_step(low, base[at])
+    for offset in change.offsets:
+        value = np.asarray(present(offset.value)).astype(base.dtype)
+        step[_at(offset.layer)] += value * base.dtype.type(offset.scale)
+    return step
 
 
 def _numbers(change: Change, low: LowRank) -> range:

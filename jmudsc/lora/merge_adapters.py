@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -18,9 +17,10 @@ from jmudsc.finetunes.settings import matched
 from jmudsc.finetunes.tree_checks import is_float
 from jmudsc.lazy import LazyArray, present
 from jmudsc.lora.adapter import Adapter
-from jmudsc.lora.fold_adapter import shapes_of, with_steps
+from jmudsc.lora.fold_adapter import shapes_of, wide_type, with_changes
 from jmudsc.lora.leaf_changes import (
     Change,
+    changed,
     factors_of,
     layout_of,
     numbers_of,
@@ -100,7 +100,8 @@ def merge_adapters(
     given = {"key": key, "weight": weight, "lambda_": lambda_, **options}
     asked = Asked("merge_adapters", adapters, space, Naming(rename or {}, axes or {}))
     joint = joined(asked, base, method, given)
-    variables = with_steps(base, joint.changes, lambda path, _: joint.step(path))
+    fold = lambda path, leaf: changed(leaf, joint.step(path))
+    variables = with_changes(base, joint.changes, fold)
     return MergeResult(
         variables, fixed_spec(base), {}, recipe=joint.recipe, changes=joint.told
     )
@@ -349,7 +350,7 @@ def _lazy(
         path: LazyArray(
             path,
             shape,
-            np.dtype(np.float64) if path in spaces else _wide_type(leaves[path]),
+            np.dtype(np.float64) if path in spaces else wide_type(leaves[path].dtype),
             fetch,
         )
         for path, shape in shapes.items()
@@ -378,9 +379,5 @@ def _letters(
     return found
 
 
-def _wide_type(leaf: Any) -> np.dtype:
-    return np.dtype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-
 def _wide(leaf: Any) -> np.ndarray:
-    return np.asarray(to_host(present(leaf))).astype(_wide_type(leaf))
+    return np.asarray(to_host(present(leaf))).astype(wide_type(leaf.dtype))

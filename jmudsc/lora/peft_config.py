@@ -117,9 +117,9 @@ def read_config(file: Path) -> PeftConfig:
         )
     return PeftConfig(
         content["r"],
-        content["lora_alpha"],
+        float(content["lora_alpha"]),
         content.get("rank_pattern") or {},
-        content.get("alpha_pattern") or {},
+        {x: float(n) for x, n in (content.get("alpha_pattern") or {}).items()},
         bool(content.get("use_rslora")),
         bool(content.get("use_dora")),
         bool(content.get("fan_in_fan_out")),

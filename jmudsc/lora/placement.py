@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jmudsc import paths
-from jmudsc.finetunes.leaf_layout import Layout
+from jmudsc.finetunes.leaf_layout import Layout, letters_problems
 from jmudsc.finetunes.settings import matched
 from jmudsc.lora.adapter import Adapter, Update
 from jmudsc.lora.leaf_changes import Change, LowRank, Offset, Whole
@@ -46,6 +46,12 @@ def changes_of(
         ValueError: if a name has no leaf, or listing everything that does not fit the
             leaf that it is of.
     """
+    if wrong := letters_problems(naming.axes, shapes):
+        raise ValueError(
+            f"{where}: expected letters of the axes of leaves, got "
+            f"{paths.plural(len(wrong), 'problem')}. Correct axes:\n"
+            f"{paths.listed(wrong)}"
+        )
     targets = targets_of(where, adapter, shapes, naming.rename)
     found: dict[str, Change] = {}
     problems = _doubtful(adapter, targets.updates, shapes, naming.axes)

@@ -120,7 +120,7 @@ def _arrays(adapter: Adapter) -> dict[str, np.ndarray]:
         if module in adapter.updates:
             name = f"{module}.base_layer.{word}"
         found[name] = np.asarray(present(leaf))
-    return {f"{PREFIX}{name}": np.ascontiguousarray(x) for name, x in found.items()}
+    return {f"{PREFIX}{name}": np.asarray(x, order="C") for name, x in found.items()}
 
 
 def _parts(update: Update) -> dict[str, np.ndarray]:

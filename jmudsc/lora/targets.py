@@ -187,7 +187,7 @@ def _check_found(
     """Check that everything has one leaf."""
     leaves = [path for hits in known.values() for path in hits]
     missing = [
-        f"{_said(ask)}{paths.did_you_mean(ask[1], leaves)}"
+        _said(ask) + ("" if ask[0] == "biases" else paths.did_you_mean(ask[1], leaves))
         for ask, hits in found.items()
         if not hits
     ]
