@@ -79,7 +79,7 @@ def with_changes(base: PyTree, changed: Iterable[str], change: Changing) -> PyTr
         changed: the paths of the leaves.
         change: what a leaf becomes, in float32 or its own numbers if wider.
     """
-    leaves = paths.flatten(base)
+    leaves, on_disk = paths.flatten(base), is_lazy(base)
 
     def folded(path: str) -> np.ndarray:
         leaf = np.asarray(to_host(present(leaves[path])))
@@ -89,7 +89,7 @@ def with_changes(base: PyTree, changed: Iterable[str], change: Changing) -> PyTr
     found = dict(leaves)
     for path in changed:
         leaf = leaves[path]
-        if is_lazy(base):
+        if on_disk:
             found[path] = LazyArray(path, tuple(leaf.shape), leaf.dtype, fetch)
         elif isinstance(leaf, jax.Array):
             found[path] = placed_like(jnp.asarray(folded(path)), leaf)

@@ -99,12 +99,12 @@ def _asked(
     for name, update in adapter.updates.items():
         asked["updates", name] = _renamed(name, rename), _MATRICES
         if update.bias is not None:
-            asked["biases", name] = _renamed(name, rename), ("bias",)
+            asked["biases", name] = _layer_of(_renamed(name, rename)), ("bias",)
     for name in adapter.replaced:
         layer, _, word = name.rpartition("." if adapter.is_torch else "/")
-        whole, words = _renamed(name, rename), _WORDS.get(word, (word,))
-        below = _renamed(layer, rename) if whole == name else whole
-        asked["replaced", name] = below, words
+        moved, whole = _renamed(layer, rename), _renamed(name, rename)
+        below = whole if moved == layer and whole != name else moved
+        asked["replaced", name] = below, _WORDS.get(word, (word,))
     return asked
 
 
@@ -142,6 +142,14 @@ def _plain(path: str) -> str:
 def _layer(name: str) -> int | None:
     match = _INDEXED.fullmatch(name)
     return int(match[2]) if match else None
+
+
+def _layer_of(name: str) -> str:
+    """Return the layer of a leaf, or the layer itself, with its place in a stack."""
+    match = _INDEXED.fullmatch(name)
+    path, place = (match[1], f"[{match[2]}]") if match else (name, "")
+    parts = re.split(r"([/.])", path)
+    return "".join(parts[:-2]) + place if parts[-1] in _MATRICES else name
 
 
 def _renamed(name: str, rename: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ import pytest
 from adapters import draw, pair, peft, tree
 
 from jmudsc.lora.fold_adapter import fold_adapter
-from jmudsc.lora.targets import targets_of
+from jmudsc.lora.targets import Target, targets_of
 
 WHERE = "here"
 
@@ -84,6 +84,27 @@ def test_rules_that_cannot_be_are_refused(tmp_path):
         "here: expected patterns that match a name of the adapter, got 1 of 1 in "
         'rename that match none. Correct them:\n  "h.*.k"; did you mean "h.0.q"?'
     )
+
+
+def test_rules_for_layers_are_for_all_their_leaves(tmp_path):
+    arrays = pair(1, "h.1.q", 5, 7) | {"h.1.q.lora_B.bias": draw(0, 7)}
+    arrays |= {"h.1.norm.weight": draw(1, 5), "top.weight": draw(2, 3, 5)}
+    adapter = peft(tmp_path, arrays, lora_bias=True)
+    leaves = ["params/h/q/kernel", "params/h/q/bias", "params/h/norm/scale", "p/head/w"]
+    rename = {
+        "h.*.q": "params/h/q/kernel[*]",
+        "h.*.norm": "params/h/norm[*]",
+        "top.weight": "p/head/w",
+    }
+    targets = targets_of(WHERE, adapter, leaves, rename)
+    assert targets.updates["h.1.q"] == Target("params/h/q/kernel", 1)
+    assert targets.biases["h.1.q"] == Target("params/h/q/bias", 1)
+    assert targets.replaced == {
+        "h.1.norm.weight": Target("params/h/norm/scale", 1),
+        "top.weight": Target("p/head/w"),
+    }
+    targets = targets_of(WHERE, adapter, leaves, {"h.*.q": "params/h/q[*]"} | rename)
+    assert targets.biases["h.1.q"] == Target("params/h/q/bias", 1)
 
 
 def test_factors_that_do_not_fit_their_leaves_are_listed(tmp_path):
