@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jmudsc.finetunes.leaf_layout import Layout
+from jmudsc.finetunes.piece import CHUNK
 from jmudsc.lazy import Leaf, present
 from jmudsc.lora.adapter import Update
 
@@ -93,7 +94,14 @@ def changed(base: np.ndarray, step: np.ndarray) -> np.ndarray:
         base: the leaf, in the numbers to compute in.
         step: what is added.
     """
-    return np.where(step == 0, base, base + step)  # -0 + 0 is 0
+    found = np.empty(base.shape, base.dtype)
+    rows, below, above = map(np.atleast_1d, (found, base, step))
+    count = max(1, CHUNK * len(rows) // max(1, rows.size))
+    for start in range(0, len(rows), count):  # a few, which stay in a fast cache
+        part = slice(start, start + count)
+        np.add(below[part], above[part], out=rows[part], casting="same_kind")
+        np.copyto(rows[part], below[part], where=above[part] == 0)  # -0 + 0 is 0
+    return found
 
 
 def applied(change: Change, base: np.ndarray) -> np.ndarray:
@@ -115,6 +123,22 @@ def step_of(change: Change, base: np.ndarray) -> np.ndarray:
         base: the leaf of the base, in the numbers to compute in.
     """
     return applied(change, base) - base if change.wholes else _added(change, base)
+
+
+def product_at(
+    layout: Layout, shape: tuple[int, ...], a: np.ndarray, b: np.ndarray
+) -> np.ndarray:
+    """Return a leaf of products of factors.
+
+    Args:
+        layout: how it is cut into matrices.
+        shape: its shape.
+        a: (matrices, in, rank).
+        b: (matrices, rank, out).
+    """
+    if layout.letters.rstrip("i") == "o":  # that of torch: contiguous, not turned
+        return (b[0].T @ a[0].T).reshape(shape)
+    return layout.with_matrices(np.broadcast_to(a.dtype.type(0), shape), a @ b)
 
 
 def layout_of(change: Change) -> Layout:
@@ -148,7 +172,7 @@ def factors_of(change: Change) -> dict[int, tuple[np.ndarray, np.ndarray, float]
 
 def _replaced(change: Change, base: np.ndarray) -> np.ndarray:
     """Return a leaf with what takes its place."""
-    found = base.copy()
+    found = base.copy() if change.wholes else base
     for whole in change.wholes:
         value = np.asarray(present(whole.value)).astype(base.dtype)
         if whole.is_turned:
@@ -159,6 +183,8 @@ def _replaced(change: Change, base: np.ndarray) -> np.ndarray:
 
 def _added(change: Change, base: np.ndarray) -> np.ndarray:
     """Return what is added to a leaf that has been replaced, if it was."""
+    if len(change.lows) == 1 and change.lows[0].layer is None and not change.offsets:
+        return _low_step(change.lows[0], base)
     step = np.zeros_like(base)
     for low in change.lows:
         at = _at(low.layer)
@@ -185,15 +211,15 @@ def _low_step(low: LowRank, base: np.ndarray) -> np.ndarray:
     """
     count, update = low.layout.sizes(base.shape)[0], low.update
     a, b = update.factors(count, low.window_first, base.dtype)
-    step = (a @ b) * base.dtype.type(update.scale)
-    if update.magnitude is not None:
-        own = low.layout.matrices(base).astype(np.float64)
-        total = own + step
-        norm = np.linalg.norm(total, axis=1, keepdims=True)
-        magnitude = np.asarray(present(update.magnitude)).astype(np.float64)
-        total *= magnitude / np.where(norm == 0, 1, norm)
-        step = (total - own).astype(base.dtype)
-    return low.layout.with_matrices(np.zeros_like(base), step)
+    b = b * base.dtype.type(update.scale)
+    if update.magnitude is None:
+        return product_at(low.layout, base.shape, a, b)
+    own = low.layout.matrices(base).astype(np.float64)
+    total = own + a @ b
+    norm = np.linalg.norm(total, axis=1, keepdims=True)
+    magnitude = np.asarray(present(update.magnitude)).astype(np.float64)
+    total *= magnitude / np.where(norm == 0, 1, norm)
+    return low.layout.with_matrices(base, (total - own).astype(base.dtype))
 
 
 def _at(layer: int | None):

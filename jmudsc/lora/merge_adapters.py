@@ -24,6 +24,7 @@ from jmudsc.lora.leaf_changes import (
     factors_of,
     layout_of,
     numbers_of,
+    product_at,
     step_of,
 )
 from jmudsc.lora.placement import changes_of, Naming
@@ -148,17 +149,19 @@ class Joint:
     told: Mapping[str, str]
 
     def step(self, path: str) -> np.ndarray:
-        """Return what is added to a leaf of the base."""
+        """Return what is added to a leaf of the base, in wide numbers."""
         if path not in self.spaces:
             return np.asarray(self.merged[path].read())
-        first = first_of(self.changes[path])
-        layout = layout_of(first)
-        found = np.zeros(layout.sizes(first.shape))
-        for number, (a, b) in self.factors(path).items():
+        first, wide = first_of(self.changes[path]), wide_type(self.leaves[path].dtype)
+        layout, factors = layout_of(first), self.factors(path)
+        matrices, into, out = layout.sizes(first.shape)
+        inner = max(a.shape[1] for a, _ in factors.values())
+        reads = np.zeros((matrices, into, inner), wide)
+        writes = np.zeros((matrices, inner, out), wide)
+        for number, (a, b) in factors.items():
             assert b is not None
-            found[number] = a @ b
-        zeros = np.zeros(first.shape)
-        return layout.with_matrices(zeros, found)
+            reads[number, :, : a.shape[1]], writes[number, : len(b)] = a, b
+        return product_at(layout, first.shape, reads, writes)
 
     def factors(self, path: str) -> dict[int, tuple[np.ndarray, np.ndarray | None]]:
         """Return what is added to each matrix of a leaf, in float64.
