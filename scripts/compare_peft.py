@@ -164,8 +164,8 @@ def check(folder):
     for case in sorted(x.name for x in folder.iterdir() if x.is_dir()):
         place = folder / case
         base = load(place / "base.safetensors", lazy=True)
-        adapter = jmudsc.load_adapter(place / "adapter")
-        folded = jmudsc.fold_adapter(adapter, base).variables
+        adapter = jmudsc.load_lora(place / "adapter")
+        folded = jmudsc.fold_lora(adapter, base).variables
         expected = load(place / "merged.safetensors")
         assert folded.keys() == expected.keys()
         worst[case] = max(
@@ -175,8 +175,8 @@ def check(folder):
         )
         changed = [x for x in expected if (np.asarray(base[x]) != expected[x]).any()]
         print(f"{case}: {len(changed)} of {len(expected)} leaves, {worst[case]:.1e}")
-        again = jmudsc.factor_adapters([adapter], base, "linear", rank=64)
-        jmudsc.save_adapter(place / "again", again.adapter)
+        again = jmudsc.factor_loras([adapter], base, "linear", rank=64)
+        jmudsc.save_lora(place / "again", again.adapter)
     print(f"largest difference: {max(worst.values()):.1e}")
     assert max(worst.values()) < 1e-5
 

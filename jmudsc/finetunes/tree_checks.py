@@ -73,7 +73,7 @@ def check_no_factors(where: str, leaves: Iterable[str]) -> None:
         raise ValueError(
             f"{where}: expected weights, got factors of low-rank adapters: "
             f"{paths.listed_in_line(found)}. The product of mean factors is not the "
-            "mean of products: merge them with merge_adapters, or fold each into its "
+            "mean of products: merge them with merge_loras, or fold each into its "
             "base first."
         )
 

@@ -11,12 +11,12 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.checkpoints.load import load
 from jmudsc.checkpoints.save import check_free
-from jmudsc.lora.adapter import Adapter
-from jmudsc.lora.factor_adapters import factor_adapters
-from jmudsc.lora.fold_adapter import fold_adapter
-from jmudsc.lora.load_adapter import load_adapter
-from jmudsc.lora.merge_adapters import merge_adapters
-from jmudsc.lora.save_adapter import save_adapter
+from jmudsc.lora.factor_loras import factor_loras
+from jmudsc.lora.fold_lora import fold_lora
+from jmudsc.lora.load_lora import load_lora
+from jmudsc.lora.lora import Lora
+from jmudsc.lora.merge_loras import merge_loras
+from jmudsc.lora.save_lora import save_lora
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save
 
@@ -65,7 +65,7 @@ def run(folders: Sequence[Path], base: Path, out: Path, command: Command) -> str
         FileExistsError: if something is at `out` that may not be replaced.
         ValueError: if an adapter, the base or an option does not fit.
     """
-    adapters = [load_adapter(folder) for folder in folders]
+    adapters = [load_lora(folder) for folder in folders]
     variables = load(base, lazy=True)
     if command.rank is not None:
         return _factor(adapters, variables, out, command)
@@ -77,11 +77,11 @@ def run(folders: Sequence[Path], base: Path, out: Path, command: Command) -> str
     return f"{what}{'' if len(adapters) == 1 else ' adapters'}: {count} changed."
 
 
-def _merged(adapters: Sequence[Adapter], base: PyTree, command: Command) -> MergeResult:
+def _merged(adapters: Sequence[Lora], base: PyTree, command: Command) -> MergeResult:
     is_plain = command.method is None and command.scale is None and not command.options
     if len(adapters) == 1 and is_plain:
-        return fold_adapter(adapters[0], base, rename=command.rename, axes=command.axes)
-    return merge_adapters(
+        return fold_lora(adapters[0], base, rename=command.rename, axes=command.axes)
+    return merge_loras(
         adapters,
         base,
         command.method or "task_arithmetic",
@@ -94,11 +94,9 @@ def _merged(adapters: Sequence[Adapter], base: PyTree, command: Command) -> Merg
     )
 
 
-def _factor(
-    adapters: Sequence[Adapter], base: PyTree, out: Path, command: Command
-) -> str:
+def _factor(adapters: Sequence[Lora], base: PyTree, out: Path, command: Command) -> str:
     assert command.rank is not None
-    found = factor_adapters(
+    found = factor_loras(
         adapters,
         base,
         command.method or "task_arithmetic",
@@ -110,7 +108,7 @@ def _factor(
         lambda_=command.scale,
         **command.options,
     )
-    save_adapter(out, found.adapter, overwrite=command.overwrite)
+    save_lora(out, found.adapter, overwrite=command.overwrite)
     worst = max(found.lost, key=lambda name: found.lost[name], default=None)
     said = "" if worst is None else f" (most of {worst}, {found.lost[worst]:.2%})"
     return (

@@ -9,9 +9,9 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.lazy import Leaf
-from jmudsc.lora.adapter import Adapter, Update
+from jmudsc.lora.lora import Lora, Update
 
-_WHERE = "adapter_from_tree"
+_WHERE = "lora_from_tree"
 # What is changed, and the factors that read and that write: of `nnx.LoRALinear`, of
 # `nnx.LoRA` and layers like it, of qwix (and so tunix) and openpi.
 PAIRS = (
@@ -22,7 +22,7 @@ PAIRS = (
 _VALUE = "/value"  # what the leaves of an `nnx.State` end in
 
 
-def adapter_from_tree(
+def lora_from_tree(
     tree: PyTree,
     pairs: Mapping[str, tuple[str, str]] | None = None,
     *,
@@ -30,12 +30,12 @@ def adapter_from_tree(
     rslora: bool = False,
     replace: Iterable[str] = (),
     ignore: Iterable[str] = (),
-) -> Adapter:
+) -> Lora:
     """Take a LoRA adapter from a tree of JAX arrays.
 
     A factor that reads is (..., *in, rank), one that writes (..., rank, *out); the
     leading axes of both are those of stacked layers or experts. Their product is that
-    of a leaf (..., *in, *out), or as `axes` of `fold_adapter` says.
+    of a leaf (..., *in, *out), or as `axes` of `fold_lora` says.
 
     Args:
         tree: with the factors; a state of NNX, what `load` returns.
@@ -51,7 +51,7 @@ def adapter_from_tree(
             base.
 
     Returns:
-        The adapter, for `fold_adapter` and `merge_adapters`.
+        The adapter, for `fold_lora` and `merge_loras`.
 
     Raises:
         ValueError: if a pattern does not name a pair or matches nothing, or listing the
@@ -60,7 +60,7 @@ def adapter_from_tree(
     Example:
         >>> import numpy as np
         >>> layer = {"lora_a": np.ones((3, 1)), "lora_b": np.ones((1, 2))}
-        >>> adapter_from_tree({"mlp": layer}).updates["mlp"].rank
+        >>> lora_from_tree({"mlp": layer}).updates["mlp"].rank
         1
     """
     leaves = {
@@ -86,7 +86,7 @@ def adapter_from_tree(
         for target, (a, b) in found.items()
         if a and b
     }
-    return Adapter("adapter", updates, whole)
+    return Lora("adapter", updates, whole)
 
 
 def _checked(pairs: Mapping[str, Any]) -> tuple[tuple[str, tuple[str, str]], ...]:

@@ -7,7 +7,7 @@ import numpy as np
 from jmudsc.finetunes.leaf_layout import Layout
 from jmudsc.finetunes.piece import CHUNK
 from jmudsc.lazy import Leaf, present
-from jmudsc.lora.adapter import Update
+from jmudsc.lora.lora import Update
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import numpy as np
 from jmudsc import paths
 from jmudsc.finetunes.leaf_layout import Layout, letters_problems
 from jmudsc.finetunes.settings import matched
-from jmudsc.lora.adapter import Adapter, Update
 from jmudsc.lora.leaf_changes import Change, LowRank, Offset, Whole
+from jmudsc.lora.lora import Lora, Update
 from jmudsc.lora.targets import Target, targets_of
 
 
@@ -30,7 +30,7 @@ class Naming:
 
 def changes_of(
     where: str,
-    adapter: Adapter,
+    adapter: Lora,
     shapes: Mapping[str, tuple[int, ...]],
     naming: Naming,
 ) -> dict[str, Change]:
@@ -80,7 +80,7 @@ def changes_of(
 
 
 def _whole(
-    adapter: Adapter, name: str, target: Target, shapes: Mapping[str, tuple[int, ...]]
+    adapter: Lora, name: str, target: Target, shapes: Mapping[str, tuple[int, ...]]
 ) -> Whole | str:
     """Return what takes the place of a leaf, or what is wrong."""
     leaf, shape = adapter.replaced[name], _part(shapes, target)
@@ -93,7 +93,7 @@ def _whole(
 
 
 def _offset(
-    adapter: Adapter, name: str, target: Target, shapes: Mapping[str, tuple[int, ...]]
+    adapter: Lora, name: str, target: Target, shapes: Mapping[str, tuple[int, ...]]
 ) -> Offset | str:
     """Return what is added to a bias, or what is wrong."""
     update = adapter.updates[name]
@@ -105,7 +105,7 @@ def _offset(
 
 
 def _placed(
-    adapter: Adapter,
+    adapter: Lora,
     name: str,
     target: Target,
     shapes: Mapping[str, tuple[int, ...]],
@@ -201,7 +201,7 @@ def _has_sizes(update: Update, shape: tuple[int, ...], letters: str) -> bool:
 
 
 def _doubtful(
-    adapter: Adapter,
+    adapter: Lora,
     targets: Mapping[str, Target],
     shapes: Mapping[str, tuple[int, ...]],
     axes: Mapping[str, str],

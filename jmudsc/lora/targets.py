@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jmudsc import paths
-from jmudsc.lora.adapter import Adapter
+from jmudsc.lora.lora import Lora
 
 # What the leaf of a layer may be called, by what the adapter calls it.
 _MATRICES = ("weight", "kernel", "embedding", "w")
@@ -55,7 +55,7 @@ class Targets:
 
 def targets_of(
     where: str,
-    adapter: Adapter,
+    adapter: Lora,
     leaves: Iterable[str],
     rename: Mapping[str, str] | None = None,
 ) -> Targets:
@@ -91,9 +91,7 @@ def targets_of(
     return Targets(of("updates"), of("biases"), of("replaced"))
 
 
-def _asked(
-    adapter: Adapter, rename: Mapping[str, str]
-) -> dict[tuple[Role, str], _Asked]:
+def _asked(adapter: Lora, rename: Mapping[str, str]) -> dict[tuple[Role, str], _Asked]:
     """Return what is looked for, by what it is and its name in the adapter."""
     asked: dict[tuple[Role, str], _Asked] = {}
     for name, update in adapter.updates.items():
@@ -188,7 +186,7 @@ def _check_rename(where: str, rename: Mapping[str, str], names: list[str]) -> No
 
 def _check_found(
     where: str,
-    adapter: Adapter,
+    adapter: Lora,
     found: Mapping[tuple[Role, str], list[str]],
     known: _Known,
 ) -> None:
@@ -220,7 +218,7 @@ def _check_found(
 
 
 def _check_once(
-    where: str, adapter: Adapter, targets: Mapping[tuple[Role, str], Target]
+    where: str, adapter: Lora, targets: Mapping[tuple[Role, str], Target]
 ) -> None:
     """Check that no leaf is updated, or replaced, twice."""
     names: dict[tuple[Role, Target], list[str]] = {}

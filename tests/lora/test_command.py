@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from adapters import draw, pair, peft, write_peft
 from commands import fails, run
+from loras import draw, pair, peft, write_peft
 from safetensors.numpy import save_file
 
 import jmudsc
@@ -22,7 +22,7 @@ def place(tmp_path, monkeypatch):
 
 
 def adapters(place):
-    return [jmudsc.load_adapter(place / f"a{n}") for n in range(2)]
+    return [jmudsc.load_lora(place / f"a{n}") for n in range(2)]
 
 
 def same(path, expected):
@@ -37,15 +37,15 @@ def test_an_adapter_is_folded(place, monkeypatch, capsys):
     run(monkeypatch, "lora", "a0", *where)
     said = "Folded 1 adapter: 2 leaves changed.\nWrote out.safetensors\n"
     assert capsys.readouterr().out == said
-    same("out.safetensors", jmudsc.fold_adapter(adapters(place)[0], BASE).variables)
+    same("out.safetensors", jmudsc.fold_lora(adapters(place)[0], BASE).variables)
     assert "out.safetensors: expected a free path" in fails(
         monkeypatch, "lora", "a0", *where
     )
     run(monkeypatch, "lora", "a1", *where, "--overwrite")
-    same("out.safetensors", jmudsc.fold_adapter(adapters(place)[1], BASE).variables)
+    same("out.safetensors", jmudsc.fold_lora(adapters(place)[1], BASE).variables)
 
 
-def test_adapters_are_merged(place, monkeypatch, capsys):
+def test_loras_are_merged(place, monkeypatch, capsys):
     where = ["--base", "base.safetensors", "--out", "out.npz"]
     options = ["--method", "ties", "--space", "core", "--scale", "0.5"]
     options += ["--options", "density=0.5", "agg=sum", "--weights", "1.0", "2.0"]
@@ -53,23 +53,23 @@ def test_adapters_are_merged(place, monkeypatch, capsys):
     said = "Merged 2 adapters: 2 leaves changed.\nWrote out.npz\n"
     assert capsys.readouterr().out == said
     options = {"density": 0.5, "agg": "sum", "weight": [1.0, 2.0], "lambda_": 0.5}
-    expected = jmudsc.merge_adapters(
+    expected = jmudsc.merge_loras(
         adapters(place), BASE, "ties", space="core", **options
     )
     same("out.npz", expected.variables)
 
 
-def test_adapters_become_one(place, monkeypatch, capsys):
+def test_loras_become_one(place, monkeypatch, capsys):
     where = ["--base", "base.safetensors", "--out", "out"]
     run(monkeypatch, "lora", "a0", "a1", *where, "--rank", "3", "--method", "linear")
-    found = jmudsc.factor_adapters(adapters(place), BASE, "linear", rank=3)
+    found = jmudsc.factor_loras(adapters(place), BASE, "linear", rank=3)
     worst = max(found.lost, key=found.lost.get)
     assert capsys.readouterr().out == (
         f"Merged 2 adapters to rank 3, which loses {found.total:.2%} of the energy "
         f"(most of {worst}, {found.lost[worst]:.2%}).\nWrote out\n"
     )
-    again = jmudsc.fold_adapter(jmudsc.load_adapter("out"), BASE).variables
-    expected = jmudsc.fold_adapter(found.adapter, BASE).variables
+    again = jmudsc.fold_lora(jmudsc.load_lora("out"), BASE).variables
+    expected = jmudsc.fold_lora(found.adapter, BASE).variables
     for name, leaf in expected.items():
         np.testing.assert_allclose(again[name], leaf, rtol=1e-5, atol=1e-6)
 
@@ -80,7 +80,7 @@ def test_names_are_mapped_by_rules(place, monkeypatch):
     run(monkeypatch, "lora", "a0", *where, "model.*=net/*/w", "--axes", "net/y/w=oi")
     base = jmudsc.load("flax.npz")
     naming = {"rename": {"model.*": "net/*/w"}, "axes": {"net/y/w": "oi"}}
-    expected = jmudsc.fold_adapter(adapters(place)[0], base, **naming).variables
+    expected = jmudsc.fold_lora(adapters(place)[0], base, **naming).variables
     found = jmudsc.load("out.npz")
     for name in "xy":
         np.testing.assert_array_equal(
@@ -97,5 +97,5 @@ def test_what_is_wrong_is_one_sentence(place, monkeypatch):
     assert said.startswith("jmudsc: none: expected the folder of an adapter, got none")
     peft(place / "b", pair(1, "z", 5, 7))
     said = fails(monkeypatch, "lora", "a0", "b", *where)
-    assert said.startswith("jmudsc: merge_adapters: expected a leaf of the base for")
+    assert said.startswith("jmudsc: merge_loras: expected a leaf of the base for")
     assert not (place / "out").exists()

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from adapters import delta, draw, tree
 from finetuned import matrix
+from loras import delta, draw, tree
 
-from jmudsc.lora.merge_adapters import merge_adapters
+from jmudsc.lora.merge_loras import merge_loras
 from jmudsc.lora.spaces import core, knots, svd_of_product
 
 SIZES = {"x": (12, 9)}
@@ -17,7 +17,7 @@ BASE = {"x/kernel": np.zeros((12, 9), "float32")}
 
 
 def merged(method, space, adapters=ADAPTERS, **options):
-    found = merge_adapters(adapters, BASE, method, space=space, **options)
+    found = merge_loras(adapters, BASE, method, space=space, **options)
     return np.float64(found.variables["x/kernel"])
 
 

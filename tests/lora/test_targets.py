@@ -1,9 +1,9 @@
 """Names of adapters find the leaves that they are of, or are said to have none."""
 
 import pytest
-from adapters import draw, pair, peft, tree
+from loras import draw, pair, peft, tree
 
-from jmudsc.lora.fold_adapter import fold_adapter
+from jmudsc.lora.fold_lora import fold_lora
 from jmudsc.lora.targets import Target, targets_of
 
 WHERE = "here"
@@ -121,10 +121,10 @@ def test_factors_that_do_not_fit_their_leaves_are_listed(tmp_path):
         "head/kernel": draw(0, 4, 5),
     }
     adapter = peft(tmp_path, arrays, lora_bias=True)
-    with pytest.raises(ValueError, match="fold_adapter: ") as error:
-        fold_adapter(adapter, base, rename={"h.*.v": "v/kernel[*]"})
+    with pytest.raises(ValueError, match="fold_lora: ") as error:
+        fold_lora(adapter, base, rename={"h.*.v": "v/kernel[*]"})
     assert str(error.value) == (
-        f"fold_adapter: expected {tmp_path} to fit the leaves of the base, got 5 "
+        f"fold_lora: expected {tmp_path} to fit the leaves of the base, got 5 "
         "differences. Pass the base that it was trained on; axes= says of a leaf which "
         "of its axes go in and out:\n"
         "  head/kernel of shape [4, 5], in head.weight [4, 5]\n"
@@ -137,10 +137,10 @@ def test_factors_that_do_not_fit_their_leaves_are_listed(tmp_path):
 
 def test_axes_are_checked():
     adapter, base = tree(0, {"x": (5, 7)}), {"x/kernel": draw(0, 5, 7)}
-    with pytest.raises(ValueError, match="fold_adapter: ") as error:
-        fold_adapter(adapter, base, axes={"y": "io", "x/kernel": "iz"})
+    with pytest.raises(ValueError, match="fold_lora: ") as error:
+        fold_lora(adapter, base, axes={"y": "io", "x/kernel": "iz"})
     assert str(error.value) == (
-        "fold_adapter: expected letters of the axes of leaves, got 2 problems. Correct "
+        "fold_lora: expected letters of the axes of leaves, got 2 problems. Correct "
         'axes:\n  axes: pattern "y" matches no leaf\n  axes["x/kernel"]: expected the '
         'letters "l" (stacked layers), "b" (apart), "i" (in) and "o" (out), got \'iz\''
     )

@@ -4,21 +4,21 @@ import re
 
 import numpy as np
 import pytest
-from adapters import draw, pair, peft, write_peft
+from loras import draw, pair, peft, write_peft
 
-from jmudsc.lora.load_adapter import load_adapter
+from jmudsc.lora.load_lora import load_lora
 
 
 def refused(folder, kind=ValueError):
     with pytest.raises(kind) as error:
-        load_adapter(folder)
+        load_lora(folder)
     return str(error.value)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_an_adapter_has_its_updates_and_stays_on_disk(tmp_path, prefix):
     arrays = pair(1, "a.q", 5, 7) | {"b.weight": draw(2, 3)}
-    adapter = load_adapter(write_peft(tmp_path, arrays, prefix))
+    adapter = load_lora(write_peft(tmp_path, arrays, prefix))
     update = adapter.updates["a.q"]
     assert list(adapter.updates) == ["a.q"]
     assert (update.rank, update.scale, update.kind) == (2, 3.0, "linear")
@@ -100,7 +100,7 @@ def test_a_magnitude_that_the_config_does_not_know_of_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "kind", ["LOHA", "LOKR", "VERA", "ADALORA", "IA3", "PROMPT_TUNING", "OFT", None]
 )
-def test_adapters_of_other_types_are_refused_by_name(tmp_path, kind):
+def test_loras_of_other_types_are_refused_by_name(tmp_path, kind):
     folder = write_peft(tmp_path, pair(1, "x", 5, 7), peft_type=kind)
     assert refused(folder) == (
         f"{tmp_path}/adapter_config.json: expected an adapter of the type LORA, got "

@@ -1,4 +1,4 @@
-"""Factor adapters: several adapters of one base become one, of a rank that is asked."""
+"""Factor LoRAs: several adapters of one base become one, of a rank that is asked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.lora.adapter import Adapter, Update
 from jmudsc.lora.leaf_changes import changed, LowRank, Whole
-from jmudsc.lora.merge_adapters import Asked, first_of, FULL, joined, Joint
+from jmudsc.lora.lora import Lora, Update
+from jmudsc.lora.merge_loras import Asked, first_of, FULL, joined, Joint
 from jmudsc.lora.placement import Naming
 from jmudsc.lora.spaces import svd_of_product
 
-_WHERE = "factor_adapters"
+_WHERE = "factor_loras"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +28,14 @@ class Factored:
         recipe: what decided it, plain JSON values.
     """
 
-    adapter: Adapter
+    adapter: Lora
     lost: Mapping[str, float]
     total: float
     recipe: Mapping[str, Any]
 
 
-def factor_adapters(
-    adapters: Sequence[Adapter],
+def factor_loras(
+    adapters: Sequence[Lora],
     base: PyTree,
     method: str | Mapping[str, str] = "task_arithmetic",
     *,
@@ -50,39 +50,39 @@ def factor_adapters(
 ) -> Factored:
     """Merge LoRA adapters of one base to one adapter.
 
-    They are merged as `merge_adapters` does it, and the change of every matrix is then
+    They are merged as `merge_loras` does it, and the change of every matrix is then
     factored anew, to its largest singular directions. A rank as large as the sum of all
     ranks loses nothing of a linear method, nor of any in the spaces `knots` and `core`,
     in which large matrices are factored at once; DoRA and elementwise methods in full
     space lose what is told.
 
     Args:
-        adapters: as for `merge_adapters`, all from PEFT or all from trees.
-        base: as for `merge_adapters`.
-        method: as for `merge_adapters`.
+        adapters: as for `merge_loras`, all from PEFT or all from trees.
+        base: as for `merge_loras`.
+        method: as for `merge_loras`.
         rank: of every update, or as large as its matrix allows.
-        space: as for `merge_adapters`.
-        rename: as for `merge_adapters`.
-        axes: as for `merge_adapters`.
-        key: as for `merge_adapters`.
-        weight: as for `merge_adapters`.
-        lambda_: as for `merge_adapters`.
-        **options: as for `merge_adapters`.
+        space: as for `merge_loras`.
+        rename: as for `merge_loras`.
+        axes: as for `merge_loras`.
+        key: as for `merge_loras`.
+        weight: as for `merge_loras`.
+        lambda_: as for `merge_loras`.
+        **options: as for `merge_loras`.
 
     Returns:
-        The adapter, for `save_adapter` or `fold_adapter`, and what its rank loses.
+        The adapter, for `save_lora` or `fold_lora`, and what its rank loses.
         Biases and leaves that an adapter replaces are in it whole.
 
     Raises:
-        ValueError: as for `merge_adapters`; if the rank is no number that can be, or
+        ValueError: as for `merge_loras`; if the rank is no number that can be, or
             adapters are from PEFT and from trees.
 
     Example:
         >>> import numpy as np
-        >>> from jmudsc.lora.flax_pairs import adapter_from_tree
+        >>> from jmudsc.lora.flax_pairs import lora_from_tree
         >>> pair = {"mlp": {"lora_a": np.eye(4, 2), "lora_b": np.eye(2, 3)}}
         >>> base = {"mlp": {"kernel": np.ones((4, 3))}}
-        >>> factor_adapters([adapter_from_tree(pair)], base, rank=1).lost
+        >>> factor_loras([lora_from_tree(pair)], base, rank=1).lost
         {'mlp': 0.5}
     """
     _check(rank, adapters)
@@ -99,7 +99,7 @@ def factor_adapters(
         else:
             whole |= _wholes(joint, path, adapters[0].is_torch)
     turned = any(adapter.fan_in_fan_out for adapter in adapters)
-    merged = Adapter("merged adapter", updates, whole, adapters[0].is_torch, turned)
+    merged = Lora("merged adapter", updates, whole, adapters[0].is_torch, turned)
     lost = {name: _share(*energy) for name, energy in energies.items()}
     total = _share(
         *(sum(each) for each in zip((0.0, 0.0), *energies.values(), strict=True))
@@ -107,7 +107,7 @@ def factor_adapters(
     return Factored(merged, lost, total, {**joint.recipe, "rank": rank})
 
 
-def _check(rank: int, adapters: Sequence[Adapter]) -> None:
+def _check(rank: int, adapters: Sequence[Lora]) -> None:
     if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
         raise ValueError(
             f"{_WHERE}: rank: expected a whole number > 0, got {rank!r}. Pass that of "
@@ -116,7 +116,7 @@ def _check(rank: int, adapters: Sequence[Adapter]) -> None:
     if len({adapter.is_torch for adapter in adapters}) > 1:
         raise ValueError(
             f"{_WHERE}: expected adapters that are all from PEFT or all from trees, "
-            "got both, whose names differ. Merge them with merge_adapters."
+            "got both, whose names differ. Merge them with merge_loras."
         )
 
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from adapters import delta, draw, pair, peft, tree
+from loras import delta, draw, pair, peft, tree
 
-from jmudsc.lora.factor_adapters import factor_adapters
-from jmudsc.lora.fold_adapter import fold_adapter
-from jmudsc.lora.merge_adapters import merge_adapters
+from jmudsc.lora.factor_loras import factor_loras
+from jmudsc.lora.fold_lora import fold_lora
+from jmudsc.lora.merge_loras import merge_loras
 
 SIZES = {"a": (8, 6), "b": (6, 7)}
 BASE = {
@@ -22,9 +22,9 @@ SPACES = ["full", "knots", "core"]
     ("method", "rank"), [("task_arithmetic", 4), ("iso_c", 4), ("ties", 64)]
 )
 def test_a_rank_that_is_large_enough_loses_nothing(space, method, rank):
-    found = factor_adapters(ADAPTERS, BASE, method, rank=rank, space=space)
-    expected = merge_adapters(ADAPTERS, BASE, method, space=space).variables
-    got = fold_adapter(found.adapter, BASE).variables
+    found = factor_loras(ADAPTERS, BASE, method, rank=rank, space=space)
+    expected = merge_loras(ADAPTERS, BASE, method, space=space).variables
+    got = fold_lora(found.adapter, BASE).variables
     for path, leaf in expected.items():
         np.testing.assert_allclose(got[path], leaf, rtol=1e-4, atol=1e-5)
     assert found.total < 1e-12
@@ -34,7 +34,7 @@ def test_a_rank_that_is_large_enough_loses_nothing(space, method, rank):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_a_smaller_rank_loses_exactly_the_tail(space, rank):
-    found = factor_adapters(ADAPTERS, BASE, "linear", rank=rank, space=space)
+    found = factor_loras(ADAPTERS, BASE, "linear", rank=rank, space=space)
     squares = {}
     for name in SIZES:
         mean = np.mean([delta(each, name) for each in ADAPTERS], axis=0)
@@ -67,10 +67,10 @@ def test_convolutions_tables_and_layers_of_stacks_are_factored(tmp_path):
         {"conv.weight": draw(1, 4, 3, 3, 3), "e.weight": draw(2, 11, 5)},
     ):
         base = base | {"h/q/kernel": draw(0, 2, 6, 5)}
-        found = factor_adapters(adapters, base, rank=4, space="core", rename=rename)
+        found = factor_loras(adapters, base, rank=4, space="core", rename=rename)
         assert found.adapter.updates.keys() == {"h.0.q", "h.1.q", "e", "conv"}
-        got = fold_adapter(found.adapter, base, rename=rename).variables
-        expected = merge_adapters(adapters, base, rename=rename).variables
+        got = fold_lora(found.adapter, base, rename=rename).variables
+        expected = merge_loras(adapters, base, rename=rename).variables
         for path, leaf in expected.items():
             np.testing.assert_allclose(got[path], leaf, rtol=1e-4, atol=1e-5)
 
@@ -80,13 +80,13 @@ def test_stacks_of_a_tree_are_factored_layer_by_layer():
         "m/lora_a": draw(n, 3, 6, 2),
         "m/lora_b": draw(n + 9, 3, 2, 5),
     }
-    from jmudsc.lora.flax_pairs import adapter_from_tree
+    from jmudsc.lora.flax_pairs import lora_from_tree
 
-    adapters = [adapter_from_tree(leaves(n)) for n in range(2)]
+    adapters = [lora_from_tree(leaves(n)) for n in range(2)]
     base = {"m/kernel": draw(0, 3, 6, 5)}
-    found = factor_adapters(adapters, base, rank=4)
-    got = fold_adapter(found.adapter, base).variables["m/kernel"]
-    expected = merge_adapters(adapters, base).variables["m/kernel"]
+    found = factor_loras(adapters, base, rank=4)
+    got = fold_lora(found.adapter, base).variables["m/kernel"]
+    expected = merge_loras(adapters, base).variables["m/kernel"]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -102,20 +102,20 @@ def test_biases_and_replaced_leaves_are_whole(tmp_path):
         "x/bias": draw(1, 7),
         "head/kernel": draw(2, 7, 3),
     }
-    found = factor_adapters(adapters, base, "linear", rank=4)
+    found = factor_loras(adapters, base, "linear", rank=4)
     heads = [arrays(n)["head.weight"] for n in range(2)]
     np.testing.assert_allclose(
         found.adapter.replaced["head.weight"], np.mean(heads, axis=0), atol=1e-5
     )
     assert found.adapter.replaced.keys() == {"x.bias", "head.weight"}
-    got = fold_adapter(found.adapter, base).variables
-    expected = merge_adapters(adapters, base, "linear").variables
+    got = fold_lora(found.adapter, base).variables
+    expected = merge_loras(adapters, base, "linear").variables
     for path, leaf in expected.items():
         np.testing.assert_allclose(got[path], leaf, rtol=1e-4, atol=1e-5)
 
 
 def test_what_decided_it_is_recorded():
-    found = factor_adapters(ADAPTERS, BASE, "ties", rank=2, space="core", density=0.5)
+    found = factor_loras(ADAPTERS, BASE, "ties", rank=2, space="core", density=0.5)
     assert found.recipe == {
         "method": "ties",
         "base": True,
@@ -129,20 +129,20 @@ def test_what_decided_it_is_recorded():
 
 @pytest.mark.parametrize("rank", [0, -1, True])
 def test_a_rank_that_cannot_be_is_refused(rank):
-    with pytest.raises(ValueError, match="factor_adapters: ") as error:
-        factor_adapters(ADAPTERS, BASE, rank=rank)
+    with pytest.raises(ValueError, match="factor_loras: ") as error:
+        factor_loras(ADAPTERS, BASE, rank=rank)
     assert str(error.value) == (
-        f"factor_adapters: rank: expected a whole number > 0, got {rank}. Pass that of "
+        f"factor_loras: rank: expected a whole number > 0, got {rank}. Pass that of "
         "the adapters, or the sum of theirs to lose nothing."
     )
 
 
-def test_adapters_of_two_kinds_have_no_common_names(tmp_path):
+def test_loras_of_two_kinds_have_no_common_names(tmp_path):
     both = [ADAPTERS[0], peft(tmp_path, pair(1, "a", 8, 6))]
-    with pytest.raises(ValueError, match="factor_adapters: ") as error:
-        factor_adapters(both, BASE, rank=2)
+    with pytest.raises(ValueError, match="factor_loras: ") as error:
+        factor_loras(both, BASE, rank=2)
     assert str(error.value) == (
-        "factor_adapters: expected adapters that are all from PEFT or all from trees, "
-        "got both, whose names differ. Merge them with merge_adapters."
+        "factor_loras: expected adapters that are all from PEFT or all from trees, "
+        "got both, whose names differ. Merge them with merge_loras."
     )
-    assert merge_adapters(both, BASE).variables["a/kernel"].any()
+    assert merge_loras(both, BASE).variables["a/kernel"].any()

@@ -1,4 +1,4 @@
-"""Fold adapter: what was trained beside a base becomes part of it."""
+"""Fold LoRA: what was trained beside a base becomes part of it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from jmudsc import paths
 from jmudsc.finetunes.ending import fixed_spec
 from jmudsc.finetunes.job import widened
 from jmudsc.lazy import is_lazy, LazyArray, present
-from jmudsc.lora.adapter import Adapter
 from jmudsc.lora.leaf_changes import applied, Change
+from jmudsc.lora.lora import Lora
 from jmudsc.lora.placement import changes_of, Naming
 from jmudsc.merging.result import MergeResult
 from jmudsc.sharding import placed_like, to_host
@@ -22,8 +22,8 @@ from jmudsc.sharding import placed_like, to_host
 Changing = Callable[[str, np.ndarray], np.ndarray]
 
 
-def fold_adapter(
-    adapter: Adapter,
+def fold_lora(
+    adapter: Lora,
     base: PyTree,
     *,
     rename: Mapping[str, str] | None = None,
@@ -36,7 +36,7 @@ def fold_adapter(
     every leaf is folded when it is read or saved.
 
     Args:
-        adapter: from `load_adapter` or `adapter_from_tree`.
+        adapter: from `load_lora` or `lora_from_tree`.
         base: the variables that it was trained on: leaves of torch's order (called
             weight) or of Flax's (kernel, embedding).
         rename: pattern of names in the adapter -> path in the base, where they differ
@@ -56,15 +56,15 @@ def fold_adapter(
     Example:
         >>> import numpy as np
         >>> update = {"lora_a": np.ones((2, 1)), "lora_b": np.ones((1, 2))}
-        >>> from jmudsc.lora.flax_pairs import adapter_from_tree
-        >>> adapter = adapter_from_tree({"mlp": update})
-        >>> folded = fold_adapter(adapter, {"mlp": {"kernel": np.eye(2)}})
+        >>> from jmudsc.lora.flax_pairs import lora_from_tree
+        >>> adapter = lora_from_tree({"mlp": update})
+        >>> folded = fold_lora(adapter, {"mlp": {"kernel": np.eye(2)}})
         >>> folded.variables["mlp"]["kernel"].tolist()
         [[2.0, 1.0], [1.0, 2.0]]
     """
     leaves = paths.flatten(base)
     naming = Naming(rename or {}, axes or {})
-    changes = changes_of("fold_adapter", adapter, shapes_of(leaves), naming)
+    changes = changes_of("fold_lora", adapter, shapes_of(leaves), naming)
     told = {path: told_of(change) for path, change in changes.items()}
     variables = with_changes(base, changes, lambda x, leaf: applied(changes[x], leaf))
     recipe = {"method": "fold", "adapters": [adapter.where]}

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jmudsc.lora.adapter import Adapter
-from jmudsc.lora.flax_pairs import adapter_from_tree
-from jmudsc.lora.load_adapter import load_adapter
+from jmudsc.lora.flax_pairs import lora_from_tree
+from jmudsc.lora.load_lora import load_lora
+from jmudsc.lora.lora import Lora
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
@@ -31,8 +31,8 @@ def write_peft(
     return folder
 
 
-def peft(folder: Path, arrays: dict[str, np.ndarray], **config: Any) -> Adapter:
-    return load_adapter(write_peft(folder, arrays, **config))
+def peft(folder: Path, arrays: dict[str, np.ndarray], **config: Any) -> Lora:
+    return load_lora(write_peft(folder, arrays, **config))
 
 
 def pair(seed: int, module: str, into: int, out: int, rank: int = 2):
@@ -49,10 +49,10 @@ def tree(seed: int, sizes: dict[str, tuple[int, int]], rank: int = 2, **options:
     for number, (name, (into, out)) in enumerate(sizes.items()):
         leaves[f"{name}/lora_a"] = draw(10 * seed + number, into, rank)
         leaves[f"{name}/lora_b"] = draw(10 * seed + number + 5000, rank, out)
-    return adapter_from_tree(leaves, **options)
+    return lora_from_tree(leaves, **options)
 
 
-def delta(adapter: Adapter, name: str) -> np.ndarray:
+def delta(adapter: Lora, name: str) -> np.ndarray:
     """Return what an adapter of a tree adds to a matrix (in, out), in float64."""
     update = adapter.updates[name]
     return update.scale * np.float64(update.a) @ np.float64(update.b)

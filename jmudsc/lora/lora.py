@@ -1,4 +1,4 @@
-"""Adapter: what was trained beside a base: low-rank updates, and whole leaves."""
+"""LoRA: what was trained beside a base: low-rank updates, and whole leaves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class Update:
 
 
 @dataclass(frozen=True, eq=False)
-class Adapter:
+class Lora:
     """An adapter, wherever its arrays are.
 
     Attributes:

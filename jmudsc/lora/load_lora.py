@@ -1,4 +1,4 @@
-"""Load adapter: the folder that PEFT writes, read with neither torch nor PEFT."""
+"""Load LoRA: the folder that PEFT writes, read with neither torch nor PEFT."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import numpy as np
 from jmudsc import paths
 from jmudsc.checkpoints.safetensors import open_safetensors
 from jmudsc.lazy import LazyArray
-from jmudsc.lora.adapter import Adapter, Kind, Update
+from jmudsc.lora.lora import Kind, Lora, Update
 from jmudsc.lora.peft_config import PeftConfig, read_config
 
 WEIGHTS, CONFIG, PREFIX = (
@@ -42,7 +42,7 @@ class _Found:
     unknown: list[str] = field(default_factory=list)
 
 
-def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+def load_lora(path: str | os.PathLike[str]) -> Lora:
     """Load a LoRA adapter as PEFT writes it.
 
     Read are low-rank updates of linear layers, convolutions and embeddings, with the
@@ -54,7 +54,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         path: the folder with `adapter_config.json` and `adapter_model.safetensors`.
 
     Returns:
-        The adapter, for `fold_adapter` and `merge_adapters`.
+        The adapter, for `fold_lora` and `merge_loras`.
 
     Raises:
         FileNotFoundError: if there is no such folder, or a file is missing.
@@ -62,7 +62,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
             known to leave a fold as it is, all of that at once.
 
     Example:
-        >>> load_adapter("no/such/folder")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        >>> load_lora("no/such/folder")  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
         FileNotFoundError: ...
     """
@@ -93,7 +93,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         module: _update(parts, config.scale_of(module))
         for module, parts in found.parts.items()
     }
-    return Adapter(str(folder), updates, found.replaced, True, config.fan_in_fan_out)
+    return Lora(str(folder), updates, found.replaced, True, config.fan_in_fan_out)
 
 
 def _sorted(arrays: Mapping[str, LazyArray]) -> _Found:

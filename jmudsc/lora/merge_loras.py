@@ -1,4 +1,4 @@
-"""Merge adapters: several of one base become one change of it."""
+"""Merge LoRAs: several of one base become one change of it."""
 
 import functools
 import re
@@ -16,8 +16,7 @@ from jmudsc.finetunes.methods import FINETUNE_METHODS
 from jmudsc.finetunes.settings import matched
 from jmudsc.finetunes.tree_checks import is_float
 from jmudsc.lazy import LazyArray, present
-from jmudsc.lora.adapter import Adapter
-from jmudsc.lora.fold_adapter import shapes_of, wide_type, with_changes
+from jmudsc.lora.fold_lora import shapes_of, wide_type, with_changes
 from jmudsc.lora.leaf_changes import (
     Change,
     changed,
@@ -27,6 +26,7 @@ from jmudsc.lora.leaf_changes import (
     product_at,
     step_of,
 )
+from jmudsc.lora.lora import Lora
 from jmudsc.lora.placement import changes_of, Naming
 from jmudsc.lora.spaces import Coordinates, padded, Space, SPACES
 from jmudsc.merging.result import MergeResult
@@ -39,8 +39,8 @@ _OF_MODELS = (
 ).split()
 
 
-def merge_adapters(
-    adapters: Sequence[Adapter],
+def merge_loras(
+    adapters: Sequence[Lora],
     base: PyTree,
     method: str | Mapping[str, str] = "task_arithmetic",
     *,
@@ -64,7 +64,7 @@ def merge_adapters(
     every leaf is merged when it is read or saved.
 
     Args:
-        adapters: from `load_adapter` or `adapter_from_tree`.
+        adapters: from `load_lora` or `lora_from_tree`.
         base: the variables that all were trained on.
         method: as for `merge_finetunes`.
         space: in which numbers low-rank updates are merged: `full` in the entries of
@@ -73,8 +73,8 @@ def merge_adapters(
             for which spectral methods take a moment. Linear methods give the same in
             each. Leaves that change otherwise (DoRA, biases, replaced ones) are merged
             in full.
-        rename: as for `fold_adapter`.
-        axes: as for `fold_adapter`.
+        rename: as for `fold_lora`.
+        axes: as for `fold_lora`.
         key: a PRNG key, for methods that draw numbers.
         weight: how much each adapter counts.
         lambda_: the scale of what is added to the base; `"auto"` for one over the
@@ -91,15 +91,15 @@ def merge_adapters(
 
     Example:
         >>> import numpy as np
-        >>> from jmudsc.lora.flax_pairs import adapter_from_tree
+        >>> from jmudsc.lora.flax_pairs import lora_from_tree
         >>> ones = {"mlp": {"lora_a": np.ones((2, 1)), "lora_b": np.ones((1, 2))}}
-        >>> two = [adapter_from_tree(ones), adapter_from_tree(ones)]
-        >>> result = merge_adapters(two, {"mlp": {"kernel": np.eye(2)}}, "linear")
+        >>> two = [lora_from_tree(ones), lora_from_tree(ones)]
+        >>> result = merge_loras(two, {"mlp": {"kernel": np.eye(2)}}, "linear")
         >>> result.variables["mlp"]["kernel"].tolist()
         [[2.0, 1.0], [1.0, 2.0]]
     """
     given = {"key": key, "weight": weight, "lambda_": lambda_, **options}
-    asked = Asked("merge_adapters", adapters, space, Naming(rename or {}, axes or {}))
+    asked = Asked("merge_loras", adapters, space, Naming(rename or {}, axes or {}))
     joint = joined(asked, base, method, given)
     fold = lambda path, leaf: changed(leaf, joint.step(path))
     variables = with_changes(base, joint.changes, fold)
@@ -120,7 +120,7 @@ class Asked:
     """
 
     where: str
-    adapters: Sequence[Adapter]
+    adapters: Sequence[Lora]
     space: str
     naming: Naming
 
@@ -262,7 +262,7 @@ def _check(
     if not asked.adapters:
         raise ValueError(
             f"{asked.where}: expected at least one adapter, got none. Pass a list of "
-            "what load_adapter returned."
+            "what load_lora returned."
         )
     names = method.values() if isinstance(method, Mapping) else [method]
     rows = [FINETUNE_METHODS.get(name) for name in names if isinstance(name, str)]
@@ -272,7 +272,7 @@ def _check(
     if wrong:
         raise ValueError(
             f"{asked.where}: expected what needs deltas alone, got {', '.join(wrong)}. "
-            "Fold every adapter with fold_adapter, and call merge_finetunes with the "
+            "Fold every adapter with fold_lora, and call merge_finetunes with the "
             "models and the base."
         )
 

@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adapters import delta, draw, pair, peft, tree
+from loras import delta, draw, pair, peft, tree
 
 import jmudsc
 from jmudsc.finetunes.merge_finetunes import merge_finetunes
 from jmudsc.lazy import is_lazy
-from jmudsc.lora.fold_adapter import fold_adapter
-from jmudsc.lora.merge_adapters import merge_adapters
+from jmudsc.lora.fold_lora import fold_lora
+from jmudsc.lora.merge_loras import merge_loras
 
 SIZES = {"a": (6, 5), "b": (5, 4)}
 BASE = {
@@ -21,12 +21,12 @@ SPACES = ["full", "knots", "core"]
 
 
 def merged(adapters, base=BASE, method="task_arithmetic", **options):
-    return merge_adapters(adapters, base, method, **options).variables
+    return merge_loras(adapters, base, method, **options).variables
 
 
 def refused(*args, **options):
-    with pytest.raises(ValueError, match="merge_adapters: ") as error:
-        merge_adapters(*args, **options)
+    with pytest.raises(ValueError, match="merge_loras: ") as error:
+        merge_loras(*args, **options)
     return str(error.value)
 
 
@@ -42,7 +42,7 @@ def test_two_adapters_of_one_content_become_it(space, method):
     twins = [tree(0, SIZES, alpha=3.0) for _ in range(2)]
     options = {"ties": {"density": 1.0}}.get(method, {})
     got = merged(twins, method=method, space=space, **options)
-    expected = fold_adapter(twins[0], BASE).variables
+    expected = fold_lora(twins[0], BASE).variables
     for name in SIZES:
         close(got[name]["kernel"], expected[name]["kernel"])
     assert got["a"]["bias"] is BASE["a"]["bias"]
@@ -51,7 +51,7 @@ def test_two_adapters_of_one_content_become_it(space, method):
 @pytest.mark.parametrize("space", SPACES)
 def test_one_adapter_is_folded(space):
     got = merged(ADAPTERS[:1], space=space)
-    expected = fold_adapter(ADAPTERS[0], BASE).variables
+    expected = fold_lora(ADAPTERS[0], BASE).variables
     close(got["a"]["kernel"], expected["a"]["kernel"])
 
 
@@ -69,7 +69,7 @@ def test_one_adapter_is_folded(space):
     ],
 )
 def test_merging_in_full_is_merging_the_folded_models(method, options):
-    models = [fold_adapter(each, BASE).variables for each in ADAPTERS]
+    models = [fold_lora(each, BASE).variables for each in ADAPTERS]
     expected = merge_finetunes(models, BASE, method, check=False, **options).variables
     got = merged(ADAPTERS, method=method, **options)
     for name in SIZES:
@@ -95,8 +95,8 @@ def test_other_changes_are_merged_in_full(tmp_path, space):
     ]
     base = {f"{name}.weight": draw(n, 7, 5) for n, name in enumerate("xy")}
     base |= {"x.bias": draw(6, 7), "z.weight": draw(7, 3)}
-    result = merge_adapters(adapters, base, "linear", space=space)
-    folded = [fold_adapter(each, base).variables for each in adapters]
+    result = merge_loras(adapters, base, "linear", space=space)
+    folded = [fold_lora(each, base).variables for each in adapters]
     for path, leaf in base.items():
         close(result.variables[path], np.mean([f[path] for f in folded], axis=0))
         assert (result.variables[path] != leaf).any()
@@ -128,16 +128,16 @@ def test_tables_that_are_saved_beside_their_update_are_no_change(tmp_path):
         "e.base_layer.weight": table,
     }
     adapters = [peft(tmp_path / f"{n}", own(n)) for n in range(2)]
-    result = merge_adapters(adapters, {"e.weight": table}, "linear", space="core")
+    result = merge_loras(adapters, {"e.weight": table}, "linear", space="core")
     assert result.changes == {"e.weight": "2 adapters merged, space core"}
-    folded = [fold_adapter(each, {"e.weight": table}).variables for each in adapters]
+    folded = [fold_lora(each, {"e.weight": table}).variables for each in adapters]
     close(result.variables["e.weight"], np.mean([f["e.weight"] for f in folded], 0))
 
 
 def test_leaves_of_whole_numbers_are_those_of_the_base(tmp_path):
     arrays = pair(1, "x", 5, 7) | {"bn.num_batches_tracked": np.array(9)}
     base = {"x.weight": draw(0, 7, 5), "bn.num_batches_tracked": np.array(3)}
-    result = merge_adapters([peft(tmp_path, arrays)], base)
+    result = merge_loras([peft(tmp_path, arrays)], base)
     assert result.variables["bn.num_batches_tracked"] == 3
     assert result.changes["bn.num_batches_tracked"] == (
         "taken from the base: it holds no floating-point numbers"
@@ -158,7 +158,7 @@ def test_a_base_on_disk_is_merged_when_it_is_read_to_the_same_bits(tmp_path, spa
     np.savez(tmp_path / "base.npz", **flat)
     lazy = jmudsc.load(tmp_path / "base.npz", lazy=True)
     options = {"space": space, "density": 0.5}
-    result = merge_adapters(ADAPTERS, lazy, "ties", **options)
+    result = merge_loras(ADAPTERS, lazy, "ties", **options)
     assert is_lazy(result.variables)
     jmudsc.save(tmp_path / "merged.npz", result)
     got = jmudsc.load(tmp_path / "merged.npz")
@@ -179,7 +179,7 @@ def test_a_base_on_disk_is_merged_when_it_is_read_to_the_same_bits(tmp_path, spa
 @pytest.mark.parametrize("space", ["factors", "cat", "svd", "Core"])
 def test_factors_are_never_merged_one_by_one(space):
     assert refused(ADAPTERS, BASE, space=space) == (
-        f"merge_adapters: space: expected one of full, knots, core, got {space!r}. The "
+        f"merge_loras: space: expected one of full, knots, core, got {space!r}. The "
         "factors of adapters are not merged one by one: (A_1 + A_2) (B_1 + B_2) has "
         "products A_1 B_2 that no adapter has."
     )
@@ -195,7 +195,7 @@ def test_trees_of_factors_are_no_fine_tunes():
     assert str(error.value) == (
         "merge_finetunes: expected weights, got factors of low-rank adapters: "
         "x/lora_a, x/lora_b. The product of mean factors is not the mean of products: "
-        "merge them with merge_adapters, or fold each into its base first."
+        "merge them with merge_loras, or fold each into its base first."
     )
     named = [{f"q.lora_{x}.weight": draw(n, 5, 2) for x in "AB"} for n in range(2)]
     with pytest.raises(ValueError, match="got factors of low-rank adapters"):
@@ -213,18 +213,18 @@ def test_trees_of_factors_are_no_fine_tunes():
 )
 def test_what_needs_whole_models_is_refused(options, got):
     assert refused(ADAPTERS, BASE, **options) == (
-        f"merge_adapters: expected what needs deltas alone, got {got}. Fold every "
-        "adapter with fold_adapter, and call merge_finetunes with the models and the "
+        f"merge_loras: expected what needs deltas alone, got {got}. Fold every "
+        "adapter with fold_lora, and call merge_finetunes with the models and the "
         "base."
     )
 
 
 def test_no_adapters_and_options_that_are_unknown_are_refused():
     assert refused([], BASE) == (
-        "merge_adapters: expected at least one adapter, got none. Pass a list of what "
-        "load_adapter returned."
+        "merge_loras: expected at least one adapter, got none. Pass a list of what "
+        "load_lora returned."
     )
     with pytest.raises(ValueError, match="densty: expected one of"):
-        merge_adapters(ADAPTERS, BASE, "ties", densty=0.5)
+        merge_loras(ADAPTERS, BASE, "ties", densty=0.5)
     with pytest.raises(ValueError, match="method: expected one of"):
-        merge_adapters(ADAPTERS, BASE, "cat")
+        merge_loras(ADAPTERS, BASE, "cat")

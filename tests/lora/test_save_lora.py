@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from adapters import draw, pair, peft, tree
+from loras import draw, pair, peft, tree
 
-from jmudsc.lora.flax_pairs import adapter_from_tree
-from jmudsc.lora.fold_adapter import fold_adapter
-from jmudsc.lora.load_adapter import load_adapter
-from jmudsc.lora.save_adapter import adapter_to_tree, save_adapter
+from jmudsc.lora.flax_pairs import lora_from_tree
+from jmudsc.lora.fold_lora import fold_lora
+from jmudsc.lora.load_lora import load_lora
+from jmudsc.lora.save_lora import lora_to_tree, save_lora
 
 ARRAYS = {
     **pair(1, "x", 5, 7),
@@ -47,10 +47,10 @@ def test_a_saved_adapter_is_folded_as_it_was(tmp_path, is_dora):
         arrays |= {f"{n}.lora_magnitude_vector": x for n, x in MAGNITUDES.items()}
         config["use_dora"] = True
     adapter = peft(tmp_path / "a", arrays, **config)
-    where = save_adapter(tmp_path / "b", adapter, base_model="someone/model")
+    where = save_lora(tmp_path / "b", adapter, base_model="someone/model")
     assert where == tmp_path / "b"
-    again = load_adapter(where)
-    got, expected = (fold_adapter(each, BASE).variables for each in (again, adapter))
+    again = load_lora(where)
+    got, expected = (fold_lora(each, BASE).variables for each in (again, adapter))
     for path, leaf in expected.items():
         np.testing.assert_array_equal(got[path], leaf)
     written = json.loads((where / "adapter_config.json").read_text())
@@ -64,43 +64,43 @@ def test_a_saved_adapter_is_folded_as_it_was(tmp_path, is_dora):
 def test_a_folder_is_replaced_only_if_it_is_an_adapter(tmp_path):
     adapter = peft(tmp_path / "a", ARRAYS, **CONFIG)
     with pytest.raises(FileExistsError) as error:
-        save_adapter(tmp_path / "a", adapter)
+        save_lora(tmp_path / "a", adapter)
     assert str(error.value) == (
         f"{tmp_path}/a: expected a free path, got one that exists. Choose another or "
         "pass overwrite=True (--overwrite)."
     )
     (tmp_path / "a" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError) as error:
-        save_adapter(tmp_path / "a", adapter, overwrite=True)
+        save_lora(tmp_path / "a", adapter, overwrite=True)
     assert str(error.value) == (
         f"{tmp_path}/a: expected a free path, got one with notes.txt. Choose another."
     )
     (tmp_path / "a" / "notes.txt").unlink()
-    save_adapter(tmp_path / "a", adapter, overwrite=True)
-    assert load_adapter(tmp_path / "a").updates.keys() == adapter.updates.keys()
+    save_lora(tmp_path / "a", adapter, overwrite=True)
+    assert load_lora(tmp_path / "a").updates.keys() == adapter.updates.keys()
     assert {x.name for x in tmp_path.iterdir()} == {"a"}
 
 
 def test_an_adapter_of_a_tree_goes_to_a_tree_and_back(tmp_path):
     adapter = tree(0, {"x/y": (5, 7), "z": (3, 3)}, alpha=3.0)
-    again = adapter_from_tree(adapter_to_tree(adapter))
+    again = lora_from_tree(lora_to_tree(adapter))
     base = {"x/y/kernel": draw(0, 5, 7), "z/kernel": draw(1, 3, 3)}
-    got, expected = (fold_adapter(each, base).variables for each in (again, adapter))
+    got, expected = (fold_lora(each, base).variables for each in (again, adapter))
     for path, leaf in expected.items():
         np.testing.assert_allclose(got[path], leaf, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="for which PEFT has no names") as error:
-        save_adapter(tmp_path / "b", adapter)
+        save_lora(tmp_path / "b", adapter)
     assert str(error.value) == (
         f"{tmp_path}/b: expected an adapter of torch modules, got one of a JAX tree, "
-        "for which PEFT has no names. Save adapter_to_tree(adapter) as a tree."
+        "for which PEFT has no names. Save lora_to_tree(adapter) as a tree."
     )
 
 
 def test_an_adapter_of_torch_does_not_go_to_a_tree(tmp_path):
     adapter = peft(tmp_path, pair(1, "x", 5, 7))
     with pytest.raises(ValueError, match="expected an adapter of a JAX tree") as error:
-        adapter_to_tree(adapter)
+        lora_to_tree(adapter)
     assert str(error.value) == (
         f"{tmp_path}: expected an adapter of a JAX tree, got one of torch modules. "
-        "Save it with save_adapter."
+        "Save it with save_lora."
     )

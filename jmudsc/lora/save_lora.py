@@ -1,4 +1,4 @@
-"""Save adapter: to a folder that PEFT loads, or to a tree of JAX arrays."""
+"""Save LoRA: to a folder that PEFT loads, or to a tree of JAX arrays."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from jmudsc import paths
 from jmudsc.checkpoints.atomic import building
 from jmudsc.checkpoints.safetensors import write_safetensors
 from jmudsc.lazy import in_memory, present
-from jmudsc.lora.adapter import Adapter, Update
-from jmudsc.lora.load_adapter import CONFIG, PREFIX, WEIGHTS
+from jmudsc.lora.load_lora import CONFIG, PREFIX, WEIGHTS
+from jmudsc.lora.lora import Lora, Update
 
 
-def save_adapter(
+def save_lora(
     path: str | os.PathLike[str],
-    adapter: Adapter,
+    adapter: Lora,
     *,
     base_model: str | None = None,
     overwrite: bool = False,
@@ -28,8 +28,8 @@ def save_adapter(
 
     Args:
         path: the folder to make, on a local file system.
-        adapter: one whose names are those of torch modules: from `load_adapter`, or
-            from `factor_adapters` of such.
+        adapter: one whose names are those of torch modules: from `load_lora`, or
+            from `factor_loras` of such.
         base_model: what to write as the name of the base.
         overwrite: replace a folder that holds an adapter and nothing else.
 
@@ -44,7 +44,7 @@ def save_adapter(
     if not adapter.is_torch:
         raise ValueError(
             f"{target}: expected an adapter of torch modules, got one of a JAX tree, "
-            "for which PEFT has no names. Save adapter_to_tree(adapter) as a tree."
+            "for which PEFT has no names. Save lora_to_tree(adapter) as a tree."
         )
     _check_free(target, overwrite)
     arrays = _arrays(adapter)
@@ -55,7 +55,7 @@ def save_adapter(
     return target
 
 
-def adapter_to_tree(adapter: Adapter) -> dict[str, Any]:
+def lora_to_tree(adapter: Lora) -> dict[str, Any]:
     """Return the factors of an adapter as a tree, as `nnx.LoRA` names them.
 
     Args:
@@ -71,15 +71,15 @@ def adapter_to_tree(adapter: Adapter) -> dict[str, Any]:
 
     Example:
         >>> import numpy as np
-        >>> from jmudsc.lora.adapter import Adapter, Update
+        >>> from jmudsc.lora.lora import Lora, Update
         >>> update = Update(np.ones((3, 1)), np.ones((1, 2)), scale=2.0)
-        >>> adapter_to_tree(Adapter("a", {"mlp": update}))["mlp"]["lora_b"].tolist()
+        >>> lora_to_tree(Lora("a", {"mlp": update}))["mlp"]["lora_b"].tolist()
         [[2.0, 2.0]]
     """
     if adapter.is_torch:
         raise ValueError(
             f"{adapter.where}: expected an adapter of a JAX tree, got one of torch "
-            "modules. Save it with save_adapter."
+            "modules. Save it with save_lora."
         )
     leaves = dict(adapter.replaced)
     for name, update in adapter.updates.items():
@@ -110,7 +110,7 @@ def _check_free(target: Path, overwrite: bool) -> None:
     )
 
 
-def _arrays(adapter: Adapter) -> dict[str, np.ndarray]:
+def _arrays(adapter: Lora) -> dict[str, np.ndarray]:
     """Return the arrays in torch's order, by their names."""
     found: dict[str, np.ndarray] = {}
     for module, update in adapter.updates.items():
@@ -140,7 +140,7 @@ def _parts(update: Update) -> dict[str, np.ndarray]:
     return found
 
 
-def _config(adapter: Adapter, base_model: str | None) -> dict[str, Any]:
+def _config(adapter: Lora, base_model: str | None) -> dict[str, Any]:
     ranks = {name: update.rank for name, update in adapter.updates.items()}
     alphas = {n: update.scale * update.rank for n, update in adapter.updates.items()}
     rank, alpha = _commonest(ranks.values(), 1), _commonest(alphas.values(), 1.0)
@@ -175,11 +175,11 @@ def _patterns(values: Mapping[str, Any], common: Any) -> dict[str, Any]:
     return {f"^{re.escape(n)}": x for n, x in values.items() if x != common}
 
 
-def _biases(adapter: Adapter) -> Sequence[str]:
+def _biases(adapter: Lora) -> Sequence[str]:
     return [name for name in adapter.replaced if name.endswith("bias")]
 
 
-def _saved(adapter: Adapter) -> list[str]:
+def _saved(adapter: Lora) -> list[str]:
     """Return the modules whose leaves are saved whole, not counting lone biases."""
     modules = {
         name.rpartition(".")[0] for name in adapter.replaced if name[-4:] != "bias"

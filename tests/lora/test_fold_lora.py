@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adapters import draw, pair, peft, tree
+from loras import draw, pair, peft, tree
 
 import jmudsc
 from jmudsc.lazy import is_lazy
-from jmudsc.lora.fold_adapter import fold_adapter
+from jmudsc.lora.fold_lora import fold_lora
 
 LAYER = "model.layers.0.q_proj"
 
 
 def folded(adapter, base, **options):
-    return fold_adapter(adapter, base, **options).variables
+    return fold_lora(adapter, base, **options).variables
 
 
 def difference(adapter, base, path, **options):
@@ -79,10 +79,10 @@ def test_where_fan_in_fan_out_is_wrong_square_matrices_are_refused(tmp_path):
     arrays = pair(1, "c_proj", 5, 5) | pair(2, "c_attn", 5, 9)
     base = {"c_proj.weight": draw(0, 5, 5), "c_attn.weight": draw(3, 5, 9)}
     adapter = peft(tmp_path, arrays)
-    with pytest.raises(ValueError, match="fold_adapter: ") as error:
-        fold_adapter(adapter, base)
+    with pytest.raises(ValueError, match="fold_lora: ") as error:
+        fold_lora(adapter, base)
     assert str(error.value) == (
-        f"fold_adapter: expected {tmp_path} to fit the leaves of the base, got 1 "
+        f"fold_lora: expected {tmp_path} to fit the leaves of the base, got 1 "
         "difference. Pass the base that it was trained on; axes= says of a leaf which "
         "of its axes go in and out:\n"
         "  c_proj.weight is square, and fan_in_fan_out is wrong of others: give its "
@@ -278,7 +278,7 @@ def test_a_base_on_disk_is_folded_when_it_is_read_to_the_same_bits(tmp_path):
     adapter = peft(tmp_path / "a", pair(1, "x", 5, 7))
     base = {"x.weight": draw(0, 7, 5), "y.weight": draw(1, 3)}
     np.savez(tmp_path / "base.npz", **base)
-    result = fold_adapter(adapter, jmudsc.load(tmp_path / "base.npz", lazy=True))
+    result = fold_lora(adapter, jmudsc.load(tmp_path / "base.npz", lazy=True))
     assert is_lazy(result.variables)
     jmudsc.save(tmp_path / "merged.safetensors", result)
     merged, expected = (
@@ -294,7 +294,7 @@ def test_a_base_on_disk_is_folded_when_it_is_read_to_the_same_bits(tmp_path):
 def test_what_was_done_with_each_leaf_is_told(tmp_path):
     arrays = pair(1, "x", 5, 7) | {"x.lora_B.bias": draw(3, 7), "y.weight": draw(2, 3)}
     base = {"x.weight": draw(0, 7, 5), "x.bias": draw(4, 7), "y.weight": draw(5, 3)}
-    assert fold_adapter(peft(tmp_path, arrays), base).changes == {
+    assert fold_lora(peft(tmp_path, arrays), base).changes == {
         "y.weight": "replaced",
         "x.weight": "an update of rank 2 folded in",
         "x.bias": "a bias added",
