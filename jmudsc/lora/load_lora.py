@@ -113,6 +113,8 @@ def _sorted(arrays: Mapping[str, LazyArray]) -> _Found:
 
 def _problems(found: _Found, config: PeftConfig) -> list[str]:
     lines = [f"{name}: an array of a kind that is not known" for name in found.unknown]
+    if not (found.parts or found.replaced or lines):
+        return ["no arrays at all"]
     for module, parts in found.parts.items():
         lines += [f"{module}: {line}" for line in _part_problems(module, parts, config)]
     return lines

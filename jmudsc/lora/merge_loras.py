@@ -206,6 +206,9 @@ def joined(
     _check(asked, method, given)
     leaves = paths.flatten(base)
     changes, told = _together(asked, leaves)
+    source = {"adapters": [a.where for a in asked.adapters], "space": asked.space}
+    if not changes:
+        return Joint(leaves, {}, {}, {}, None, {"method": method, **source}, told)
     space = SPACES.get(asked.space)
     spaces = {path: space for path, each in changes.items() if space and _is_low(each)}
     coordinates = functools.lru_cache(maxsize=1)(
@@ -235,7 +238,7 @@ def joined(
     letters = _letters(asked.naming.axes, changes, spaces)
     result = merge_finetunes(deltas, zeros, method, axes=letters, check=False, **given)
     recipe = {name: x for name, x in result.recipe.items() if name != "axes"}
-    recipe |= {"adapters": [a.where for a in asked.adapters], "space": asked.space}
+    recipe |= source
     many = paths.plural(len(asked.adapters), "adapter")
     how = {path: asked.space if path in spaces else FULL for path in changes}
     told |= {path: f"{many} merged, space {how[path]}" for path in changes}

@@ -97,6 +97,14 @@ def test_a_magnitude_that_the_config_does_not_know_of_is_refused(tmp_path):
     assert "got 1 difference:\n  x: bias of 6 entries for 7 outputs\n" in said
 
 
+def test_an_adapter_without_arrays_is_refused(tmp_path):
+    assert refused(write_peft(tmp_path, {})) == (
+        f"{tmp_path}/adapter_model.safetensors: expected the factors that its config "
+        "is of, got 1 difference:\n  no arrays at all\nCopy both files of one save, "
+        "or fold it by the library that made it."
+    )
+
+
 @pytest.mark.parametrize(
     "kind", ["LOHA", "LOKR", "VERA", "ADALORA", "IA3", "PROMPT_TUNING", "OFT", None]
 )

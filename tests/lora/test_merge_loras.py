@@ -144,6 +144,14 @@ def test_leaves_of_whole_numbers_are_those_of_the_base(tmp_path):
     )
 
 
+def test_adapters_that_change_nothing_give_the_base(tmp_path):
+    adapter = peft(tmp_path, {"norm.weight": BASE["a"]["bias"]})
+    base = {"norm/scale": BASE["a"]["bias"]}
+    result = merge_loras([adapter, adapter], base, "linear", space="core")
+    assert result.variables["norm/scale"] is base["norm/scale"]
+    assert result.changes == {}
+
+
 def test_a_base_of_half_precision_loses_no_digits_of_the_deltas():
     base = {"a": {"kernel": jnp.full((6, 5), 300.0, jnp.bfloat16)}}
     adapters = [tree(seed, {"a": (6, 5)}) for seed in range(2)]
