@@ -176,7 +176,7 @@ def check(folder):
         changed = [x for x in expected if (np.asarray(base[x]) != expected[x]).any()]
         print(f"{case}: {len(changed)} of {len(expected)} leaves, {worst[case]:.1e}")
         again = jmudsc.factor_loras([adapter], base, "linear", rank=64)
-        jmudsc.save_lora(place / "again", again.adapter)
+        jmudsc.save_lora(place / "again", again.adapter, overwrite=True)
     print(f"largest difference: {max(worst.values()):.1e}")
     assert max(worst.values()) < 1e-5
 
