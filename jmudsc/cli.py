@@ -251,9 +251,74 @@ def soup(
     print(f"Wrote {out}")
 
 
+def lora(
+    adapters: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    base: Path,
+    out: Path,
+    method: str | None = None,
+    space: Literal["full", "knots", "core"] = "full",
+    rank: int | None = None,
+    weights: tuple[float, ...] = (),
+    scale: float | None = None,
+    options: tuple[str, ...] = (),
+    rename: tuple[str, ...] = (),
+    axes: tuple[str, ...] = (),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Fold a LoRA adapter into its base, or merge several adapters of one base.
+
+    Writes the base with what the adapters become folded in, or one adapter of the rank
+    that is asked for. The base is read, and written, leaf by leaf.
+
+    Args:
+        adapters: folders as PEFT writes them.
+        base: the checkpoint that they were trained on.
+        out: the checkpoint to write, a directory or a .safetensors, .npz or .msgpack
+            file; with a rank the folder of an adapter.
+        method: how to merge what the adapters add to each leaf, one of the methods of
+            merge_finetunes that need no data; task_arithmetic (the sum) if not given.
+        space: in which numbers low-rank updates are merged.
+        rank: write one adapter of this rank.
+        weights: how much each adapter counts, one for each.
+        scale: what is added to the base is times this (lambda_).
+        options: of the method, NAME=VALUE, such as density=0.2.
+        rename: OLD=NEW, pattern of names in the adapters and path in the base.
+        axes: PATTERN=LETTERS, the axes of leaves whose names do not tell.
+        seed: for methods that draw numbers.
+        overwrite: replace an earlier merge at out.
+    """
+    from jmudsc.lora.command import Command, run
+
+    chosen = {name: _yaml(value) for name, value in _pairs("options", options)}
+    command = Command(
+        method,
+        space,
+        rank,
+        {**chosen, **({"weight": list(weights)} if weights else {})},
+        scale,
+        dict(_pairs("rename", rename)),
+        dict(_pairs("axes", axes)),
+        seed,
+        overwrite,
+    )
+    print(run(adapters, base, out, command))
+    print(f"Wrote {out}")
+
+
 COMMANDS = {
     command.__name__: command
-    for command in (demo, evaluate, experiment, landscape, merge, plan, soup, spec)
+    for command in (
+        demo,
+        evaluate,
+        experiment,
+        landscape,
+        lora,
+        merge,
+        plan,
+        soup,
+        spec,
+    )
 }
 
 
@@ -302,6 +367,21 @@ def _number_or_name(text: str | None) -> float | str | None:
         return text if text is None else float(text)
     except ValueError:
         return text
+
+
+def _pairs(flag: str, given: tuple[str, ...]) -> list[tuple[str, str]]:
+    wrong = [text for text in given if "=" not in text]
+    if wrong:
+        raise ValueError(
+            f"--{flag}: expected NAME=VALUE, got {', '.join(wrong)}. Put = between."
+        )
+    return [(name, value) for name, _, value in (x.partition("=") for x in given)]
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)
 
 
 def _bytes(gib: float | None) -> int | None:
