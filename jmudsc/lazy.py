@@ -20,6 +20,9 @@ Key = TypeVar("Key")
 # Reads the arrays of some names at once.
 Fetch = Callable[[Sequence[str]], Mapping[str, Any]]
 
+# Reads entries from one place to another.
+Part = Callable[[int, int], np.ndarray]
+
 # Arrays that take no more bytes together are read at once: each takes time to find.
 _PART = 2**26
 
@@ -35,6 +38,8 @@ class LazyArray:
         fetch: reads it, and others that are stored with it.
         cost: bytes of memory that computing it takes beside the array itself; 0 if it
             is only read.
+        part: reads some of its entries, from one place to another, all axes made one;
+            None if it can be read as a whole only.
     """
 
     name: str
@@ -42,6 +47,7 @@ class LazyArray:
     dtype: np.dtype
     fetch: Fetch = field(repr=False)
     cost: int = 0
+    part: Part | None = field(default=None, repr=False)
 
     @property
     def ndim(self) -> int:

@@ -100,7 +100,7 @@ def _verified(
 
         return checked.setdefault(fetch, read)
 
-    return jax.tree.map(lambda leaf: replace(leaf, fetch=checking(leaf.fetch)), tree)
+    return jax.tree.map(lambda x: replace(x, fetch=checking(x.fetch), part=None), tree)
 
 
 def _check_unchanged(
