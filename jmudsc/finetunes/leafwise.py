@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.finetunes.averages import summed_deltas
 from jmudsc.finetunes.job import (
     evidence_of,
     Job,
@@ -290,13 +291,9 @@ def _average(piece: Piece) -> np.ndarray:
     return functools.reduce(np.add, piece.deltas) / np.float32(len(piece.deltas))
 
 
-def _sum(piece: Piece) -> np.ndarray:
-    return functools.reduce(np.add, piece.deltas)
-
-
 def _zero(piece: Piece) -> np.ndarray:
     return np.zeros_like(piece.base)
 
 
-_VECTORS: dict[str, Rule] = {"average": _average, "sum": _sum, "zero": _zero}
+_VECTORS: dict[str, Rule] = {"average": _average, "sum": summed_deltas, "zero": _zero}
 VECTORS = tuple(_VECTORS)
