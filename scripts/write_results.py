@@ -73,7 +73,7 @@ all tasks where there are. [Which method?](which-method.md) says what follows fr
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the pages for which there is a report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     runs = parser.parse_args().runs
@@ -81,7 +81,8 @@ def main() -> None:
         ("results", INTRO, ORDER),
         ("results-finetunes", INTRO_OF_FINETUNES, FINETUNES),
     ):
-        (ROOT / f"docs/{page}.md").write_text(_page(runs, intro, order))
+        if any((runs / name / "report.md").exists() for name in order):
+            (ROOT / f"docs/{page}.md").write_text(_page(runs, intro, order))
 
 
 def _page(runs: Path, intro: str, order: tuple[str, ...]) -> str:
