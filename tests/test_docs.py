@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 import jmudsc
 from jmudsc.cli import COMMANDS
+from jmudsc.recipes.reader import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: page.read_text() for page in (ROOT / "docs").glob("*.md")}
@@ -165,6 +167,12 @@ def test_the_commands_of_the_page_of_methods_are_commands():
         assert program == "jmudsc"
         known = inspect.signature(COMMANDS[name]).parameters
         assert {o[2:] for o in options if o.startswith("--")} <= set(known), line
+
+
+def test_the_recipes_of_the_page_of_methods_can_be_read():
+    found = [yaml.safe_load(block) for block in blocks("yaml", PAGES["which-method"])]
+    methods = [parse_recipe(content).options.method for content in found]
+    assert methods == ["mudsc-zip", "linear", "wudi", "wudi", "featcal"]
 
 
 def test_every_page_is_in_the_navigation():
