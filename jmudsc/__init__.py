@@ -74,6 +74,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc.finetunes.merge_finetunes import merge_finetunes as merge_finetunes
     from jmudsc.finetunes.methods import FINETUNE_METHODS as FINETUNE_METHODS
     from jmudsc.finetunes.run_soup import soup_of_run as soup_of_run
+    from jmudsc.matching.activation_statistics import collect as collect
     from jmudsc.matching.assignment import align as align, zip_units as zip_units
     from jmudsc.matching.coordinate_descent import (
         Match as Match,
@@ -81,7 +82,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
         matcher as matcher,
     )
     from jmudsc.matching.methods import METHODS as METHODS
-    from jmudsc.matching.moments import collect as collect, Moments as Moments
+    from jmudsc.matching.moments import Moments as Moments
     from jmudsc.merging.merge import merge as merge
     from jmudsc.merging.result import MergeResult as MergeResult
     from jmudsc.merging.save_result import (
@@ -124,10 +125,11 @@ _NAMES_OF = {
     "finetunes.merge_finetunes": "merge_finetunes",
     "finetunes.methods": "FINETUNE_METHODS",
     "finetunes.run_soup": "soup_of_run",
+    "matching.activation_statistics": "collect",
     "matching.assignment": "align zip_units",
     "matching.coordinate_descent": "Match match matcher",
     "matching.methods": "METHODS",
-    "matching.moments": "Moments collect",
+    "matching.moments": "Moments",
     "merging.merge": "merge",
     "merging.result": "MergeResult",
     "merging.save_result": "load_provenance save",

@@ -59,8 +59,10 @@ def merge(recipe: _File, overwrite: bool = False, memory: float | None = None) -
     Args:
         recipe: YAML file; `jmudsc demo` writes examples.
         overwrite: replace an earlier merge at the recipe's output.
-        memory: GiB that the models may take; models that need more stay on disk and
-            are read leaf by leaf. Half of the machine's memory, if not given.
+        memory: GiB that the merge may hold. Models that need more stay on disk and are
+            read leaf by leaf; statistics that need more are gathered in several passes
+            over the batches, and lie in the folder for temporary files. Half of the
+            machine's memory, if not given.
     """
     from jmudsc.recipes.merge import merge_recipe
 
@@ -80,7 +82,7 @@ def plan(recipe: _File, overwrite: bool = False, memory: float | None = None) ->
     Args:
         recipe: YAML file.
         overwrite: allow an earlier merge at the recipe's output.
-        memory: GiB that the models may take, as for merge.
+        memory: GiB that the merge may hold, as for merge.
     """
     from jmudsc.recipes.plan import plan_recipe
     from jmudsc.recipes.plan_report import plan_report

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.digests import digest_of
 from jmudsc.keys import check_key
+from jmudsc.lazy import LazyArray, present
 from jmudsc.matching.coordinate_step import inputs_of, Search, Step, take_step
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.match_options import MatchOptions
@@ -158,7 +159,7 @@ def _search(
     _check_moments(spec, moments or {}, len(models))
     read = options.method.matches and options.method.activations
     known = moments if moments and read else {}
-    activation = {name: activation_similarity(m) for name, m in known.items()}
+    activation = {name: _similarity_of(m) for name, m in known.items()}
     kept = activation if journal else {}
     return Search(
         spec,
@@ -168,8 +169,24 @@ def _search(
         alpha=0.0,
         cache=MomentCache(options.budget),
         journal=journal and journal.of(spec_digest(spec)),
-        evidence={n: digest_of([x.tobytes()]).encode() for n, x in kept.items()},
+        evidence={n: _digest(present(x)).encode() for n, x in kept.items()},
     )
+
+
+def _digest(array: np.ndarray) -> str:
+    return digest_of([np.ascontiguousarray(array).tobytes()])
+
+
+def _similarity_of(moments: Moments) -> np.ndarray | LazyArray:
+    """Return the similarity of activations, lazy if the moments are on disk."""
+    comoment = moments.comoment
+    if not isinstance(comoment, LazyArray):
+        return activation_similarity(moments)
+
+    def fetch(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return dict.fromkeys(names, activation_similarity(moments))
+
+    return LazyArray("similarity", comoment.shape, comoment.dtype, fetch)
 
 
 def _matcher(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmudsc.lazy import Leaf
+from jmudsc.lazy import LazyArray, Leaf, present
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.match_options import MatchOptions
 from jmudsc.matching.moment_cache import MomentCache
@@ -26,7 +26,8 @@ class Search:
     Attributes:
         spec: the permutation spec.
         leaves: per model, leaf path -> array.
-        activation: label -> similarity of activations; a label may be missing.
+        activation: label -> similarity of activations, lazy where it has no room in
+            memory; a label may be missing.
         options: the method and its settings.
         alpha: share of the weight similarity, in [0, 1].
         cache: what is known of weights from earlier steps.
@@ -36,7 +37,7 @@ class Search:
 
     spec: PermutationSpec
     leaves: Sequence[Mapping[str, Leaf]]
-    activation: Mapping[str, np.ndarray]
+    activation: Mapping[str, np.ndarray | LazyArray]
     options: MatchOptions
     alpha: float
     cache: MomentCache
@@ -134,15 +135,18 @@ def blend_of(
     """
     if not _has_evidence(search.spec, name):
         return None
-    activation, weight = search.activation.get(name), None
-    if search.alpha > 0 or activation is None:
+    known, weight = search.activation.get(name), None
+    if search.alpha > 0 or known is None:
         within, cache = search.options.method.zips, search.cache
         weight = weight_similarity(
             search.spec, search.leaves, assignment, name, within=within, cache=cache
         )
+    activation = present(known)
     if weight is not None and activation is not None:
         alpha = np.float32(search.alpha)
-        return alpha * weight + (1 - alpha) * activation
+        blend = alpha * weight
+        blend += (1 - alpha) * activation
+        return blend
     if weight is not None or activation is not None:
         return activation if weight is None else weight
     is_bare = not search.spec.children(name)

@@ -5,10 +5,11 @@ the leaf's other labels go. As long as those stay, between sweeps and between ba
 it need not be computed again.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from jmudsc.lazy import LazyArray
 from jmudsc.matching.cross_moments import CrossMoments
 from jmudsc.matching.moments import Moments
 
@@ -67,5 +68,20 @@ class MomentCache:
         self.size -= sum(_bytes(versions.pop(state)) for state in states)
 
 
+def budget_beside(moments: Mapping[str, Moments], budget: int | None) -> int:
+    """Return what may be kept beside the moments of activations.
+
+    Args:
+        moments: of all labels; those in memory are there beside the similarities that
+            are made of them.
+        budget: bytes that all may take together; None for the usual.
+    """
+    if budget is None:
+        return BUDGET
+    held = sum(2 * _bytes(x) for x in moments.values())
+    return min(BUDGET, max(0, budget - held))
+
+
 def _bytes(moments: Moments | CrossMoments) -> int:
-    return sum(x.nbytes for x in vars(moments).values() if hasattr(x, "nbytes"))
+    arrays = (x for x in vars(moments).values() if hasattr(x, "nbytes"))
+    return sum(x.nbytes for x in arrays if not isinstance(x, LazyArray))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jmudsc.lazy import LazyArray, Leaf
+from jmudsc.lazy import LazyArray, Leaf, present
 from jmudsc.matching.cross_moments import (
     correlation,
     correlation_there,
@@ -36,13 +36,14 @@ def activation_similarity(
     3.1).
 
     Args:
-        moments: of one label, from `collect`.
+        moments: of one label, from `collect`, on disk or not.
 
     Returns:
         Values in [-1, 1]; a unit that never changes has 0 with every unit.
     """
-    mean, comoment, count = moments.mean, moments.comoment, np.float32(moments.count)
-    if comoment.size > _FEW and not isinstance(comoment, np.ndarray):
+    mean, count = moments.mean, np.float32(moments.count)
+    comoment = present(moments.comoment)  # of a lazy one what it was when it was stored
+    if comoment.size > _FEW and not isinstance(moments.comoment, np.ndarray):
         return to_host(correlation_there(mean, comoment, count))
     return np.asarray(correlation(to_host(mean), to_host(comoment), count))
 

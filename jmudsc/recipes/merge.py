@@ -18,7 +18,7 @@ from jmudsc.lazy import is_lazy
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import Inputs
-from jmudsc.merging.memory_budget import room
+from jmudsc.merging.memory_budget import left_for_statistics, room
 from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
@@ -56,14 +56,16 @@ def merge_recipe(
     Until all is saved, the steps of matching are kept in a hidden folder beside the
     output; if the process dies, the next one for the same models takes them up.
 
-    Models that have no room in memory stay on disk and are read leaf by leaf. The spec
+    Models that have no room in memory stay on disk and are read leaf by leaf, and
+    statistics that have none are gathered in several passes over the batches. The spec
     is then checked only where activations are collected or it was written by hand,
     since it takes a whole model.
 
     Args:
         path: the recipe, a YAML file.
         overwrite: replace an earlier merge at the recipe's output.
-        memory: bytes that the models and the merged one may take together; half of what
+        memory: bytes that the merge may hold: the models and the merged one, the
+            statistics of activations, and what is remembered of weights; half of what
             the machine has, if None.
         progress: called with the stage, how much of it is done, and out of how much.
 
@@ -91,7 +93,8 @@ def merge_recipe(
             journal.folder,
         )
     first = open_model(recipe, recipe.models[0])
-    models = load_models(recipe, room() if memory is None else memory, progress)
+    memory = room() if memory is None else memory
+    models = load_models(recipe, memory, progress)
     written = None
     if recipe.spec is not None:
         written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
@@ -99,6 +102,7 @@ def merge_recipe(
         _options(recipe, named, is_lazy(models)),
         Inputs(named["apply_fn"], models, named["batches"], written),
         key=jax.random.key(recipe.seed),
+        budget=left_for_statistics(models, memory),
         journal=journal,
         progress=progress,
     )

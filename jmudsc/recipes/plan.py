@@ -22,7 +22,12 @@ from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import check_batches, Inputs, per_model
-from jmudsc.merging.memory_budget import fits, room, tree_bytes
+from jmudsc.merging.memory_budget import (
+    fits,
+    left_for_statistics,
+    room,
+    tree_bytes,
+)
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.separate import check_carried, check_read, trunks_of
@@ -74,6 +79,8 @@ class Plan:
             without which it cannot be told.
         rates: how fast the machine was found to be.
         streamed: whether the models have no room in memory and stay on disk.
+        budget: bytes that statistics, and what is remembered of weights, may take; None
+            if that is not known.
         problems: everything that is wrong, each as `merge` would say it.
     """
 
@@ -84,6 +91,7 @@ class Plan:
     stages: tuple[Stage, ...] = ()
     rates: Rates | None = None
     streamed: bool = False
+    budget: int | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -122,7 +130,7 @@ def plan_recipe(
     Args:
         path: the recipe, a YAML file.
         overwrite: whether an earlier merge at its output may be replaced.
-        memory: bytes that the models may take, as for `merge_recipe`.
+        memory: bytes that the merge may hold, as for `merge_recipe`.
         rates: how fast the machine is; measured if None.
         progress: called with the stage, how much of it is done, and out of how much.
 
@@ -151,9 +159,11 @@ def plan_recipe(
     trial = _Trial(alike, functions, batch, options)
     plan = Plan(recipe, models, count)
     shapes = [model.shapes for model in models if model]
-    whole = bool(models) and all(models)
-    if whole and not fits(shapes, room() if memory is None else memory):
-        plan = dataclasses.replace(plan, streamed=True)
+    memory = room() if memory is None else memory
+    if models and all(models):
+        streamed = not fits(shapes, memory)
+        budget = left_for_statistics(shapes, memory)
+        plan = dataclasses.replace(plan, streamed=streamed, budget=budget)
     if 0 in alike and batch is not None and "apply_fn" in functions:
         say("tracing the model", 0, 1)
         runs = _runs(problems, trial)
@@ -349,4 +359,5 @@ def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> 
         batches=plan.batches,
         checked=in_memory or is_checked(plan.recipe),
         streamed=plan.streamed and not prepared.options.needs_all_models,
+        budget=plan.budget,
     )

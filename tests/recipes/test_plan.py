@@ -343,6 +343,40 @@ def test_models_without_room_are_planned_to_stay_on_disk(method, project):
     assert "no room" not in plan_report(whole)
 
 
+def test_passes_and_the_peak_within_a_budget_are_told(project):
+    whole = planned(project, {"method": "mudsc-zip"}, memory=2**30)
+    known = held(whole, "collecting activations")["moments"]
+    found = planned(project, {"method": "mudsc-zip"}, memory=0)
+    names = [stage.name for stage in found.stages]
+    (collecting,) = [name for name in names if name.startswith("collecting")]
+    passes = int(re.fullmatch(r"collecting activations in (\d+) passes", collecting)[1])
+    assert passes > 1
+    largest = held(found, collecting)["moments"]
+    assert known / passes <= largest < known
+    assert held(found, "matching")["similarities"] == 0
+    assert held(found, "matching")["moments that are remembered"] == 0
+    assert f"| {collecting} |" in plan_report(found)
+    sys.path.append(str(project))
+    import plan_model
+
+    models = [jmudsc.load(project / name) for name in GOOD["models"]]
+    batches = Passes(plan_model.batches(3))
+    jmudsc.collect(found.spec, plan_model.apply_fn, models, batches, budget=0)
+    assert batches.times == passes
+
+
+class Passes:
+    """Batches that count how often all of them were read."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.times = 0
+
+    def __iter__(self):
+        yield from self.batches
+        self.times += 1
+
+
 def test_what_reads_all_models_nevertheless_is_said(project):
     found = planned(project, {"refit": "least-squares"}, memory=0)
     assert "read all of them nevertheless" in plan_report(found)
