@@ -115,7 +115,7 @@ def real_samples(samples: Values) -> Any:
     """Take complex samples as twice as many real ones."""
     if jnp.iscomplexobj(samples):
         return library_of(samples).concatenate([samples.real, samples.imag])
-    return samples.astype(np.float32)
+    return samples.astype(np.float32, copy=False)
 
 
 def merged_sums(a: Sums, b: Sums, shares: tuple[Any, Any]) -> Sums:

@@ -195,9 +195,9 @@ def _read(leaf: np.ndarray, moves: list[Orders], reading: _Reading) -> Centered:
     wide = np.complex64 if np.issubdtype(wide, np.complexfloating) else np.float32
     runs = [
         read(values, block, axis, lead)
-        for values, block in blocks(leaf.astype(wide), reading.form.axes)
+        for values, block in blocks(leaf.astype(wide, copy=False), reading.form.axes)
         for axis, lead in places_of(block, reading.label, outer)
         if block.origins[axis] == reading.axis
     ]
-    entries = real_samples(np.concatenate(runs))
+    entries = real_samples(runs[0] if len(runs) == 1 else np.concatenate(runs))
     return centered(entries.reshape(len(entries), *reading.apart, -1))

@@ -100,7 +100,8 @@ def move_units(
     moved = sum_units(block, axis, lead, move.index)
     if consumed:
         return moved
-    return moved * _aligned(block, axis, lead, move.scale)
+    moved *= _aligned(block, axis, lead, move.scale)  # of numpy in place: it is new
+    return moved
 
 
 def move_leaf(
@@ -216,9 +217,10 @@ def _sum_rows(rows: np.ndarray, to: np.ndarray) -> np.ndarray:
     sorted_to = to[order]
     starts = np.searchsorted(sorted_to, sorted_to)
     turn = np.arange(len(to)) - starts  # how many go to the same place before a row
-    first = order[turn == 0]
-    sums = np.zeros_like(rows)
-    sums[to[first]] = rows[first]
+    first = np.zeros(len(to), int)
+    first[to[order[turn == 0]]] = order[turn == 0]
+    sums = rows.take(first, axis=0)
+    sums[np.bincount(to, minlength=len(to)) == 0] = 0
     for number in range(1, turn.max(initial=0) + 1):
         now = order[turn == number]
         sums[to[now]] += rows[now]
