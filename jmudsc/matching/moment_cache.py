@@ -53,14 +53,18 @@ class MomentCache:
         versions = self.kept.setdefault(of, {})
         if state in versions:
             return versions[state]
+        moments = compute()  # from an earlier version, perhaps
         self._forget(versions, list(versions)[1:])
-        moments = compute()
         if self.size + _bytes(moments) > self.budget:
             self._forget(versions, list(versions))
         if self.size + _bytes(moments) <= self.budget:
             versions[state] = moments
             self.size += _bytes(moments)
         return moments
+
+    def known(self, of: Hashable, state: Hashable) -> Any:
+        """Return moments of something in a state; None if they are not known."""
+        return self.kept.get(of, {}).get(state)
 
     def _forget(
         self, versions: dict[Hashable, Any], states: Sequence[Hashable]

@@ -128,8 +128,9 @@ def merged_sums(a: Sums, b: Sums, shares: tuple[Any, Any]) -> Sums:
     """
     (mean_a, comoment_a), (mean_b, comoment_b), (share, weight) = a, b, shares
     step = mean_b - mean_a
-    outer = step[..., :, None] * step[..., None, :]
-    return mean_a + share * step, comoment_a + comoment_b + weight * outer
+    comoment = comoment_a + comoment_b
+    comoment += weight * (step[..., :, None] * step[..., None, :])
+    return mean_a + share * step, comoment
 
 
 _merged_there = jax.jit(merged_sums)

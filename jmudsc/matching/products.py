@@ -2,8 +2,9 @@
 
 A program takes seconds to compile on an accelerator, and small arrays take longer to
 get there than to multiply. So small products are taken on the host, and large ones on
-an accelerator, in chunks of entries that all have one shape: one program serves all leaves
-and layers that have as many units. Where there is no accelerator the host takes them all.
+an accelerator, in chunks of entries that all have one shape: one program serves all
+leaves and layers that have as many units. Where there is no accelerator the host takes
+them all.
 """
 
 import functools
