@@ -11,7 +11,7 @@ whose peak resident size and processor time, of all threads together, are taken;
 Python, JAX and the tracing of a model take is in it. A decoder is named by its size or
 by width x layers. With `--in-memory` the same merge is done with all in memory too, and
 the results are compared bit for bit. Where three decoders or more differ in width
-alone, or in layers, the growth of the processor time of a sweep is fitted.
+alone, or in layers, the growth of the processor time is fitted.
 """
 
 import argparse
@@ -138,15 +138,19 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Row:
 
 
 def print_growth(rows: Sequence[Row]) -> None:
-    """Fit powers of the processor time of a sweep, in layers and in width."""
+    """Fit powers of the processor time, and of that by the sweeps."""
     for grows, stays in (("layers", "width"), ("width", "layers")):
         for value in sorted({getattr(row, stays) for row in rows}):
             members = [row for row in rows if getattr(row, stays) == value]
             if len(members) > 2:
                 size = np.log([getattr(row, grows) for row in members])
-                times = np.log([row.processor / row.sweeps for row in members])
-                power = np.polyfit(size, times, 1)[0]
-                print(f"{stays} {value}: a sweep grows as {grows}^{power:.2f}")
+                whole = np.log([row.processor for row in members])
+                sweep = whole - np.log([row.sweeps for row in members])
+                powers = [np.polyfit(size, times, 1)[0] for times in (whole, sweep)]
+                print(
+                    f"{stays} {value}: processor time grows as {grows}^{powers[0]:.2f},"
+                    f" divided by the sweeps as {grows}^{powers[1]:.2f}"
+                )
 
 
 def main() -> None:

@@ -45,7 +45,8 @@ def activation_similarity(
         Values in [-1, 1]; a unit that never changes has 0 with every unit.
     """
     mean, count = moments.mean, np.float32(moments.count)
-    comoment = present(moments.comoment)  # of a lazy one what it was when it was stored
+    comoment = present(moments.comoment)
+    # Where those on disk were before: the bits are the same.
     if comoment.size > _FEW and not isinstance(moments.comoment, np.ndarray):
         return to_host(correlation_there(mean, comoment, count))
     return np.asarray(correlation(to_host(mean), to_host(comoment), count))
@@ -125,7 +126,15 @@ def sites_read(spec: PermutationSpec, label: str) -> dict[Site, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class _Leaves:
-    """The leaves that a label is read from, and what is known of them."""
+    """The leaves that a label is read from, and what is known of them.
+
+    Attributes:
+        spec: the permutation spec.
+        models: per model, leaf path -> array.
+        label: the label.
+        within: whether units of one model are compared with each other too.
+        cache: what is known.
+    """
 
     spec: PermutationSpec
     models: Sequence[Mapping[str, Leaf]]
