@@ -53,7 +53,7 @@ class MomentStore:
         values = np.ascontiguousarray(to_host(moments.comoment))
         with _with_room(f"{values.nbytes} bytes of co-moments"):
             start = self.file.seek(0, os.SEEK_END)
-            left = memoryview(values).cast("B")
+            left = values.data.cast("B")
             while left:
                 left = left[self.file.write(left) :]
         shape, dtype = values.shape, values.dtype

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jmudsc.lazy import LazyArray
+from jmudsc.lazy import LazyArray, present
 from jmudsc.matching.products import stacked_products
 from jmudsc.reordering.blocks import library_of, Values
 
@@ -107,7 +107,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     """
     is_here = isinstance(a.comoment, np.ndarray) and isinstance(b.comoment, np.ndarray)
     merge = merged_sums if is_here else _merged_there
-    parts = (a.mean, a.comoment), (b.mean, b.comoment)
+    parts = (a.mean, present(a.comoment)), (b.mean, present(b.comoment))
     return Moments(a.count + b.count, *merge(*parts, step_shares(a.count, b.count)))
 
 

@@ -171,7 +171,7 @@ def mended(
         shift = np.concatenate(step, axis=-1)
         comoment = stacked_products(new) - stacked_products(old)
         comoment -= many * (shift[..., :, None] * shift[..., None, :])
-        comoment += moments.comoment
+        comoment += np.asarray(moments.comoment)
         return replace(moments, mean=moments.mean + shift, comoment=comoment)
     shift = np.stack(step)
     square = np.stack([(x * x).sum(axis=0) for x in new])
