@@ -100,6 +100,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
         lora_to_tree as lora_to_tree,
         save_lora as save_lora,
     )
+    from jmudsc.matching.activation_statistics import collect as collect
     from jmudsc.matching.assignment import align as align, zip_units as zip_units
     from jmudsc.matching.coordinate_descent import (
         Match as Match,
@@ -107,7 +108,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
         matcher as matcher,
     )
     from jmudsc.matching.methods import METHODS as METHODS
-    from jmudsc.matching.moments import collect as collect, Moments as Moments
+    from jmudsc.matching.moments import Moments as Moments
     from jmudsc.merging.merge import merge as merge
     from jmudsc.merging.result import MergeResult as MergeResult
     from jmudsc.merging.save_result import (
@@ -157,10 +158,11 @@ _NAMES_OF = {
     "lora.load_lora": "load_lora",
     "lora.merge_loras": "merge_loras",
     "lora.save_lora": "lora_to_tree save_lora",
+    "matching.activation_statistics": "collect",
     "matching.assignment": "align zip_units",
     "matching.coordinate_descent": "Match match matcher",
     "matching.methods": "METHODS",
-    "matching.moments": "Moments collect",
+    "matching.moments": "Moments",
     "merging.merge": "merge",
     "merging.result": "MergeResult",
     "merging.save_result": "load_provenance save",

@@ -70,8 +70,8 @@ def merge(
     Args:
         recipe: YAML file, or its URL; `jmudsc demo` writes examples.
         overwrite: replace an earlier merge at the recipe's output.
-        memory: GiB that the models may take; models that need more stay on disk and
-            are read leaf by leaf. Half of the machine's memory, if not given.
+        memory: GiB that may be held; models that need more stay on disk, statistics are
+            gathered in several passes. Half of the machine's memory, if not given.
         distributed: merge in several processes, which JAX finds by itself on a TPU
             slice, under SLURM and under Open MPI.
         coordinator: HOST:PORT at which the first of several processes listens.
@@ -104,7 +104,7 @@ def plan(recipe: _Place, overwrite: bool = False, memory: float | None = None) -
     Args:
         recipe: YAML file.
         overwrite: allow an earlier merge at the recipe's output.
-        memory: GiB that the models may take, as for merge.
+        memory: GiB that the merge may hold, as for merge.
     """
     from jmudsc.recipes.plan import plan_recipe
     from jmudsc.recipes.plan_report import plan_report

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
 
 from jaxtyping import PyTree
 
@@ -10,23 +11,26 @@ from jaxtyping import PyTree
 Progress = Callable[[str, int, int | None], None]
 
 
-def counted(
-    batches: Iterable[PyTree], stage: str, progress: Progress
-) -> Iterator[PyTree]:
-    """Yield batches, telling how many were read.
+@dataclass(frozen=True)
+class Counted:
+    """Batches that tell how many were read.
 
-    Args:
-        batches: any iterable.
+    Attributes:
+        batches: any iterable; one that can be read again counts anew.
         stage: what they are read for.
         progress: called before each.
-
-    Yields:
-        The batches.
     """
-    total = len(batches) if isinstance(batches, Sized) else None
-    for done, batch in enumerate(batches):
-        progress(stage, done, total)
-        yield batch
+
+    batches: Iterable[PyTree]
+    stage: str
+    progress: Progress
+
+    def __iter__(self) -> Iterator[PyTree]:
+        """Go through the batches."""
+        total = len(self.batches) if isinstance(self.batches, Sized) else None
+        for done, batch in enumerate(self.batches):
+            self.progress(self.stage, done, total)
+            yield batch
 
 
 def silent(stage: str, done: int, total: int | None) -> None:

@@ -2,13 +2,16 @@
 
     python scripts/bench_disk.py 10m 100m
     python scripts/bench_disk.py 256x4 256x16 256x64
+    python scripts/bench_disk.py 256x4 256x8 256x16 512x4 1024x4 --method mudsc-zip
     python scripts/bench_disk.py 1b --dir DIR
 
 Pairs of decoders from different initializations, in bfloat16, are written to disk and
-merged by `jmudsc merge --memory 0` in a process of its own, whose peak resident size is
-taken; what Python, JAX and the tracing of a model take is in it. A decoder is named by
-its size or by width x layers. With `--in-memory` the same merge is done with the models
-in memory too, and the results are compared bit for bit.
+merged by `jmudsc merge --memory` (0 GiB if no other is given) in a process of its own,
+whose peak resident size and processor time, of all threads together, are taken; what
+Python, JAX and the tracing of a model take is in it. A decoder is named by its size or
+by width x layers. With `--in-memory` the same merge is done with all in memory too, and
+the results are compared bit for bit. Where three decoders or more differ in width
+alone, or in layers, the growth of the processor time is fitted.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import decoders
 import jax
@@ -59,18 +63,37 @@ def command(recipe: Path, *options: str) -> tuple[list[str], dict[str, str]]:
     return arguments, {**os.environ, "PYTHONPATH": scripts}
 
 
-def merged(recipe: Path, *options: str) -> tuple[float, float]:
-    """Merge in a process of its own; return its seconds and its peak in GiB."""
+class Taken(NamedTuple):
+    """What a process took."""
+
+    wall: float  # seconds
+    processor: float  # seconds, of all threads together
+    peak: float  # GiB
+
+
+def merged(recipe: Path, *options: str) -> Taken:
+    """Merge in a process of its own."""
     start = time.perf_counter()
     arguments, environment = command(recipe, *options)
     child = os.posix_spawn(sys.executable, arguments, environment)
     _, status, used = os.wait4(child, 0)
     if status:
         raise SystemExit(f"{recipe}: the merge failed.")
-    return time.perf_counter() - start, used.ru_maxrss / 2**20
+    processor = used.ru_utime + used.ru_stime
+    return Taken(time.perf_counter() - start, processor, used.ru_maxrss / 2**20)
 
 
-def measure(name: str, folder: Path, options: argparse.Namespace) -> list[str]:
+class Row(NamedTuple):
+    """What is known of a decoder."""
+
+    width: int
+    layers: int
+    sweeps: int
+    cells: list[str]
+    processor: float
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> Row:
     """Write a pair, merge it, and return a row of the table."""
     width, layers = decoders.size_of(name)
     ending = options.ending
@@ -82,7 +105,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> list[str]:
     parameters = sum(x.size for x in leaves)
     blank = {"width": width, "ending": ending, "method": options.method}
     rows = {}
-    for output, memory in (("streamed", "0"), ("whole", "1000")):
+    for output, memory in (("streamed", str(options.memory)), ("whole", "1000")):
         if output == "whole" and not options.in_memory:
             continue
         recipe = folder / f"{output}.yaml"
@@ -96,16 +119,38 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> list[str]:
             raise SystemExit(f"{name}: the results differ.")
     cells = [
         cell
-        for seconds, size in rows.values()
-        for cell in (f"{seconds:.0f}", f"{size:.2f}")
+        for taken in rows.values()
+        for cell in (
+            f"{taken.wall:.0f}",
+            f"{taken.processor:.0f}",
+            f"{taken.peak:.2f}",
+        )
     ]
-    return [
+    sweeps = len(record["history"])
+    cells = [
         f"{width} x {layers}",
         f"{parameters / 1e6:.1f}",
         f"{2 * parameters / 2**30:.2f}",
-        str(len(record["history"])),
+        str(sweeps),
         *cells,
     ]
+    return Row(width, layers, sweeps, cells, rows["streamed"].processor)
+
+
+def print_growth(rows: Sequence[Row]) -> None:
+    """Fit powers of the processor time, and of that by the sweeps."""
+    for grows, stays in (("layers", "width"), ("width", "layers")):
+        for value in sorted({getattr(row, stays) for row in rows}):
+            members = [row for row in rows if getattr(row, stays) == value]
+            if len(members) > 2:
+                size = np.log([getattr(row, grows) for row in members])
+                whole = np.log([row.processor for row in members])
+                sweep = whole - np.log([row.sweeps for row in members])
+                powers = [np.polyfit(size, times, 1)[0] for times in (whole, sweep)]
+                print(
+                    f"{stays} {value}: processor time grows as {grows}^{powers[0]:.2f},"
+                    f" divided by the sweeps as {grows}^{powers[1]:.2f}"
+                )
 
 
 def main() -> None:
@@ -115,6 +160,7 @@ def main() -> None:
     parser.add_argument("--method", default="weight-align", choices=jmudsc.METHODS)
     parser.add_argument("--ending", default=".safetensors", help='"" for orbax')
     parser.add_argument("--sequences", type=int, default=4, help="of 128 tokens")
+    parser.add_argument("--memory", type=float, default=0, help="GiB; see jmudsc merge")
     parser.add_argument("--in-memory", action="store_true", help="compare")
     parser.add_argument("--dir", type=Path, help="to keep models in; else temporary")
     options = parser.parse_args()
@@ -126,11 +172,13 @@ def main() -> None:
             rows.append(measure(size, folder, options))
             print(f"measured {size}", flush=True)
     header = ["decoder", "10^6 parameters", "GiB of a model", "sweeps"]
-    header += ["seconds", "peak, GiB"]
-    header += ["in memory: seconds", "peak, GiB"] if options.in_memory else []
+    columns = ["seconds", "processor, s", "peak, GiB"]
+    header += columns
+    header += [f"in memory: {columns[0]}", *columns[1:]] if options.in_memory else []
     kind = jax.devices()[0].device_kind
     print(f"\n{kind}, jax {jax.__version__}, {options.method}\n")
-    print(table(header, rows))
+    print(table(header, [row.cells for row in rows]))
+    print_growth(rows)
 
 
 if __name__ == "__main__":

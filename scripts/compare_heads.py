@@ -33,9 +33,10 @@ from jmudsc.experiments.datasets import batches, load_splits, only, Split
 from jmudsc.experiments.seed_setup import SeedSetup, set_up_seed
 from jmudsc.experiments.training import cosines, NetworkSetup, telling_apart, train
 from jmudsc.experiments.training_state import trained_once
+from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import match, matcher
 from jmudsc.matching.methods import TABLE
-from jmudsc.matching.moments import collect, Moments
+from jmudsc.matching.moments import Moments
 from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.recipes.report import table
 from jmudsc.reordering.combine import combine

@@ -32,8 +32,8 @@ from jaxtyping import PyTree
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import models
 from jmudsc.experiments.seed_setup import SeedSetup
+from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import match
-from jmudsc.matching.moments import collect
 from jmudsc.recipes.report import table
 from jmudsc.reordering.combine import combine
 from jmudsc.reordering.permute import permute, random_permutations

@@ -37,9 +37,10 @@ from jmudsc.experiments.tasks_report import describe_tasks, row_name
 from jmudsc.experiments.tasks_run import score_pairs
 from jmudsc.experiments.training import NetworkSetup, telling_apart, train
 from jmudsc.experiments.training_state import trained_once
+from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import Match, matcher
 from jmudsc.matching.methods import TABLE
-from jmudsc.matching.moments import collect, Moments
+from jmudsc.matching.moments import Moments
 from jmudsc.merging.alpha_search import search_alpha
 from jmudsc.progress import prefixed, Progress
 from jmudsc.repairs.batch_stats import reset_batch_stats

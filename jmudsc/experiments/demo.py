@@ -25,9 +25,9 @@ from jmudsc.experiments.training import (
     telling_apart,
     train,
 )
+from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import METHODS, TABLE
-from jmudsc.matching.moments import collect
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save

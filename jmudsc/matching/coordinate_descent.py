@@ -11,14 +11,17 @@ from jaxtyping import PyTree
 from jmudsc import paths
 from jmudsc.digests import digest_of
 from jmudsc.keys import check_key
+from jmudsc.lazy import LazyArray, present
 from jmudsc.matching.coordinate_step import inputs_of, Search, Step, take_step
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.match_options import MatchOptions
 from jmudsc.matching.methods import check_alpha, method_of
-from jmudsc.matching.moment_cache import MomentCache
+from jmudsc.matching.moment_cache import BUDGET, MomentCache
 from jmudsc.matching.moments import Moments
 from jmudsc.matching.multi_model import check_reference
 from jmudsc.matching.nested_labels import families, stacked_shape
+from jmudsc.matching.passes import bytes_of_moments
+from jmudsc.matching.row_updates import Chains
 from jmudsc.matching.similarity import activation_similarity
 from jmudsc.progress import Progress
 from jmudsc.reordering.permute import identity
@@ -158,7 +161,7 @@ def _search(
     _check_moments(spec, moments or {}, len(models))
     read = options.method.matches and options.method.activations
     known = moments if moments and read else {}
-    activation = {name: activation_similarity(m) for name, m in known.items()}
+    activation = {name: _similarity_of(m) for name, m in known.items()}
     kept = activation if journal else {}
     return Search(
         spec,
@@ -168,8 +171,37 @@ def _search(
         alpha=0.0,
         cache=MomentCache(options.budget),
         journal=journal and journal.of(spec_digest(spec)),
-        evidence={n: digest_of([x.tobytes()]).encode() for n, x in kept.items()},
+        chains=Chains() if _are_kept(spec, len(models)) else None,
+        evidence={n: _digest(present(x)).encode() for n, x in kept.items()},
     )
+
+
+def _are_kept(spec: PermutationSpec, models: int) -> bool:
+    """Whether moments of weights are kept, by the usual budget, to be mended.
+
+    That depends on sizes alone: with whatever budget the bits are the same.
+    """
+    sizes = [
+        2 * bytes_of_moments(spec, name, models) * len(label.sites)
+        for name, label in spec.labels.items()
+    ]
+    return sum(sizes) <= BUDGET
+
+
+def _digest(array: np.ndarray) -> str:
+    return digest_of([np.ascontiguousarray(array).tobytes()])
+
+
+def _similarity_of(moments: Moments) -> np.ndarray | LazyArray:
+    """Return the similarity of activations, lazy if the moments are on disk."""
+    comoment = moments.comoment
+    if not isinstance(comoment, LazyArray):
+        return activation_similarity(moments)
+
+    def fetch(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return dict.fromkeys(names, activation_similarity(moments))
+
+    return LazyArray("similarity", comoment.shape, comoment.dtype, fetch)
 
 
 def _matcher(
@@ -181,7 +213,9 @@ def _matcher(
 
     def at(alpha: float) -> Match:
         check_alpha("match", alpha)
-        blended = replace(search, alpha=alpha if method.blends else 1.0)
+        chains = Chains() if search.chains is not None else None
+        blend = alpha if method.blends else 1.0
+        blended = replace(search, alpha=blend, chains=chains)
         return _descend(blended, start, key, progress)
 
     return at

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jmudsc.lazy import Leaf
+from jmudsc.lazy import LazyArray, Leaf, present
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.match_options import MatchOptions
 from jmudsc.matching.moment_cache import MomentCache
 from jmudsc.matching.nested_labels import match_family, stacked_shape
 from jmudsc.matching.objective import mean_similarity
-from jmudsc.matching.similarity import weight_similarity
+from jmudsc.matching.row_updates import Chains
+from jmudsc.matching.similarity import sites_read, weight_similarity
 from jmudsc.matching.weight_vectors import others_on
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -26,22 +27,26 @@ class Search:
     Attributes:
         spec: the permutation spec.
         leaves: per model, leaf path -> array.
-        activation: label -> similarity of activations; a label may be missing.
+        activation: label -> similarity of activations, lazy where it has no room in
+            memory; a label may be missing.
         options: the method and its settings.
         alpha: share of the weight similarity, in [0, 1].
         cache: what is known of weights from earlier steps.
         journal: where steps are kept; None for nowhere.
+        chains: how moments of weights came about in this search; None where they are
+            too large to be kept, so that all sums are taken anew.
         evidence: label -> digest of its `activation`, to tell the journal.
     """
 
     spec: PermutationSpec
     leaves: Sequence[Mapping[str, Leaf]]
-    activation: Mapping[str, np.ndarray]
+    activation: Mapping[str, np.ndarray | LazyArray]
     options: MatchOptions
     alpha: float
     cache: MomentCache
     journal: Journal | None
     evidence: Mapping[str, bytes]
+    chains: Chains | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def take_step(
         yield repr(decisive).encode()
         for name in inputs_of(search.spec, family):
             yield assignment[name].tobytes()
+        yield from _advanced(search, family, assignment)
         yield from (search.evidence[n] for n in family if n in search.evidence)
 
     def compute() -> dict[str, np.ndarray]:
@@ -89,6 +95,23 @@ def take_step(
     kept = search.journal.recall(state, compute)
     reached = kept.pop(_REACHED).tolist()
     return Step({name.removeprefix(_TO): row for name, row in kept.items()}, reached)
+
+
+def _advanced(
+    search: Search, family: Sequence[str], assignment: Mapping[str, np.ndarray]
+) -> Iterator[bytes]:
+    """Go on with the chains of a family, whether or not its step is recalled.
+
+    Yields:
+        What tells the chains apart.
+    """
+    if search.chains is None:
+        return
+    spec = search.spec
+    for name in family:
+        for site, others in sites_read(spec, name).items():
+            state = {other: assignment[other] for other in others}
+            yield search.chains.advance(spec, name, site, state)[-1].key.encode()
 
 
 def solve(
@@ -134,15 +157,24 @@ def blend_of(
     """
     if not _has_evidence(search.spec, name):
         return None
-    activation, weight = search.activation.get(name), None
-    if search.alpha > 0 or activation is None:
+    known, weight = search.activation.get(name), None
+    if search.alpha > 0 or known is None:
         within, cache = search.options.method.zips, search.cache
         weight = weight_similarity(
-            search.spec, search.leaves, assignment, name, within=within, cache=cache
+            search.spec,
+            search.leaves,
+            assignment,
+            name,
+            within=within,
+            cache=cache,
+            chains=search.chains,
         )
+    activation = present(known)
     if weight is not None and activation is not None:
         alpha = np.float32(search.alpha)
-        return alpha * weight + (1 - alpha) * activation
+        blend = alpha * weight
+        blend += (1 - alpha) * activation
+        return blend
     if weight is not None or activation is not None:
         return activation if weight is None else weight
     is_bare = not search.spec.children(name)

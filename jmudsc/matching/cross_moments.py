@@ -23,6 +23,9 @@ from jmudsc.sharding import to_host
 # constant.
 _CONSTANT = 16 * np.finfo(np.float32).eps
 
+# Rows of a matrix on the host that are worked on at once, so that they stay in a cache.
+_TILE = 256
+
 # Mean, square and product of `CrossMoments`.
 _Sums = tuple[Values, Values, Values]
 
@@ -44,11 +47,25 @@ def correlation(
         0 with every unit, itself included.
     """
     library = library_of(comoment)
-    variance = comoment / library.asarray(count, comoment.dtype)
-    inverse = inverse_std(mean, library.diagonal(variance, axis1=-2, axis2=-1))
-    product = inverse[..., :, None] * inverse[..., None, :]
-    scaled = library.clip(variance * product, -1, 1)
-    return (scaled + scaled.mT) / 2
+    size = library.asarray(count, comoment.dtype)
+    variance = library.diagonal(comoment, axis1=-2, axis2=-1) / size
+    inverse = inverse_std(mean, variance)
+
+    def scaled(rows: slice, columns: slice) -> Any:
+        product = inverse[..., rows, None] * inverse[..., None, columns]
+        return library.clip(comoment[..., rows, columns] / size * product, -1, 1)
+
+    everything = slice(None)
+    if library is not np:
+        whole = scaled(everything, everything)
+        return (whole + whole.mT) / 2
+    found = np.empty_like(comoment)
+    tiles = [slice(at, at + _TILE) for at in range(0, comoment.shape[-1], _TILE)]
+    for rows, columns in itertools.combinations_with_replacement(tiles, 2):
+        mean_of_both = (scaled(rows, columns) + scaled(columns, rows).mT) / 2
+        found[..., rows, columns] = mean_of_both
+        found[..., columns, rows] = mean_of_both.mT
+    return found
 
 
 correlation_there = jax.jit(correlation)

@@ -5,10 +5,11 @@ the leaf's other labels go. As long as those stay, between sweeps and between ba
 it need not be computed again.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from jmudsc.lazy import LazyArray
 from jmudsc.matching.cross_moments import CrossMoments
 from jmudsc.matching.moments import Moments
 
@@ -52,8 +53,8 @@ class MomentCache:
         versions = self.kept.setdefault(of, {})
         if state in versions:
             return versions[state]
+        moments = compute()  # from an earlier version, perhaps
         self._forget(versions, list(versions)[1:])
-        moments = compute()
         if self.size + _bytes(moments) > self.budget:
             self._forget(versions, list(versions))
         if self.size + _bytes(moments) <= self.budget:
@@ -61,11 +62,30 @@ class MomentCache:
             self.size += _bytes(moments)
         return moments
 
+    def known(self, of: Hashable, state: Hashable) -> Any:
+        """Return moments of something in a state; None if they are not known."""
+        return self.kept.get(of, {}).get(state)
+
     def _forget(
         self, versions: dict[Hashable, Any], states: Sequence[Hashable]
     ) -> None:
         self.size -= sum(_bytes(versions.pop(state)) for state in states)
 
 
+def budget_beside(moments: Mapping[str, Moments], budget: int | None) -> int:
+    """Return what may be kept beside the moments of activations.
+
+    Args:
+        moments: of all labels; those in memory are there beside the similarities that
+            are made of them.
+        budget: bytes that all may take together; None for the usual.
+    """
+    if budget is None:
+        return BUDGET
+    held = sum(2 * _bytes(x) for x in moments.values())
+    return min(BUDGET, max(0, budget - held))
+
+
 def _bytes(moments: Moments | CrossMoments) -> int:
-    return sum(x.nbytes for x in vars(moments).values() if hasattr(x, "nbytes"))
+    arrays = (x for x in vars(moments).values() if hasattr(x, "nbytes"))
+    return sum(x.nbytes for x in arrays if not isinstance(x, LazyArray))

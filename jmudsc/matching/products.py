@@ -2,9 +2,9 @@
 
 A program takes seconds to compile on an accelerator, and small arrays take longer to
 get there than to multiply. So small products are taken on the host, and large ones on
-the device, in chunks of entries that all have one shape: one program serves all leaves
-and layers that have as many units. Which it is depends on sizes alone, so that the bits
-of a result do not depend on the machine's devices in any other way.
+an accelerator, in chunks of entries that all have one shape: one program serves all
+leaves and layers that have as many units. Where there is no accelerator the host takes
+them all.
 """
 
 import functools
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Products of so many pairs of numbers, for one label, are taken on the device.
+# Products of so many pairs of numbers, for one label, are taken on an accelerator.
 LARGE = 2**33
 # Entries that go to the device at once.
 CHUNK = 256
@@ -27,14 +27,19 @@ Samples = Float[np.ndarray, "entries *apart units"]
 
 
 def are_large(models: int, units: int, numbers: int) -> bool:
-    """Whether the products of a label's units belong on the device.
+    """Whether the products of a label's units belong on the device, an accelerator.
 
     Args:
         models: how many models.
         units: how many units of each are compared.
         numbers: how many numbers the leaves of one model have that they are read from.
     """
-    return models**2 * units * numbers >= LARGE
+    return has_accelerator() and models**2 * units * numbers >= LARGE
+
+
+def has_accelerator() -> bool:
+    """Whether arrays are on anything but the host."""
+    return jax.default_backend() != "cpu"
 
 
 def stacked_products(

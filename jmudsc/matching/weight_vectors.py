@@ -5,6 +5,7 @@ units of different models can be compared.
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ from jmudsc.reordering.transport import (
     form_of,
     LeafForm,
     Move,
+    move_some_units,
     move_units,
     moves_of,
     names_in_leaf,
 )
 from jmudsc.sharding import to_host
-from jmudsc.spec.axes import labels_by_axis
+from jmudsc.spec.axes import labels_by_axis, Units
 from jmudsc.spec.permutation_spec import PermutationSpec, Site
 
 Stays = tuple[bool, ...]  # for each outer label of a label whether it stays in place
@@ -91,6 +93,31 @@ def unit_slices(
         Per model the mean of each unit's entries, and the entries without it, on the
         host; outer labels that stay in place are axes that lead, as in `Moments`.
     """
+    return [centered(x) for x in unit_entries(spec, models, assignment, label, site)]
+
+
+def unit_entries(
+    spec: PermutationSpec,
+    models: Sequence[Mapping[str, Leaf]],
+    assignment: Mapping[str, np.ndarray],
+    label: str,
+    site: Site,
+    only: tuple[str, np.ndarray] | None = None,
+) -> list[np.ndarray]:
+    """Read the entries of the units of a label at one site, in every model.
+
+    Args:
+        spec: the permutation spec.
+        models: per model, leaf path -> array, lazy or not.
+        assignment: label -> `int32[models, *outer units, units]`.
+        label: the label; it can be read there, as `others_on` says.
+        site: where.
+        only: another label and some of its merged units, whose entries are read and no
+            others; for one that `what_moved` returns. None for all.
+
+    Returns:
+        Per model (entries, *apart, units), on the host.
+    """
     names = names_in_leaf(spec, site.path)
     shares = (1 / len(models),) * len(models)
     moved = _moved_with(spec, label, site) or set()
@@ -106,6 +133,7 @@ def unit_slices(
         label=str(names.index(label)),
         axis=site.axis,
         apart=spec.compared_shape(label)[0],
+        only=None if only is None else (str(names.index(only[0])), only[1]),
     )
     still = spec.labels[label].parents
     slices = []
@@ -170,6 +198,7 @@ class _Reading:
         label: the label that is read, as the form calls it.
         axis: the axis of the leaf that it is read on.
         apart: the sizes of its outer labels that stay in place.
+        only: a label and its merged units that are read, and no others; None for all.
     """
 
     form: LeafForm
@@ -177,27 +206,38 @@ class _Reading:
     label: str
     axis: int
     apart: tuple[int, ...]
+    only: tuple[str, np.ndarray] | None = None
 
 
-def _read(leaf: np.ndarray, moves: list[Orders], reading: _Reading) -> Centered:
+def _read(leaf: np.ndarray, moves: list[Orders], reading: _Reading) -> np.ndarray:
     """Return the slices of a label, every other axis in the merged order."""
-    outer = dict(reading.form.outer)
+    outer, only = dict(reading.form.outer), reading.only
 
     def read(values: Values, block: Block, axis: int, lead: tuple[int, ...]) -> Values:
         for other, others_lead, name in placed(block, outer):
             if other not in (axis, *lead):
                 flag = reading.summed[block.origins[other]]
                 move = moves[int(name)][tuple(a in lead for a in others_lead)]
-                values = move_units(values, other, others_lead, move, flag)
+                if only is not None and name == only[0]:
+                    values = move_some_units(values, other, move, flag, only[1])
+                else:
+                    values = move_units(values, other, others_lead, move, flag)
         return units_last(values, axis, lead)
 
     wide = np.result_type(leaf.dtype, np.float32)
     wide = np.complex64 if np.issubdtype(wide, np.complexfloating) else np.float32
     runs = [
         read(values, block, axis, lead)
-        for values, block in blocks(leaf.astype(wide), reading.form.axes)
+        for values, block in blocks(leaf.astype(wide, copy=False), reading.form.axes)
         for axis, lead in places_of(block, reading.label, outer)
-        if block.origins[axis] == reading.axis
+        if block.origins[axis] == reading.axis and _has(block, only)
     ]
-    entries = real_samples(np.concatenate(runs))
-    return centered(entries.reshape(len(entries), *reading.apart, -1))
+    entries = real_samples(runs[0] if len(runs) == 1 else np.concatenate(runs))
+    units = math.prod(entries.shape[1:]) // math.prod(reading.apart)
+    return entries.reshape(len(entries), *reading.apart, units)
+
+
+def _has(block: Block, only: tuple[str, np.ndarray] | None) -> bool:
+    """Whether a label of which some merged units are read is on a block at all."""
+    atoms = (atom.label for atom in block.atoms if isinstance(atom, Units))
+    return only is None or only[0] in atoms

@@ -1,4 +1,9 @@
-"""Memory budget: how much memory models may take, and whether they fit into it."""
+"""Memory budget: how much memory a merge may hold, and what it is spent on.
+
+Models come first: if they have no room they stay on disk. What they leave is for the
+statistics of activations, gathered in several passes over the data if they have no room
+in it, and then for what is remembered of weights.
+"""
 
 import math
 import os
@@ -10,7 +15,7 @@ from jaxtyping import PyTree
 
 
 def room() -> int:
-    """Return the bytes that models may take: half of the host's, or of a device's.
+    """Return the bytes that a merge may hold: half of the host's, or of a device's.
 
     Whichever is less; the rest is for what is computed with them.
     """
@@ -28,6 +33,18 @@ def fits(models: Sequence[PyTree], memory: int) -> bool:
     """
     sizes = list(map(tree_bytes, models))
     return sum(sizes) + max(sizes) <= memory
+
+
+def left_for_statistics(models: Sequence[PyTree], memory: int) -> int:
+    """Return what of the memory statistics may take, and what is remembered of weights.
+
+    Args:
+        models: per model its arrays, lazy or not, or their shapes.
+        memory: in bytes, for all together.
+    """
+    sizes = list(map(tree_bytes, models))
+    held = sum(sizes) + max(sizes) if fits(models, memory) else 0
+    return memory - held
 
 
 def tree_bytes(tree: PyTree) -> int:

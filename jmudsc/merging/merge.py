@@ -10,10 +10,12 @@ from jaxtyping import PyTree
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.keys import check_key, two_keys
 from jmudsc.lazy import to_device
+from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import matcher
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.methods import TABLE
-from jmudsc.matching.moments import collect, Moments
+from jmudsc.matching.moment_cache import budget_beside
+from jmudsc.matching.moments import Moments
 from jmudsc.merging.alpha_search import ALPHAS, Best, search_alpha
 from jmudsc.merging.candidate import Candidate, candidate, score_of
 from jmudsc.merging.doubts import doubts_of_merge, doubts_of_models
@@ -26,7 +28,7 @@ from jmudsc.merging.result import MergeResult
 from jmudsc.merging.separate import check_carried, check_read
 from jmudsc.merging.watch import Watch
 from jmudsc.paths import plural
-from jmudsc.progress import counted, Progress, silent
+from jmudsc.progress import Counted, Progress, silent
 from jmudsc.repairs.least_squares import RIDGE
 from jmudsc.repairs.table import asked
 from jmudsc.sharding import placed_like
@@ -60,6 +62,7 @@ def merge(
     score: Callable[[Any], float] | None = None,
     alphas: Sequence[float] = ALPHAS,
     check: bool = True,
+    budget: int | None = None,
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
@@ -123,6 +126,10 @@ def merge(
             `separate` it is given the variables of all networks.
         alphas: the balances that `search` and `auto` try.
         check: whether to check the spec on the first model, with `separate` on all.
+        budget: bytes that statistics of activations, and what is remembered of weights,
+            may take: with less than all need there are several passes over the batches,
+            and the statistics lie on disk, as `collect` says. The result is the same,
+            bit for bit. None for one pass.
         journal: where the steps of matching are kept, to be taken up again after a
             crash; its identity must say what models these are.
         progress: called with the stage, how much of it is done, and out of how much
@@ -168,7 +175,9 @@ def merge(
         repair=repair,
     )
     inputs = Inputs(apply_fn, models, batches, spec)
-    return merge_with(options, inputs, key=key, journal=journal, progress=progress)
+    return merge_with(
+        options, inputs, key=key, budget=budget, journal=journal, progress=progress
+    )
 
 
 def merge_with(
@@ -176,6 +185,7 @@ def merge_with(
     inputs: Inputs,
     *,
     key: jax.Array,
+    budget: int | None = None,
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
@@ -185,6 +195,7 @@ def merge_with(
         options: what decides the merge.
         inputs: what is merged.
         key: a PRNG key; the same key gives the same bits.
+        budget: bytes that statistics may take, as for `merge`.
         journal: where the steps of matching are kept, as for `merge`.
         progress: called with the stage, how much of it is done, and out of how much.
 
@@ -208,7 +219,7 @@ def merge_with(
     _warn(doubts_of_models(prepared.models))
     check_carried("merge", prepared.apart, TABLE[options.method].zips)
     _check_specs(prepared, first, proof_key, watch)
-    moments = _statistics(prepared, inputs.batches, watch)
+    moments = _statistics(prepared, inputs.batches, watch, budget)
     with watch.stage(None, "matching"):
         match_at = matcher(
             prepared.spec,
@@ -217,6 +228,7 @@ def merge_with(
             method=options.method,
             reference=options.reference,
             key=match_key,
+            budget=budget_beside(moments or {}, budget),
             journal=journal,
             progress=watch.progress,
         )
@@ -254,14 +266,18 @@ def _check_specs(
 
 
 def _statistics(
-    prepared: Prepared, batches: Iterable[PyTree] | None, watch: Watch
+    prepared: Prepared,
+    batches: Iterable[PyTree] | None,
+    watch: Watch,
+    budget: int | None,
 ) -> Mapping[str, Moments] | None:
     """Gather the moments of activations, if the method has a use for them."""
     if batches is None or not TABLE[prepared.options.method].activations:
         return None
-    seen = counted(batches, "collecting activations", watch.progress)
+    seen = Counted(batches, "collecting activations", watch.progress)
     with watch.stage(None, "statistics"):
-        moments = collect(prepared.spec, prepared.trunk_fn, prepared.trunks, seen)
+        spec, apply_fn, models = prepared.spec, prepared.trunk_fn, prepared.trunks
+        moments = collect(spec, apply_fn, models, seen, budget=budget)
         jax.block_until_ready([m.comoment for m in moments.values()])
     check_read("merge", prepared.apart, moments)
     return moments

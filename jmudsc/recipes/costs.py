@@ -14,6 +14,7 @@ from jmudsc.derivation.taps import Tap
 from jmudsc.matching.methods import Method, TABLE
 from jmudsc.matching.moment_cache import BUDGET
 from jmudsc.matching.nested_labels import families, is_innermost, stacked_shape
+from jmudsc.matching.passes import bytes_of_moments, passes_within
 from jmudsc.merging.memory_budget import leaf_bytes, tree_bytes
 from jmudsc.merging.prepare import Prepared
 from jmudsc.paths import flatten
@@ -64,6 +65,7 @@ class Job:
         batches: number of batches; None if that is not known.
         checked: whether the spec is checked.
         streamed: whether the models stay on disk.
+        budget: bytes that statistics, and what is remembered of weights, may take.
     """
 
     prepared: Prepared
@@ -72,6 +74,7 @@ class Job:
     batches: int | None
     checked: bool = True
     streamed: bool = False
+    budget: int | None = None
 
     @property
     def spec(self) -> PermutationSpec:
@@ -93,6 +96,17 @@ class Job:
         """How the models are merged."""
         return TABLE[self.prepared.options.method]
 
+    @functools.cached_property
+    def passes(self) -> list[list[str]]:
+        """The labels whose moments are gathered in each pass over the batches."""
+        return passes_within(self.moments, self.budget)
+
+    @functools.cached_property
+    def moments(self) -> Mapping[str, int]:
+        """The bytes of the moments of every label that is read anywhere."""
+        read = [name for name, where in self.taps.items() if where]
+        return {n: bytes_of_moments(self.spec, n, len(self.models)) for n in read}
+
     @property
     def balances(self) -> int:
         """How many values of alpha are tried."""
@@ -102,20 +116,6 @@ class Job:
     def repairs(self) -> list[Repair]:
         """What is done after averaging that takes a pass over the batches."""
         return [row for row in asked(self.prepared.options) if row.needs_batches]
-
-
-def moment_bytes(
-    spec: PermutationSpec, taps: Mapping[str, Sequence[Tap]], models: int
-) -> int:
-    """Return how many bytes the moments of all labels take that are read anywhere.
-
-    Args:
-        spec: the permutation spec.
-        taps: from `find_taps`.
-        models: number of models.
-    """
-    read = [name for name, where in taps.items() if where]
-    return sum(4 * (_square(spec, n, models) + _units(spec, n, models)) for n in read)
 
 
 def stages_of(job: Job, rates: Rates) -> list[Stage]:
@@ -179,8 +179,11 @@ def _checking(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
 
 
 def _collecting(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
-    models = len(job.models)
-    moments = moment_bytes(job.spec, job.taps, models)
+    models, passes = len(job.models), len(job.passes)
+    stage = "collecting activations"
+    stage += f" in {passes} passes" if passes > 1 else ""
+    groups = [sum(job.moments[name] for name in group) for group in job.passes]
+    moments = max(groups, default=0)
     device = {
         **held,
         "activations": live_bytes(job.program),
@@ -189,7 +192,7 @@ def _collecting(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
     }
     compiled = (_forward_programs(job) + 3) * rates.program
     if job.batches is None:
-        return Stage("collecting activations", {}, device)
+        return Stage(stage, {}, device)
     grams = 0.0
     for name, where in job.taps.items():
         square = _square(job.spec, name, models) * _share(models, within=True)
@@ -197,8 +200,8 @@ def _collecting(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
             steps = math.prod(loop.params["length"] for loop in tap.place.loops)
             values = steps * math.prod(shape_of(tap.place.var)) * models
             grams += 2 * values / _units(job.spec, name, models) * square
-    one = models * _pass(job, rates) + grams / rates.flops
-    return Stage("collecting activations", {}, device, compiled + job.batches * one)
+    one = passes * models * _pass(job, rates) + grams / rates.flops
+    return Stage(stage, {}, device, compiled + job.batches * one)
 
 
 def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
@@ -208,8 +211,13 @@ def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
     kept = squares if job.method.zips else _scaled(squares, share)
     known = {n for n, where in job.taps.items() if where}
     uses = job.method.activations
+    from_disk = uses and len(job.passes) > 1
+    similarities = [squares[n] for n in known] if uses else [0]
     host = {
-        "similarities": sum(squares[n] for n in known) if uses else 0,
+        "similarities": 0 if from_disk else sum(similarities),
+        "similarities of a label, and its moments": (
+            2 * max(similarities) if from_disk else 0
+        ),
         "one blend": 2 * max(squares.values(), default=0),
     }
     wide = [4 * models * math.prod(leaf.shape) for leaf in job.merged.values()]
@@ -217,7 +225,7 @@ def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
         **held,
         "one leaf of all models": 2 * max(wide, default=0),
         "its moments": 3 * max(kept.values(), default=0),
-        "moments that are remembered": min(BUDGET, 2 * _sited(job, kept)),
+        "moments that are remembered": min(_remembered(job), 2 * _sited(job, kept)),
     }
     sweeps = SWEEPS if job.method.weights else 0
     grams = share * sum(_weight_flops(job, name) for name in job.spec.labels)
@@ -226,6 +234,14 @@ def _matching(job: Job, rates: Rates, held: Mapping[str, int]) -> Stage:
     once = sweeps * (grams / rates.flops + solved) + uses * solved
     seconds = job.balances * once + programs * rates.program
     return Stage("matching", host, device, seconds)
+
+
+def _remembered(job: Job) -> int:
+    """Return the bytes that what is remembered of weights may take."""
+    if job.budget is None:
+        return BUDGET
+    held = 2 * sum(job.moments.values()) if len(job.passes) < 2 else 0
+    return min(BUDGET, max(0, job.budget - held))
 
 
 def _combining(job: Job, rates: Rates, out: Mapping[str, int]) -> Stage:

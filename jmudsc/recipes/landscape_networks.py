@@ -19,15 +19,16 @@ from jmudsc import paths
 from jmudsc.batches import first_batch
 from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.landscape.plane import Plane, plane_through
+from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import aligning, method_of, TABLE
-from jmudsc.matching.moments import collect, Moments
+from jmudsc.matching.moments import Moments
 from jmudsc.merging.heads import put_together
 from jmudsc.merging.inputs import Inputs, per_model
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.save_result import load_provenance
-from jmudsc.progress import counted, Progress
+from jmudsc.progress import Counted, Progress
 from jmudsc.recipes.resolve import load_merged, load_model, outputs, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
 from jmudsc.reordering.combine import combine
@@ -184,7 +185,7 @@ def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
 def _moments(
     saved: _Saved, trunks: Sequence[PyTree], say: Progress
 ) -> Mapping[str, Moments]:
-    batches = counted(saved.batches, "collecting activations", say)
+    batches = Counted(saved.batches, "collecting activations", say)
     return collect(saved.prepared.spec, saved.prepared.trunk_fn, trunks, batches)
 
 

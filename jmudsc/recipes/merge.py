@@ -24,7 +24,7 @@ from jmudsc.lazy import is_lazy
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import Inputs
-from jmudsc.merging.memory_budget import room
+from jmudsc.merging.memory_budget import left_for_statistics, room
 from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
@@ -71,14 +71,16 @@ def merge_recipe(
     see, models and batches are spread over the devices of all, each process reads and
     writes its own parts, and no steps are kept.
 
-    Models that have no room in memory stay on disk and are read leaf by leaf. The spec
+    Models that have no room in memory stay on disk and are read leaf by leaf, and
+    statistics that have none are gathered in several passes over the batches. The spec
     is then checked only where activations are collected or it was written by hand,
     since it takes a whole model.
 
     Args:
         path: the recipe, a YAML file, on any file system, as all that it names.
         overwrite: replace an earlier merge at the recipe's output.
-        memory: bytes that the models and the merged one may take together; half of what
+        memory: bytes that the merge may hold: the models and the merged one, the
+            statistics of activations, and what is remembered of weights; half of what
             the machine has, if None.
         progress: called with the stage, how much of it is done, and out of how much.
 
@@ -105,7 +107,7 @@ def merge_recipe(
     if isinstance(recipe.options, FinetuneOptions):
         result = merge_finetuned(recipe, named, progress)
     else:
-        models, batches = _given(recipe, named["batches"], memory, progress)
+        models, batches, budget = _given(recipe, named["batches"], memory, progress)
         written = None
         if recipe.spec is not None:
             functions = named["apply_fn"], named["batches"]
@@ -114,6 +116,7 @@ def merge_recipe(
             _options(recipe, named, is_lazy(models)),
             Inputs(named["apply_fn"], models, batches, written),
             key=jax.random.key(recipe.seed),
+            budget=budget,
             journal=journal,
             progress=progress,
         )
@@ -134,13 +137,18 @@ def _given(
     batches: Iterable[PyTree],
     memory: int | None,
     progress: Progress | None,
-) -> tuple[list[PyTree], Iterable[PyTree]]:
-    """Return models and batches, spread over all processes if there are several."""
+) -> tuple[list[PyTree], Iterable[PyTree], int | None]:
+    """Return models and batches, and what memory is left for statistics.
+
+    They are spread over all processes if there are several, in one pass: what memory
+    is left need not be the same in all.
+    """
     if jax.process_count() == 1:
         wanted = room() if memory is None else memory
-        return load_models(recipe, wanted, progress), batches
+        models = load_models(recipe, wanted, progress)
+        return models, batches, left_for_statistics(models, wanted)
     mesh = mesh_of_all()
-    return spread_models(recipe, mesh, progress), Spread(batches, mesh)
+    return spread_models(recipe, mesh, progress), Spread(batches, mesh), None
 
 
 def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOptions:

@@ -20,7 +20,7 @@ from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import check_batches, Inputs, per_model
-from jmudsc.merging.memory_budget import fits, room
+from jmudsc.merging.memory_budget import fits, left_for_statistics, room
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.separate import check_carried, check_read, trunks_of
@@ -73,7 +73,7 @@ def plan_recipe(
     Args:
         path: the recipe, a YAML file.
         overwrite: whether an earlier merge at its output may be replaced.
-        memory: bytes that the models may take, as for `merge_recipe`.
+        memory: bytes that the merge may hold, as for `merge_recipe`.
         rates: how fast the machine is; measured if None.
         progress: called with the stage, how much of it is done, and out of how much.
 
@@ -128,7 +128,8 @@ def _matched(
     shapes = [model.shapes for model in models if model]
     whole = bool(models) and all(models)
     streamed = whole and not fits(shapes, machine.memory)
-    plan = dataclasses.replace(plan, batches=count, streamed=streamed)
+    budget = left_for_statistics(shapes, machine.memory) if whole else None
+    plan = dataclasses.replace(plan, batches=count, streamed=streamed, budget=budget)
     if 0 not in alike or batch is None or "apply_fn" not in functions:
         return plan
     machine.say("tracing the model", 0, 1)
@@ -300,4 +301,5 @@ def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> 
         batches=plan.batches,
         checked=in_memory or is_checked(plan.recipe),
         streamed=plan.streamed and not prepared.options.needs_all_models,
+        budget=plan.budget,
     )

@@ -54,6 +54,8 @@ class Plan:
             without which it cannot be told.
         rates: how fast the machine was found to be.
         streamed: whether the models have no room in memory and stay on disk.
+        budget: bytes that statistics, and what is remembered of weights, may take; None
+            if that is not known, or nothing is matched.
         steps: of fine-tunes, what becomes of leaves -> of how many.
         problems: everything that is wrong, each as `merge` would say it.
     """
@@ -66,6 +68,7 @@ class Plan:
     stages: tuple[Stage, ...] = ()
     rates: Rates | None = None
     streamed: bool = False
+    budget: int | None = None
     steps: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 

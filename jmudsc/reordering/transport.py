@@ -100,7 +100,37 @@ def move_units(
     moved = sum_units(block, axis, lead, move.index)
     if consumed:
         return moved
-    return moved * _aligned(block, axis, lead, move.scale)
+    moved *= _aligned(block, axis, lead, move.scale)  # of numpy in place: it is new
+    return moved
+
+
+def move_some_units(
+    block: np.ndarray, axis: int, move: Move, consumed: bool, merged: np.ndarray
+) -> np.ndarray:
+    """Bring to the merged order what goes to some merged units, as `move_units` does.
+
+    Args:
+        block: any shape, on the host.
+        axis: the axis of the units, which are nested in no others.
+        move: the move of this model.
+        consumed: whether the axis is summed over.
+        merged: numbers of merged units.
+
+    Returns:
+        A block that has these along the axis, and nothing else.
+    """
+    index = np.asarray(move.index)
+    if move.scale is None:
+        return block.take(index[merged], axis=axis)
+    place = np.full(len(index), -1)
+    place[merged] = np.arange(len(merged))
+    members = np.flatnonzero(place[index] >= 0)
+    rows = np.moveaxis(block.take(members, axis=axis), axis, 0)
+    sums = _sum_rows(rows, place[index[members]], len(merged))
+    moved = np.moveaxis(sums, 0, axis)
+    if not consumed:
+        moved *= _aligned(moved, axis, (), np.asarray(move.scale)[merged])
+    return moved
 
 
 def move_leaf(
@@ -205,20 +235,27 @@ def sum_units(
     units = block.shape[axis]
     to = library.arange(len(flat)) // units * units + library.ravel(target)
     is_here = isinstance(flat, np.ndarray)
-    sums = _sum_rows(flat, to) if is_here else jax.ops.segment_sum(flat, to, len(flat))
+    sums = (
+        _sum_rows(flat, to, len(flat))
+        if is_here
+        else jax.ops.segment_sum(flat, to, len(flat))
+    )
     return library.moveaxis(sums.reshape(moved.shape), front, (*lead, axis))
 
 
-def _sum_rows(rows: np.ndarray, to: np.ndarray) -> np.ndarray:
+def _sum_rows(rows: np.ndarray, to: np.ndarray, count: int) -> np.ndarray:
     """Sum rows by where they go, in their order: first those first there, and so on."""
+    if not len(rows):
+        return np.zeros((count, *rows.shape[1:]), rows.dtype)
     rows = np.ascontiguousarray(rows)  # rows of scattered entries are slow to gather
     order = to.argsort(kind="stable")
     sorted_to = to[order]
     starts = np.searchsorted(sorted_to, sorted_to)
     turn = np.arange(len(to)) - starts  # how many go to the same place before a row
-    first = order[turn == 0]
-    sums = np.zeros_like(rows)
-    sums[to[first]] = rows[first]
+    first = np.zeros(count, int)
+    first[to[order[turn == 0]]] = order[turn == 0]
+    sums = rows.take(first, axis=0)
+    sums[np.bincount(to, minlength=count) == 0] = 0
     for number in range(1, turn.max(initial=0) + 1):
         now = order[turn == number]
         sums[to[now]] += rows[now]

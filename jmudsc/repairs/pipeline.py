@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 from jaxtyping import PyTree
 
-from jmudsc.progress import counted, Progress
+from jmudsc.progress import Counted, Progress
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.table import Repair
 
@@ -36,7 +36,7 @@ def repaired(
             progress(row.stage, 0, 1)
             merged, done = row.apply(merger, merged, None, within)
         elif batches is not None:
-            seen = counted(batches, row.stage, progress)
+            seen = Counted(batches, row.stage, progress)
             merged, done = row.apply(merger, merged, seen, within)
         else:
             continue

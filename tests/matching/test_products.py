@@ -1,11 +1,12 @@
 """Products of units are the same on the host and on the device."""
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from jmudsc import collect, infer_spec, match
-from jmudsc.matching import products
+from jmudsc.matching import similarity
 from jmudsc.matching.products import are_large, pair_products, stacked_products
 
 
@@ -50,7 +51,9 @@ def test_products_of_pairs_are_blocks_of_all_products(shape, models, large):
         np.testing.assert_allclose(block, expected, atol=1e-6 * shape[0], rtol=1e-5)
 
 
-def test_what_is_large_depends_on_sizes_alone():
+def test_what_is_large_depends_on_sizes_where_there_is_an_accelerator(monkeypatch):
+    assert not are_large(2, 3072, 2 * 2_360_000)  # a CPU takes all on the host
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not are_large(2, 256, 2 * 590_000)  # a block of a ResNet-20x4
     assert are_large(2, 3072, 2 * 2_360_000)  # the hidden units of a ViT-B
 
@@ -63,7 +66,7 @@ def test_large_products_lead_to_the_same_matching(method, monkeypatch, key):
     spec = infer_spec(net.apply_fn, models[0], batches[0])
     moments = collect(spec, net.apply_fn, models, batches)
     here = match(spec, models, moments, method=method, key=key)
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(similarity, "are_large", lambda *_: True)
     there = match(spec, models, moments, method=method, key=key)
     np.testing.assert_allclose(there.history, here.history, atol=1e-5)
     for name, rows in here.assignment.items():

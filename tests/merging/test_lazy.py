@@ -14,7 +14,7 @@ import pytest
 import jmudsc
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.lazy import is_lazy, LazyArray, parts_of, read_all
-from jmudsc.matching import moments
+from jmudsc.matching import activation_statistics as moments
 from jmudsc.matching.methods import METHODS, TABLE
 
 WIDTH, DEPTH = 16, 6

@@ -18,7 +18,16 @@ from jmudsc.merging.options import (
 )
 
 # What `merge` takes that decides nothing, or is what is merged.
-OTHERS = {"apply_fn", "models", "batches", "key", "spec", "journal", "progress"}
+OTHERS = {
+    "apply_fn",
+    "models",
+    "batches",
+    "key",
+    "spec",
+    "budget",
+    "journal",
+    "progress",
+}
 OUTCOME = Outcome((0.5, 0.5), 0.3)
 
 

@@ -25,6 +25,11 @@ import jax
 def apply_fn(variables, x):
     return jax.nn.relu(x @ variables["in"]) @ variables["out"]
 
+def deep_fn(variables, x):
+    for name in ("0", "1", "2"):
+        x = jax.nn.relu(x @ variables[name])
+    return x @ variables["3"]
+
 def batches(count):
     keys = jax.random.split(jax.random.key(0), count)
     return [jax.random.normal(key, (32, 5)) for key in keys]
@@ -341,6 +346,42 @@ def test_models_without_room_are_planned_to_stay_on_disk(method, project):
     assert all("models" not in stage.device for stage in found.stages)
     assert "they stay on disk, read leaf by leaf" in plan_report(found)
     assert "no room" not in plan_report(whole)
+
+
+def test_passes_and_the_peak_within_a_budget_are_told(project):
+    sizes = {"0": (5, 8), "1": (8, 8), "2": (8, 6), "3": (6, 3)}
+    models = [{n: jnp.ones(shape) for n, shape in sizes.items()}] * 2
+    for name in GOOD["models"]:
+        save_variables(project / f"deep-{name}", models[0])
+    change = {"models": [f"deep-{name}" for name in GOOD["models"]]}
+    change["apply_fn"] = "plan_model:deep_fn"
+    whole = planned(project, change, memory=2**30)
+    known = held(whole, "collecting activations")["moments"]
+    found = planned(project, change, memory=0)
+    stage = "collecting activations in 3 passes"
+    assert held(found, stage)["moments"] == 4 * (16**2 + 16)  # of the largest label
+    assert known == 4 * (2 * (16**2 + 16) + 12**2 + 12)
+    assert held(found, "matching")["similarities"] == 0
+    assert held(found, "matching")["moments that are remembered"] == 0
+    assert f"| {stage} " in plan_report(found)
+    sys.path.append(str(project))
+    import plan_model
+
+    batches = Passes(plan_model.batches(3))
+    jmudsc.collect(found.spec, plan_model.deep_fn, models, batches, budget=0)
+    assert batches.times == 3
+
+
+class Passes:
+    """Batches that count how often all of them were read."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.times = 0
+
+    def __iter__(self):
+        yield from self.batches
+        self.times += 1
 
 
 def test_what_reads_all_models_nevertheless_is_said(project):
