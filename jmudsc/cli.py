@@ -136,10 +136,13 @@ def experiment(
 
 
 def evaluate(recipe: _File, checkpoint: str | None = None) -> None:
-    """Measure a merged network and its parents by a recipe's losses and score.
+    """Say whether a merged network is better than its parents, and measure them all.
+
+    Compares outputs on batches that the merge was made without, and measures by a
+    recipe's losses and score where it has some.
 
     Args:
-        recipe: YAML file with `losses` or `score`.
+        recipe: YAML file.
         checkpoint: the merged network, if not the recipe's output.
     """
     from jmudsc.recipes.evaluate import evaluate_recipe

@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from jmudsc.batches import check_iterable, first_batch
 from jmudsc.lazy import to_device
-from jmudsc.matching.methods import names_of, TABLE
+from jmudsc.matching.methods import names_of
 from jmudsc.merging.option_values import functions
 from jmudsc.merging.options import MergeOptions
 from jmudsc.repairs.least_squares import check_owners
@@ -87,7 +87,7 @@ def check_batches(
         ValueError: if there are none, or they can be read once only.
     """
     if batches is None:
-        if TABLE[options.method].activations:
+        if any(row.activations for row in options.rows):
             others = names_of(lambda row: row.weights and not row.activations)
             raise ValueError(
                 f"{where}: batches: expected some for {options.method}, got None. Pass "

@@ -1,5 +1,6 @@
 """Merge: the whole way from models and batches to one network, in one call."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,20 +11,24 @@ from jaxtyping import PyTree
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.keys import check_key, two_keys
 from jmudsc.lazy import to_device
-from jmudsc.matching.coordinate_descent import matcher
 from jmudsc.matching.journal import Journal
-from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import collect, Moments
-from jmudsc.merging.alpha_search import ALPHAS, Best, search_alpha
-from jmudsc.merging.candidate import Candidate, candidate, score_of
+from jmudsc.merging.alpha_search import ALPHAS
+from jmudsc.merging.attempt import Grounds
+from jmudsc.merging.choice import choose, Chosen
+from jmudsc.merging.contenders import BEST
 from jmudsc.merging.doubts import doubts_of_merge, doubts_of_models
+from jmudsc.merging.held_out import HELD_OUT, split
 from jmudsc.merging.inputs import check_inputs, Inputs, loaded
+from jmudsc.merging.judge import Judge, judge_of
 from jmudsc.merging.machine import machine
+from jmudsc.merging.option import Outcome
 from jmudsc.merging.option_values import as_pairs, as_tuple
-from jmudsc.merging.options import MergeOptions, Outcome, recorded
+from jmudsc.merging.options import MergeOptions, recorded
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.separate import check_carried, check_read
+from jmudsc.merging.verdict import advice_of, Verdict
 from jmudsc.merging.watch import Watch
 from jmudsc.paths import plural
 from jmudsc.progress import counted, Progress, silent
@@ -59,6 +64,7 @@ def merge(
     repair: str | None = None,
     score: Callable[[Any], float] | None = None,
     alphas: Sequence[float] = ALPHAS,
+    held_out: float | None = HELD_OUT,
     check: bool = True,
     journal: Journal | None = None,
     progress: Progress | None = None,
@@ -83,7 +89,10 @@ def merge(
             re-iterable (a list, say). None for `average` and `weight-*` with a `spec`.
         method: one of `jmudsc.METHODS`: what is compared (`weight`, `activation`, or
             `mudsc` for both) and how units are paired (`align` one-to-one, `zip` also
-            within one model); `average` leaves them in place.
+            within one model); `average` leaves them in place. `best` tries `average`,
+            `mudsc-align` and `mudsc-zip`, each with and without a refit, and returns
+            what is best on the batches that are held out: one of them, or the best
+            parent as it is.
         alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
             `search` for that of `alphas` with the best `score`, `auto` for that whose
             merged network agrees best with its parents (see `joint_agreement`).
@@ -114,14 +123,18 @@ def merge(
         ridge: strength of the refit's penalty, above 0.
         owners: for each batch the number of the model whose task it is from, if that is
             known: the refit then follows that model on it, and the merged network
-            learns to tell the tasks apart.
+            learns to tell the tasks apart; the verdict compares with that model.
         repair: "rescale" to give every unit the mean and standard deviation of its
             parents over the batches (see `jmudsc.repair`); "pooled" for running
             statistics of the parents together, which needs no batches (see
             `jmudsc.pool_batch_stats`); None for neither. Heads as with `refit`.
-        score: with `alpha="search"`, larger for better merged variables; with
-            `separate` it is given the variables of all networks.
+        score: larger for better variables; with `separate` it is given those of all
+            networks. It decides a search of alpha, the verdict, and what is `best`.
         alphas: the balances that `search` and `auto` try.
+        held_out: the share of the batches that nothing but the verdict reads, of those
+            of each owner where they are known: every tenth of them, from the fifth on.
+            With fewer than five nothing is held out, and the merge is judged on what it
+            was made from; with 0 as well. None for no verdict.
         check: whether to check the spec on the first model, with `separate` on all.
         journal: where the steps of matching are kept, to be taken up again after a
             crash; its identity must say what models these are.
@@ -158,6 +171,7 @@ def merge(
         check=check,
         score=score,
         alphas=as_tuple(alphas),
+        held_out=held_out,
         frozen=as_tuple(frozen),
         separate=as_tuple(separate),
         alike=as_pairs(alike),
@@ -203,38 +217,27 @@ def merge_with(
     proof_key, match_key = two_keys(key)
     given = inputs.models
     inputs, first = loaded("merge", inputs, options)
-    prepared = prepare("merge", inputs, first, options, watch)
+    parts = split(inputs.batches, options.held_out, options.owners)
+    kept = dataclasses.replace(options, owners=parts.owners)
+    prepared = prepare("merge", inputs, first, kept, watch)
     check_finite("merge", prepared.models)
     _warn(doubts_of_models(prepared.models))
-    check_carried("merge", prepared.apart, TABLE[options.method].zips)
+    if options.method != BEST:
+        check_carried("merge", prepared.apart, options.rows[0].zips)
     _check_specs(prepared, first, proof_key, watch)
-    moments = _statistics(prepared, inputs.batches, watch)
-    with watch.stage(None, "matching"):
-        match_at = matcher(
-            prepared.spec,
-            prepared.trunks,
-            moments,
-            method=options.method,
-            reference=options.reference,
-            key=match_key,
-            journal=journal,
-            progress=watch.progress,
-        )
-
-    def candidate_at(balance: float) -> Candidate:
-        with watch.stage("matching", "matching", total=None):
-            match = match_at(balance)
-        return candidate(prepared, match, inputs.batches, watch)
-
-    score = score_of(prepared, inputs.batches)
-    best = search_alpha(candidate_at, score, options.balances)
-    _warn_of_statistics(prepared, inputs.batches)
-    _warn(doubts_of_merge(prepared, best.candidate, inputs.batches))
+    moments = _statistics(prepared, parts.used, watch)
+    grounds = Grounds(prepared, moments, parts, match_key, journal, watch)
+    judge = _judged(grounds)
+    chosen = choose(grounds, judge)
+    if not chosen.is_parent:
+        _warn_of_statistics(chosen.prepared, parts.used)
+    _warn(doubts_of_merge(chosen.prepared, chosen.best.candidate, parts.used))
+    judged = judge if isinstance(judge, str) else _verdict(judge, chosen)
     networks = [
         jax.tree.map(placed_like, network, model)
-        for network, model in zip(best.candidate.networks, given, strict=False)
+        for network, model in zip(chosen.best.candidate.networks, given, strict=False)
     ]
-    return _result(prepared, best, networks, watch)
+    return _result(options, chosen, networks, judged, watch)
 
 
 def _warn(doubts: Sequence[str]) -> None:
@@ -257,7 +260,7 @@ def _statistics(
     prepared: Prepared, batches: Iterable[PyTree] | None, watch: Watch
 ) -> Mapping[str, Moments] | None:
     """Gather the moments of activations, if the method has a use for them."""
-    if batches is None or not TABLE[prepared.options.method].activations:
+    if batches is None or not any(row.activations for row in prepared.options.rows):
         return None
     seen = counted(batches, "collecting activations", watch.progress)
     with watch.stage(None, "statistics"):
@@ -280,19 +283,49 @@ def _warn_of_statistics(prepared: Prepared, batches: Iterable[PyTree] | None) ->
         )
 
 
+def _judged(grounds: Grounds) -> Judge | str:
+    """Run the parents over what a merge is judged on; or say why nothing is judged."""
+    with grounds.watch.stage("judging", "judging"):
+        return judge_of(grounds.prepared, grounds.split)
+
+
+def _verdict(judge: Judge, chosen: Chosen) -> Verdict:
+    """Judge what is kept, and warn if a parent alone is better."""
+    assert chosen.measured is not None
+    verdict = judge.verdict(chosen.measured)
+    if advice := advice_of(verdict):
+        _log.warning(
+            "merge: expected a network that is better than any parent alone, got one "
+            "that is worse. %s %s",
+            verdict.sentence,
+            advice,
+        )
+    return verdict
+
+
 def _result(
-    prepared: Prepared, best: Best[Candidate], networks: Sequence[PyTree], watch: Watch
+    options: MergeOptions,
+    chosen: Chosen,
+    networks: Sequence[PyTree],
+    judged: Verdict | str,
+    watch: Watch,
 ) -> MergeResult:
     """Put together what a merge gave."""
-    options, match = prepared.options, best.candidate.match
-    outcome = Outcome(prepared.shares, best.alpha, best.scores)
+    best, prepared = chosen.best, chosen.prepared
+    tried = chosen.tried or {}
+    shares = prepared.shares
+    outcome = Outcome(shares, best.alpha, best.scores, chosen.name, tried)
+    recipe = {**recorded(options, outcome), "machine": machine()}
+    if isinstance(judged, str):
+        recipe["verdict"] = f"none, since {judged}"
     return MergeResult(
         variables=networks[0],
         spec=prepared.spec,
-        assignment=match.assignment,
-        history=match.history,
-        recipe={**recorded(options, outcome), "machine": machine()},
+        assignment=best.candidate.match.assignment,
+        history=best.candidate.match.history,
+        recipe=recipe,
         changes=best.candidate.changes,
         networks=tuple(networks) if options.separate else (),
+        verdict=None if isinstance(judged, str) else judged,
         seconds=watch.seconds,
     )

@@ -81,6 +81,16 @@ def share_or(choices: Sequence[str], advice: str) -> Reader:
     return read
 
 
+def share_to_hold(value: Any) -> float:
+    """Read a number from 0 to below 1."""
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(
+            f"expected a number of at least 0 and below 1, got {quoted(value)}. Pass 0 "
+            "to judge a merge on what it was made from, None not to judge it."
+        )
+    return float(value)
+
+
 def shares_to_try(value: Any) -> tuple[float, ...]:
     """Read one or more numbers in [0, 1]."""
     good = isinstance(value, list | tuple) and all(map(is_number, value))

@@ -20,7 +20,6 @@ from jmudsc.checkpoints.formats import format_of
 from jmudsc.derivation.explain_failure import explain_failure
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
-from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import check_batches, Inputs, per_model
 from jmudsc.merging.memory_budget import fits, room, tree_bytes
 from jmudsc.merging.options import MergeOptions
@@ -330,11 +329,13 @@ def _prepared(
 
 def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> Job:
     """Find out what is to be done, and note what of it cannot be."""
-    method = TABLE[prepared.options.method]
+    rows = prepared.options.rows
     with _noting(problems):
-        check_carried("recipe", prepared.apart, method.zips)
+        # Of several ways to merge, those that cannot be carried are not tried.
+        zips = all(row.zips for row in rows)
+        check_carried("recipe", prepared.apart, zips)
     taps: Mapping[str, tuple[Tap, ...]] = {}
-    if method.activations:
+    if any(row.activations for row in rows):
         with _noting(problems):
             program = trace(prepared.trunk_fn, prepared.trunks[0], batch)
             taps = find_taps(program, prepared.spec)
