@@ -5,17 +5,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jmudsc.batches import first_batch
+from jmudsc.derivation.program import trace
 from jmudsc.matching.coordinate_descent import Match
 from jmudsc.merging.alpha_search import Best
 from jmudsc.merging.attempt import attempt, Grounds
 from jmudsc.merging.candidate import Candidate
-from jmudsc.merging.contenders import BEST, with_and_without_refit
+from jmudsc.merging.contenders import (
+    BEST,
+    with_a_new_readout,
+    with_and_without_refit,
+)
 from jmudsc.merging.judge import in_place, Judge, Measured
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import Prepared
 from jmudsc.merging.separate import is_carried
 from jmudsc.merging.verdict import parent_name
 from jmudsc.reordering.permute import identity
+from jmudsc.repairs.find_layers import find_layers, Linear
+from jmudsc.repairs.layer_by_layer import paths_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def choose(grounds: Grounds, judge: Judge | str) -> Chosen:
         for name, measured in judge.references.items()
         if name in {parent_name(n) for n in range(len(prepared.models))}
     }
-    for name, wanted in _contenders(prepared):
+    for name, wanted in _contenders(grounds, judge):
         best = attempt(grounds, wanted)
         measured = judge.measured(best.candidate.networks)
         tried[name] = measured.quality
@@ -83,12 +91,28 @@ def choose(grounds: Grounds, judge: Judge | str) -> Chosen:
     return replace(kept, tried=tried)
 
 
-def _contenders(prepared: Prepared) -> Iterator[tuple[str, MergeOptions]]:
+def _contenders(grounds: Grounds, judge: Judge) -> Iterator[tuple[str, MergeOptions]]:
     """Yield the merges that can be made, with their names."""
-    for name, options in with_and_without_refit(prepared.options):
+    prepared = grounds.prepared
+    contenders = list(with_and_without_refit(prepared.options))
+    if readout := _readout(grounds):
+        number = judge.best_parent()
+        contenders.append(with_a_new_readout(prepared.options, number, readout))
+    for name, options in contenders:
         zips = any(row.zips for row in options.rows)
         if is_carried(prepared.apart, zips) and not options.problems():
             yield name, options
+
+
+def _readout(grounds: Grounds) -> list[str]:
+    """Return the leaves of the last layer, if it is one that can be fitted."""
+    prepared = grounds.prepared
+    if prepared.options.separate or prepared.options.only:
+        return []
+    batch = first_batch("merge", grounds.split.used or ())
+    program = trace(prepared.apply_fns[0], prepared.models[0], batch)
+    layers = find_layers(program, prepared.spec).steps
+    return paths_of(layers[-1]) if layers and isinstance(layers[-1], Linear) else []
 
 
 def _parent(prepared: Prepared, judge: Judge) -> Chosen:
@@ -98,7 +122,7 @@ def _parent(prepared: Prepared, judge: Judge) -> Chosen:
     match = Match({name: np.stack([row] * count) for name, row in rows})
     networks = in_place(prepared, prepared.trunks[number])
     name = parent_name(number)
-    options = replace(prepared.options, method="average", alpha=0.5, refit=None)
+    _, options = next(with_and_without_refit(prepared.options))
     best = Best(Candidate(match, networks, {}), 0.5, ())
     chosen = replace(prepared, options=options)
     return Chosen(chosen, best, judge.references[name], name, is_parent=True)

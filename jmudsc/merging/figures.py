@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from jmudsc.merging.outputs import Outputs
+from jmudsc.repairs.outputs import Outputs
 from jmudsc.repairs.sureness import shares_by_sureness, sureness
 
 # Samples are counted in this many parts, to tell how much chance is in a difference.

@@ -22,11 +22,11 @@ from jmudsc.merging.figures import (
 )
 from jmudsc.merging.heads import put_together
 from jmudsc.merging.held_out import Picked, Split
-from jmudsc.merging.outputs import Outputs, outputs_of
 from jmudsc.merging.prepare import Prepared
 from jmudsc.merging.verdict import AVERAGE, ENSEMBLE, MERGED, parent_name, Verdict
 from jmudsc.reordering.combine import combine
 from jmudsc.reordering.permute import identity
+from jmudsc.repairs.outputs import Outputs, outputs_of
 
 # Differences in cosine that are no more than rounding.
 _ROUNDING = 1e-5

@@ -23,7 +23,7 @@ from jmudsc.merging.inputs import check_inputs, Inputs, loaded
 from jmudsc.merging.judge import Judge, judge_of
 from jmudsc.merging.machine import machine
 from jmudsc.merging.option import Outcome
-from jmudsc.merging.option_values import as_pairs, as_tuple
+from jmudsc.merging.option_values import as_pairs, as_tuple, MERGE
 from jmudsc.merging.options import MergeOptions, recorded
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.result import MergeResult
@@ -33,6 +33,7 @@ from jmudsc.merging.watch import Watch
 from jmudsc.paths import plural
 from jmudsc.progress import counted, Progress, silent
 from jmudsc.repairs.least_squares import RIDGE
+from jmudsc.repairs.mixing import SampleWeight
 from jmudsc.repairs.table import asked
 from jmudsc.sharding import placed_like
 from jmudsc.spec.alike import Alike
@@ -61,6 +62,10 @@ def merge(
     refit: str | None = None,
     ridge: float = RIDGE,
     owners: Sequence[int] | None = None,
+    target: str | None = None,
+    sample_weight: SampleWeight | None = None,
+    only: str | Iterable[str] = (),
+    start: str | int = MERGE,
     repair: str | None = None,
     score: Callable[[Any], float] | None = None,
     alphas: Sequence[float] = ALPHAS,
@@ -124,6 +129,16 @@ def merge(
         owners: for each batch the number of the model whose task it is from, if that is
             known: the refit then follows that model on it, and the merged network
             learns to tell the tasks apart; the verdict compares with that model.
+        target: whom the refit follows on each sample: its "owner", all parents by their
+            "sureness", or all alike, the "ensemble"; None for owners where they are
+            known, and else for sureness.
+        sample_weight: `(batch, outputs of the parents) -> weights` of each sample, or
+            of each of its places, in the refit, 0 or more; None for 1.
+        only: patterns of the leaves that are refit, with the bias of a layer those of
+            its kernel; none for all.
+        start: what the refit starts from: "merge", or the number of a parent, which
+            then is kept but for what is refit, in the merged order of its units. With
+            `only` of the last layer: "keep parent 2, fit its read-out to all".
         repair: "rescale" to give every unit the mean and standard deviation of its
             parents over the batches (see `jmudsc.repair`); "pooled" for running
             statistics of the parents together, which needs no batches (see
@@ -179,6 +194,10 @@ def merge(
         refit=refit,
         ridge=ridge,
         owners=as_tuple(owners),
+        target=target,
+        sample_weight=sample_weight,
+        only=as_tuple(only),
+        start=start,
         repair=repair,
     )
     inputs = Inputs(apply_fn, models, batches, spec)

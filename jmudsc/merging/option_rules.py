@@ -38,9 +38,33 @@ def _best_is_judged(options: Any) -> str | None:
     )
 
 
+def _refit_is_asked_for(options: Any) -> str | None:
+    if options.refit is not None or options.method == BEST:
+        return None
+    unset = {"target": None, "sample_weight": None, "only": (), "start": MERGE}
+    given = [name for name, value in unset.items() if getattr(options, name) != value]
+    if not given:
+        return None
+    return (
+        f"{given[0]}: expected a refit, which alone uses it, got none. Pass "
+        f'refit="least-squares", or leave {given[0]} out.'
+    )
+
+
+def _start_is_carried(options: Any) -> str | None:
+    if options.start == MERGE or (options.method != BEST and not options.rows[0].zips):
+        return None
+    return (
+        f"start: expected a method that leaves a parent what it is, got "
+        f"{options.method}. Use average, or one that aligns."
+    )
+
+
 # What options say of each other; looked at where each is right by itself.
 RULES: tuple[Callable[[Any], str | None], ...] = (
     _method_has_a_balance,
     _search_has_a_score,
     _best_is_judged,
+    _refit_is_asked_for,
+    _start_is_carried,
 )

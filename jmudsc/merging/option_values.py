@@ -11,6 +11,7 @@ from typing import Any
 from jmudsc.paths import cut, did_you_mean
 
 Reader = Callable[[Any], Any]
+MERGE = "merge"
 
 
 def as_tuple(value: Any) -> Any:
@@ -181,6 +182,17 @@ def pairs_of_patterns(value: Any) -> tuple[tuple[str, str], ...]:
 def _is_pair(value: Any) -> bool:
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     return is_pair and all(text and isinstance(text, str) for text in value)
+
+
+def merge_or_number(value: Any) -> str | int:
+    """Read "merge", or the number of a model."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value != MERGE and not (is_number and value >= 0):
+        raise ValueError(
+            f'expected "{MERGE}" or the number of a model, got {quoted(value)}. Count '
+            "models from 0."
+        )
+    return value
 
 
 def yes_or_no(value: Any) -> bool:

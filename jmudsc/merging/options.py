@@ -22,6 +22,8 @@ from jmudsc.merging.option_values import (
     above_zero,
     function,
     functions,
+    MERGE,
+    merge_or_number,
     model_weights,
     one_of,
     pairs_of_patterns,
@@ -32,6 +34,7 @@ from jmudsc.merging.option_values import (
     yes_or_no,
 )
 from jmudsc.repairs.least_squares import RIDGE
+from jmudsc.repairs.mixing import SampleWeight, TARGETS
 from jmudsc.repairs.table import clashes, names_of as repairs_of
 from jmudsc.types import UpdateFn
 
@@ -185,6 +188,35 @@ class MergeOptions:
             recorded=lambda options, outcome: _batches_per_model(
                 options.owners, len(outcome.shares)
             ),
+        ).metadata,
+    )
+    target: str | None = field(
+        default=None,
+        metadata=Option(
+            "whom a refit follows on each sample",
+            one_of(TARGETS),
+        ).metadata,
+    )
+    sample_weight: SampleWeight | None = field(
+        default=None,
+        metadata=Option(
+            "how much each sample counts in a refit",
+            function,
+            in_recipe="import path",
+        ).metadata,
+    )
+    only: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "the leaves that are refit",
+            patterns,
+        ).metadata,
+    )
+    start: str | int = field(
+        default=MERGE,
+        metadata=Option(
+            "what a refit starts from: the merge, or the number of a parent",
+            merge_or_number,
         ).metadata,
     )
     repair: str | None = field(

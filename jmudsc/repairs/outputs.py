@@ -40,17 +40,19 @@ def outputs_of(
     apply_fn: Callable[[PyTree, PyTree], PyTree],
     variables: PyTree,
     batches: Iterable[PyTree],
+    most: int | None = _OF_ALL,
 ) -> Outputs | None:
     """Run a network over batches, and keep its outputs.
 
     Of outputs that are large, such as logits of a vocabulary at every place of a text,
-    only some places are kept, evenly spaced, and the batches after the first 2^25
-    values are left out.
+    only some places are kept, evenly spaced.
 
     Args:
         apply_fn: `(variables, batch) -> outputs`.
         variables: of the network.
         batches: what the function takes.
+        most: after this many values of an output the other batches are left out; None
+            for no limit.
 
     Returns:
         The outputs; None if none of them is made of floating-point numbers with the
@@ -65,7 +67,7 @@ def outputs_of(
         found.append(leaves)
         numbers += [number] * len(leaves[0])
         kept += max(leaf.size for leaf in leaves)
-        if kept >= _OF_ALL:
+        if most is not None and kept >= most:
             break
     return _joined(found, np.asarray(numbers, np.int64))
 
