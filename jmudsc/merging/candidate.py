@@ -90,7 +90,7 @@ def score_of(
 
 
 def _shares(prepared: Prepared) -> Sequence[float]:
-    """Return the share of each model in what is repaired: one of them, or an average."""
+    """Return the share of each model in what is repaired, all of it of one to start."""
     start = prepared.options.start
     if isinstance(start, str):
         return prepared.shares

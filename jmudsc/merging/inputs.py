@@ -67,8 +67,8 @@ def check_inputs(where: str, inputs: Inputs, options: MergeOptions) -> None:
         check_owners(where, options.owners, len(inputs.models))
     if isinstance(options.start, int) and options.start >= len(inputs.models):
         raise ValueError(
-            f"{where}: start: expected the number of one of {len(inputs.models)} models, "
-            f"got {options.start}. Count models from 0."
+            f"{where}: start: expected the number of one of {len(inputs.models)} "
+            f"models, got {options.start}. Count models from 0."
         )
 
 

@@ -114,6 +114,27 @@ class Judge:
         )
 
 
+def unjudged(prepared: Prepared, split: Split) -> str | None:
+    """Say why nothing can be judged, as far as one knows before anything is run.
+
+    Args:
+        prepared: the models.
+        split: the batches.
+
+    Returns:
+        A reason to go after "none, since"; None if there is none.
+    """
+    if prepared.options.held_out is None or split.used is None:
+        return "no batches are held out"
+    if jax.process_count() > 1:
+        return "several processes each see a part of the batches"
+    if is_lazy(prepared.models) and not any(
+        r.activations for r in prepared.options.rows
+    ):
+        return "the models stay on disk"
+    return None
+
+
 def judge_of(prepared: Prepared, split: Split) -> Judge | str:
     """Run the parents over the batches that a merge is judged on.
 
@@ -126,14 +147,8 @@ def judge_of(prepared: Prepared, split: Split) -> Judge | str:
     Returns:
         The judge; or why there is none: a reason to go after "none, since".
     """
-    if prepared.options.held_out is None or split.used is None:
-        return "no batches to judge by"
-    if jax.process_count() > 1:
-        return "several processes each see a part of the batches"
-    if is_lazy(prepared.models) and not any(
-        r.activations for r in prepared.options.rows
-    ):
-        return "the models stay on disk"
+    if reason := unjudged(prepared, split):
+        return reason
     outputs = [_outputs(prepared, split, n, m) for n, m in enumerate(prepared.models)]
     parents = [each for each in outputs if each is not None]
     if len(parents) < len(outputs):

@@ -20,7 +20,7 @@ from jmudsc.merging.contenders import BEST
 from jmudsc.merging.doubts import doubts_of_merge, doubts_of_models
 from jmudsc.merging.held_out import HELD_OUT, split
 from jmudsc.merging.inputs import check_inputs, Inputs, loaded
-from jmudsc.merging.judge import Judge, judge_of
+from jmudsc.merging.judge import Judge, judge_of, unjudged
 from jmudsc.merging.machine import machine
 from jmudsc.merging.option import Outcome
 from jmudsc.merging.option_values import as_pairs, as_tuple, MERGE
@@ -304,6 +304,8 @@ def _warn_of_statistics(prepared: Prepared, batches: Iterable[PyTree] | None) ->
 
 def _judged(grounds: Grounds) -> Judge | str:
     """Run the parents over what a merge is judged on; or say why nothing is judged."""
+    if reason := unjudged(grounds.prepared, grounds.split):
+        return reason
     with grounds.watch.stage("judging", "judging"):
         return judge_of(grounds.prepared, grounds.split)
 

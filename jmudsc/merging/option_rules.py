@@ -9,6 +9,7 @@ from typing import Any
 
 from jmudsc.matching.methods import names_of as methods_that
 from jmudsc.merging.contenders import BEST
+from jmudsc.merging.option_values import MERGE
 
 
 def _search_has_a_score(options: Any) -> str | None:

@@ -82,8 +82,10 @@ def share_or(choices: Sequence[str], advice: str) -> Reader:
     return read
 
 
-def share_to_hold(value: Any) -> float:
-    """Read a number from 0 to below 1."""
+def share_to_hold(value: Any) -> float | None:
+    """Read a number from 0 to below 1, or None."""
+    if value is None:
+        return None
     if not is_number(value) or not 0 <= value < 1:
         raise ValueError(
             f"expected a number of at least 0 and below 1, got {quoted(value)}. Pass 0 "

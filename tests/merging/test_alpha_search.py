@@ -158,11 +158,6 @@ def test_permuted_copies_agree_wholly_with_each_other(key):
             'alpha="auto", which needs none.',
         ),
         (
-            {"alpha": 0.5, "score": len},
-            'score: expected alpha="search", which alone uses it, got alpha=0.5. '
-            'Pass alpha="search", or leave score out.',
-        ),
-        (
             {"alpha": "auto", "alphas": []},
             "alphas: expected one or more numbers in [0, 1], got []. Leave them "
             "out for 0, 0.1, ..., 1.",
