@@ -6,6 +6,7 @@ Merging:
     soup_of_run: average checkpoints of one training run.
     FINETUNE_METHODS: the methods of `merge_finetunes`, by name.
     MergeResult: what `merge` returns: variables, spec, assignment and history.
+    Verdict: whether a merged network is better than what went into it.
 
 The steps of a merge, each usable alone:
     collect: activation moments of several models, in one pass over batches.
@@ -88,6 +89,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
         load_provenance as load_provenance,
         save as save,
     )
+    from jmudsc.merging.verdict import Verdict as Verdict
     from jmudsc.reordering.combine import combine as combine
     from jmudsc.reordering.permute import (
         permute as permute,
@@ -131,6 +133,7 @@ _NAMES_OF = {
     "merging.merge": "merge",
     "merging.result": "MergeResult",
     "merging.save_result": "load_provenance save",
+    "merging.verdict": "Verdict",
     "reordering.combine": "combine",
     "reordering.permute": "permute random_permutations",
     "repairs.batch_stats": "pool_batch_stats reset_batch_stats",

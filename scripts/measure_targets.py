@@ -3,12 +3,13 @@
 Pairs of networks trained apart on scikit-learn's digits (0-4 and 5-9) are merged and
 refit to the parents' outputs in several ways, on a few or many calibration images;
 prints joint test accuracy. `ensemble` and `sureness` do not know whose task an image is
-from, the others do. `same` are pairs that were both trained on all ten digits.
+from, the others do.
 
     python scripts/measure_targets.py --networks mlp vit --images 32 100 400
 """
 
 import argparse
+import sys
 import time
 
 import jax
@@ -86,6 +87,7 @@ def main() -> None:
                 accuracies(network, seed, images, arguments.methods)
                 for seed in arguments.seeds
             ]
+            print(network, images, runs, file=sys.stderr, flush=True)
             for method in arguments.methods:
                 cells = [
                     mean_and_std([run[method, way] for run in runs]) for way in WAYS

@@ -113,18 +113,14 @@ def figures_of(sums: Sums, score: float | None = None) -> Figures:
         score: what the user's function says of it.
     """
     cosine, error, agreement, divergence = _figures([x.sum(axis=(1, 2)) for x in sums])
-    own = [
-        float(_figures([x[:, task].sum(axis=-1) for x in sums])[0])
-        if sums[0][-1, task].any()
-        else None
-        for task in range(sums[0].shape[1])
-    ]
+    tasks = range(sums[0].shape[1])
+    own = [_figures([x[:, task].sum(axis=-1) for x in sums])[0] for task in tasks]
     return Figures(
         float(cosine),
         float(error),
         _or_none(agreement),
         _or_none(divergence),
-        tuple(own),
+        tuple(map(_or_none, own)),
         score,
     )
 

@@ -21,7 +21,7 @@ MERGED = {"kernel": np.zeros((4, 3), "f"), "bias": np.zeros(3, "f")}
 
 
 def apply_fn(variables, x):
-    return x @ variables["kernel"] + variables["bias"]
+    return x @ variables["kernel"] + variables["bias"][None]
 
 
 def fitted(**options):
