@@ -1,6 +1,7 @@
 """Evaluate: measure merged networks and their parents as a recipe says."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jmudsc.landscape.losses import Loss, measure_by, real_number, with_sum
 from jmudsc.merging.held_out import split
 from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.judge import judge_of
+from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import prepare
 from jmudsc.progress import Progress
 from jmudsc.recipes.reader import read_recipe
@@ -19,7 +21,6 @@ from jmudsc.recipes.resolve import (
     load_merged,
     load_model,
     losses_of,
-    options_of,
     resolved,
     spec_by,
 )
@@ -29,7 +30,7 @@ from jmudsc.recipes.schema import Recipe
 def evaluate_recipe(
     path: Path, checkpoint: str | None = None, progress: Progress | None = None
 ) -> str:
-    """Measure the parents of a recipe and what they were merged to.
+    """Measure the parents of a recipe, their base, and what they were merged to.
 
     Args:
         path: the recipe, a YAML file.
@@ -48,20 +49,19 @@ def evaluate_recipe(
         ValueError: if something in the recipe is wrong, or a value is not a number.
     """
     recipe = read_recipe(path)
-    named = resolved(recipe, ("apply_fn", "batches", *recipe.functions))
     losses: Mapping[str, Loss] = {}
-    if recipe.losses is not None:
+    judged = isinstance(recipe.options, MergeOptions)
+    has_score = "score" in recipe.functions
+    if recipe.losses is not None or not (judged or has_score):
         losses = losses_of(path, recipe, "evaluate")
+    score = resolved(recipe, ("score",)).get("score")
     merged = load_merged(path, recipe, progress, checkpoint)
     parents = [load_model(recipe, source, progress) for source in recipe.models]
-    parts = [_verdict(path, recipe, named, parents, merged)]
-    score = named.get("score")
-    if losses or score:
-        if recipe.options.separate:
-            networks = {"parents": parents, "merged": merged}
-        else:
-            letters = [f"parent {chr(65 + n)}" for n in range(len(parents))]
-            networks = {**dict(zip(letters, parents, strict=True)), "merged": merged[0]}
+    parts = []
+    if isinstance(recipe.options, MergeOptions):
+        parts = [_verdict(path, recipe, recipe.options, parents, merged)]
+    if losses or score or not parts:
+        networks = _named(recipe, parents, merged, progress)
         rows = {name: _scores(losses, score, tree) for name, tree in networks.items()}
         header = ["network", *rows["merged"]]
         cells = [[n, *(f"{x:.4f}" for x in row.values())] for n, row in rows.items()]
@@ -69,17 +69,35 @@ def evaluate_recipe(
     return "\n\n".join(parts)
 
 
+def _named(
+    recipe: Recipe,
+    parents: Sequence[PyTree],
+    merged: Sequence[PyTree],
+    progress: Progress | None,
+) -> dict[str, PyTree]:
+    """Name what is measured by losses and score."""
+    if recipe.options.separate:
+        return {"parents": parents, "merged": merged}
+    letters = [f"parent {chr(65 + n)}" for n in range(len(parents))]
+    base = {} if recipe.base is None else {"base": recipe.base}
+    first = {name: load_model(recipe, x, progress) for name, x in base.items()}
+    named = dict(zip(letters, parents, strict=True))
+    return {**first, **named, "merged": merged[0]}
+
+
 def _verdict(
     path: Path,
     recipe: Recipe,
-    named: Mapping[str, Any],
+    given: MergeOptions,
     parents: Sequence[PyTree],
     merged: Sequence[PyTree],
 ) -> str:
     """Judge merged networks as `merge` does, on the batches that it held out."""
+    named = resolved(recipe, ("apply_fn", "batches", *recipe.functions))
+    functions = {key: named[key] for key in recipe.functions}
+    options = replace(given, **functions)
     batches = named["batches"]
     owners = batches.owners() if isinstance(batches, Chained) else None
-    options = options_of(recipe, named)
     parts = split(batches, options.held_out, owners)
     spec = None
     if recipe.spec is not None:
