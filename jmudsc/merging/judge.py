@@ -146,6 +146,9 @@ def judge_of(prepared: Prepared, split: Split) -> Judge | str:
 
     Returns:
         The judge; or why there is none: a reason to go after "none, since".
+
+    Raises:
+        ValueError: if there are fewer owners than batches.
     """
     if reason := unjudged(prepared, split):
         return reason
@@ -155,6 +158,7 @@ def judge_of(prepared: Prepared, split: Split) -> Judge | str:
         return "the outputs have no axis of samples that all batches agree on"
     if not all(np.isfinite(x).all() for parent in parents for x in parent.leaves):
         return "outputs of a parent are not finite"
+    _check_owners(split, parents[0])
     wanted = _wanted(prepared, split, parents)
     references = _references(prepared, split, wanted, parents)
     return Judge(prepared, split, wanted, references)
@@ -175,6 +179,16 @@ def in_place(prepared: Prepared, trunk: PyTree) -> list[PyTree]:
         return [trunk]
     models, shares = prepared.models, prepared.shares
     return put_together(prepared.apart, models, trunk, _identity(prepared), shares)
+
+
+def _check_owners(split: Split, outputs: Outputs) -> None:
+    """Check that no batch that is judged on is without an owner."""
+    seen, owners = int(outputs.batches.max()) + 1, split.owners_judged
+    if owners is not None and len(owners) < seen:
+        raise ValueError(
+            f"merge: owners: expected one for each of {seen} batches or more, got "
+            f"{len(owners)}. Count the batches of each task."
+        )
 
 
 def _wanted(

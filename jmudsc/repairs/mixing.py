@@ -19,7 +19,7 @@ TARGETS = ("owner", "sureness", "ensemble")
 
 # (batch, outputs of the parents) -> the weight of every sample, or of its places.
 SampleWeight = Callable[[PyTree, Sequence[PyTree]], Any]
-Weights = Float[Array | np.ndarray, "*samples"]
+Weights = Float[Array | np.ndarray, "..."]
 
 
 @functools.partial(

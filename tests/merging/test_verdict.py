@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import re
 
 import jax
 import numpy as np
@@ -231,6 +232,15 @@ def test_a_refit_may_start_from_a_parent_and_change_some_leaves_only(method):
     assert changed == set(result.changes)
     assert changed
     assert all(path.startswith(head[:-1]) for path in changed)
+
+
+def test_batches_without_an_owner_are_refused():
+    text = (
+        "merge: owners: expected one for each of 6 batches or more, got 2. Count the "
+        "batches of each task."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        merged(parents(), owners=[0, 1])
 
 
 def test_options_of_a_contender_are_right():
