@@ -205,13 +205,12 @@ def _mixed(
     parents: Sequence[Outputs], weights: Float[np.ndarray, "parents samples"]
 ) -> Target:
     """Average the outputs of parents, by a weight for each sample."""
+    outputs = zip(*(parent.leaves for parent in parents), strict=True)
     return tuple(
-        sum(w[of][:, None] * x for w, x in zip(weights, leaves, strict=True))
-        for leaves, of in zip(
-            zip(*(parent.leaves for parent in parents), strict=True),
-            parents[0].samples,
-            strict=True,
+        np.sum(
+            [w[of][:, None] * x for w, x in zip(weights, leaves, strict=True)], axis=0
         )
+        for leaves, of in zip(outputs, parents[0].samples, strict=True)
     )
 
 

@@ -305,8 +305,8 @@ def _gathered(
     parents = [operands_of(first, of_parent) for of_parent in targets.leaves]
     shape = first.kernel.index.shape
     total = nothing(matrix(first.form, first.kernel.index).shape, seen[0].merged)
-    owners = owners or [None] * len(seen)
-    for each, owner, mixing in zip(seen, owners, mixings, strict=True):
+    followed = owners or [None] * len(seen)
+    for each, owner, mixing in zip(seen, followed, mixings, strict=True):
         layer = each.layer
         assert isinstance(layer, Linear)
         wanted, axes = targets.of_layer(layer.makes, owner)
