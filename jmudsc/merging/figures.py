@@ -128,8 +128,8 @@ def figures_of(sums: Sums, score: float | None = None) -> Figures:
 def quality(sums: Sums) -> float:
     """Return the number by which networks are compared, their cosine.
 
-    Of cosine, error, agreement and divergence it agrees best with test data, see
-    docs/verdict.md.
+    It counts a sample by how much there is to say of it, so that events that are rare
+    are not drowned by the rest, and does not depend on the scale of the outputs.
     """
     return float(_quality([x.sum(axis=(1, 2)) for x in sums]))
 

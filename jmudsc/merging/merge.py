@@ -77,13 +77,15 @@ def merge(
     """Merge networks trained apart into one that does all their tasks.
 
     Derives the permutation spec and checks it on the first model, gathers activation
-    statistics, matches the units, averages them, and resets running statistics.
+    statistics, matches the units, averages them, and resets running statistics. On
+    batches that are held out the merged network is compared with what went into it.
 
     Models that are on disk are read leaf by leaf, one whole model at a time where
     activations are collected, and the merged variables are lazy as well: `save` merges
     them while it writes. The result is the same, bit for bit. `check` reads the first
-    model whole, `update_fn` the merged one; `refit`, `repair`, `separate` and a balance
-    that is searched for need all models at once, and read them first.
+    model whole, `update_fn` the merged one, and the verdict one whole network at a time;
+    `refit`, `repair`, `separate`, `best` and a balance that is searched for need all
+    models at once, and read them first.
 
     Args:
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
