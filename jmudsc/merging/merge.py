@@ -83,7 +83,7 @@ def merge(
     Models that are on disk are read leaf by leaf, one whole model at a time where
     activations are collected, and the merged variables are lazy as well: `save` merges
     them while it writes. The result is the same, bit for bit. `check` reads the first
-    model whole, `update_fn` the merged one, and the verdict one whole network at a time;
+    model whole, `update_fn` the merged one, and the verdict one network at a time;
     `refit`, `repair`, `separate`, `best` and a balance that is searched for need all
     models at once, and read them first.
 
