@@ -93,6 +93,7 @@ def test_with_heads_apart_all_networks_are_scored():
         alpha="search",
         score=lambda networks: seen.append(len(networks)) or 0.0,
         alphas=[0.5],
+        held_out=None,
         separate="c/*",
     )
     assert seen == [2]
