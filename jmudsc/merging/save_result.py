@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,8 @@ import numpy as np
 from jmudsc.checkpoints.load import load_record
 from jmudsc.checkpoints.provenance import check_json, read_arrays, Record
 from jmudsc.checkpoints.save import save_with_record
+from jmudsc.checkpoints.spread import is_spread, save_spread
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import listed
 
@@ -23,7 +24,7 @@ def save(
     extra: Mapping[str, Any] | None = None,
     notes: Mapping[str, str] | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> AnyPath:
     """Save merged variables so that the training code of the parents restores them.
 
     `orbax.checkpoint.StandardCheckpointer().restore(path, target)` reads the result
@@ -39,9 +40,14 @@ def save(
     Variables that are on disk, as `merge` gives them for models that are, are read and
     merged leaf by leaf while they are written; only a msgpack file is written at once.
 
+    Variables that are spread over several processes are saved by a call in each of
+    them: orbax writes one directory, each process its own parts, and a file is written
+    by the first.
+
     Args:
-        path: a directory or file to make, on a local file system; missing parents are
-            made.
+        path: a directory or file to make, or a URL of one; missing parents are made.
+            What is saved at a URL is built in a temporary folder and then put there:
+            see `docs/checkpoints.md` for how whole that is.
         result: the merge.
         extra: plain JSON values of your own to store in the record.
         notes: file name -> text, written beside the record for people to read.
@@ -70,7 +76,8 @@ def save(
             "variables=network, networks=())).",
         )
     record = record_of(result, extra or {}, notes or {})
-    return save_with_record(path, result.variables, record, overwrite=overwrite)
+    write = save_spread if is_spread(result.variables) else save_with_record
+    return write(path, result.variables, record, overwrite=overwrite)
 
 
 def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:

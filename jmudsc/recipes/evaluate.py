@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import PyTree
 
 from jmudsc.batches import Chained, first_batch
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.landscape.losses import Loss, measure_by, real_number, with_sum
 from jmudsc.merging.held_out import split
 from jmudsc.merging.inputs import Inputs
@@ -28,7 +28,7 @@ from jmudsc.recipes.schema import Recipe
 
 
 def evaluate_recipe(
-    path: Path, checkpoint: str | None = None, progress: Progress | None = None
+    path: AnyPath, checkpoint: str | None = None, progress: Progress | None = None
 ) -> str:
     """Measure the parents of a recipe, their base, and what they were merged to.
 
@@ -86,7 +86,7 @@ def _named(
 
 
 def _verdict(
-    path: Path,
+    path: AnyPath,
     recipe: Recipe,
     given: MergeOptions,
     parents: Sequence[PyTree],

@@ -7,7 +7,6 @@ check ends at the first error.
 import dataclasses
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import PyTree
@@ -15,6 +14,7 @@ from jaxtyping import PyTree
 from jmudsc.batches import Chained, first_batch
 from jmudsc.checkpoints.dtypes import abstract, check_savable
 from jmudsc.checkpoints.formats import format_of
+from jmudsc.checkpoints.urls import AnyPath, folder_of
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.finetunes.options import FinetuneOptions
@@ -56,7 +56,7 @@ class _Trial:
 
 
 def plan_recipe(
-    path: Path,
+    path: AnyPath,
     *,
     overwrite: bool = False,
     memory: int | None = None,
@@ -85,7 +85,7 @@ def plan_recipe(
     """
     say = progress or silent
     recipe, wrong = parse_keys(read_yaml(path, "a recipe"), str(path))
-    recipe = dataclasses.replace(recipe, folder=path.absolute().parent)
+    recipe = dataclasses.replace(recipe, folder=folder_of(path))
     problems = [f"{path}: {problem}" for problem in wrong]
     if recipe.output:
         with noting(problems):
@@ -106,7 +106,7 @@ def plan_recipe(
 
 def _matched(
     problems: list[str],
-    path: Path,
+    path: AnyPath,
     plan: Plan,
     named: Mapping[str, Any],
     machine: Machine,
@@ -252,7 +252,7 @@ def _runs(problems: list[str], trial: _Trial) -> bool:
 
 
 def _prepared(
-    problems: list[str], path: Path, recipe: Recipe, trial: _Trial
+    problems: list[str], path: AnyPath, recipe: Recipe, trial: _Trial
 ) -> Prepared | None:
     """Find out what is merged; with nothing frozen if that is what is wrong."""
     apply_fns = [trial.functions["apply_fn"][number] for number in trial.models]

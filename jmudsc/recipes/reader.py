@@ -4,9 +4,9 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from jmudsc.checkpoints.urls import folder_of, path_of
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import plural
 from jmudsc.recipes.families import Family, family_for, Options
@@ -36,11 +36,10 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         ValueError: if it is no YAML mapping, or listing every key that is unknown,
             missing or has a wrong value.
     """
-    path = Path(path)
-    content = read_yaml(path, "a recipe")
-    return dataclasses.replace(
-        parse_recipe(content, str(path)), folder=path.absolute().parent
-    )
+    place = path_of(path)
+    content = read_yaml(place, "a recipe")
+    recipe = parse_recipe(content, str(place))
+    return dataclasses.replace(recipe, folder=folder_of(place))
 
 
 def parse_recipe(content: Any, where: str = "recipe") -> Recipe:

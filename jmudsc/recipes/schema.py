@@ -40,6 +40,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.options import MergeOptions
 from jmudsc.recipes.families import Family, family_of, Options
 from jmudsc.recipes.import_path import ImportPath
@@ -79,7 +80,7 @@ class Recipe:
     seed: int = 0
     spec: str | None = None
     losses: Mapping[str, ImportPath] | None = None
-    folder: Path = field(default=Path(), compare=False)
+    folder: AnyPath = field(default=Path(), compare=False)
 
     @property
     def import_paths(self) -> dict[str, ImportPath]:
