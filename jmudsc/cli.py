@@ -164,10 +164,7 @@ def experiment(
 
 
 def evaluate(recipe: _Place, checkpoint: str | None = None) -> None:
-    """Say whether a merged network is better than its parents, and measure them all.
-
-    Compares outputs on batches that the merge was made without, and measures by a
-    recipe's losses and score where it has some.
+    """Judge a merged network beside its parents, by a recipe's losses and score too.
 
     Args:
         recipe: YAML file.
