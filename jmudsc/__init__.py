@@ -6,6 +6,7 @@ Merging:
     soup_of_run: average checkpoints of one training run.
     FINETUNE_METHODS: the methods of `merge_finetunes`, by name.
     MergeResult: what `merge` returns: variables, spec, assignment and history.
+    Verdict: whether a merged network is better than what went into it.
 
 Low-rank adapters of a base (LoRA):
     load_lora: read an adapter as PEFT writes it.
@@ -115,6 +116,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
         load_provenance as load_provenance,
         save as save,
     )
+    from jmudsc.merging.verdict import Verdict as Verdict
     from jmudsc.reordering.combine import combine as combine
     from jmudsc.reordering.permute import (
         permute as permute,
@@ -166,6 +168,7 @@ _NAMES_OF = {
     "merging.merge": "merge",
     "merging.result": "MergeResult",
     "merging.save_result": "load_provenance save",
+    "merging.verdict": "Verdict",
     "reordering.combine": "combine",
     "reordering.permute": "permute random_permutations",
     "repairs.batch_stats": "pool_batch_stats reset_batch_stats",

@@ -164,10 +164,10 @@ def experiment(
 
 
 def evaluate(recipe: _Place, checkpoint: str | None = None) -> None:
-    """Measure a merged network and its parents by a recipe's losses and score.
+    """Judge a merged network beside its parents, by a recipe's losses and score too.
 
     Args:
-        recipe: YAML file with `losses` or `score`.
+        recipe: YAML file.
         checkpoint: the merged network, if not the recipe's output.
     """
     from jmudsc.recipes.evaluate import evaluate_recipe

@@ -41,6 +41,7 @@ def accuracies(seed: int) -> dict[tuple[str, str], float]:
                 key=pair.match_key,
                 separate=separate,
                 update_fn=demo.update_fn(NETWORK),
+                held_out=None,
             )
             networks = result.networks or [result.variables] * len(demo.TASKS)
             scores = [

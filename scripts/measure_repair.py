@@ -55,7 +55,9 @@ def repaired(
     pairing = match.assignment
     rescaled = jmudsc.repair(spec, apply, parents, pairing, average, batches)
     yield "repair", rescaled
-    fitted = jmudsc.refit(spec, apply, parents, pairing, average, batches)
+    fitted = jmudsc.refit(
+        spec, apply, parents, pairing, average, batches, target="ensemble"
+    )
     yield "refit", fitted
     rescaled = jmudsc.repair(spec, apply, parents, pairing, fitted, batches)
     yield "refit + repair", rescaled

@@ -59,7 +59,9 @@ def merges(
         merged = jmudsc.combine(spec, models, match.assignment)
         yield method, merged
         pairing = match.assignment
-        fitted = jmudsc.refit(spec, apply, models, pairing, merged, batches)
+        fitted = jmudsc.refit(
+            spec, apply, models, pairing, merged, batches, target="ensemble"
+        )
         yield f"{method} + refit", fitted
 
 

@@ -137,12 +137,17 @@ def fine_tunes(folder):
 
 
 # What a page takes for given, besides an empty folder to work in.
-GIVEN = {"checkpoints": files, "devices": one_device, "method": heads}
-GIVEN |= {"which-method": fine_tunes}
+GIVEN = {
+    "checkpoints": files,
+    "devices": one_device,
+    "method": heads,
+    "verdict": merged_so_far,
+    "which-method": fine_tunes,
+}
 # What is printed at the end and said in the text.
 PRINTED_LAST = {"spec": 'is frozen by "params/Conv_0/*"\n'}
 # Pages whose printed output is of no interest.
-SILENT = ("index",)
+SILENT = ("index", "verdict")
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras, saving

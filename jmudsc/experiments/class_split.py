@@ -317,7 +317,9 @@ def _repaired(
     apply, assignment = models.apply_fn(network), matched.assignment
     merged = TABLE[way.method].combine(spec, parents, assignment, None)
     if repair == "refit":
-        return refit(spec, apply, parents, assignment, merged, batches)
+        return refit(
+            spec, apply, parents, assignment, merged, batches, target="ensemble"
+        )
     if repair == "refit by task":
         by_task, owners = setup.by_task, setup.owners
         return refit(spec, apply, parents, assignment, merged, by_task, owners=owners)

@@ -1,6 +1,6 @@
 """Candidate: what one balance makes of the models: matched, averaged and repaired."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ def candidate(
     options, assignment = prepared.options, match.assignment
     with watch.stage("combining", "combining"):
         average = TABLE[options.method].combine
-        merged = average(prepared.spec, prepared.trunks, assignment, prepared.shares)
+        shares = _shares(prepared)
+        merged = average(prepared.spec, prepared.trunks, assignment, shares)
         merged = merged if options.update_fn is None else to_device(merged)
         jax.block_until_ready(merged)
     with watch.stage(None, "repairing"):
@@ -86,6 +87,14 @@ def score_of(
         return lambda candidate: 0.0
     shown = _all if options.separate else _first
     return lambda candidate: score(shown(candidate))
+
+
+def _shares(prepared: Prepared) -> Sequence[float]:
+    """Return the share of each model in what is repaired, all of it of one to start."""
+    start = prepared.options.start
+    if isinstance(start, str):
+        return prepared.shares
+    return [float(number == start) for number in range(len(prepared.models))]
 
 
 def _all(candidate: Candidate) -> Any:

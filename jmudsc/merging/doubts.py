@@ -62,7 +62,7 @@ def doubts_of_merge(
         told.append(_shares_a_start(spec, assignment))
     if method.zips:
         told.append(_is_side_by_side(spec, assignment))
-    if prepared.options.refit:
+    if prepared.options.refit and not prepared.options.only:
         told.append(_is_hardly_refit(candidate))
     is_here = not is_lazy([prepared.models, candidate.networks])
     if batches is not None and is_here and jax.process_count() == 1:

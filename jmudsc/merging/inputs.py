@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from jmudsc.batches import check_iterable, first_batch
 from jmudsc.lazy import to_device
-from jmudsc.matching.methods import names_of, TABLE
+from jmudsc.matching.methods import names_of
 from jmudsc.merging.option_values import functions
 from jmudsc.merging.options import MergeOptions
 from jmudsc.repairs.least_squares import check_owners
@@ -65,6 +65,11 @@ def check_inputs(where: str, inputs: Inputs, options: MergeOptions) -> None:
     check_batches(where, inputs.batches, options, has_spec=spec is not None)
     if options.owners is not None:
         check_owners(where, options.owners, len(inputs.models))
+    if isinstance(options.start, int) and options.start >= len(inputs.models):
+        raise ValueError(
+            f"{where}: start: expected the number of one of {len(inputs.models)} "
+            f"models, got {options.start}. Count models from 0."
+        )
 
 
 def check_batches(
@@ -87,7 +92,7 @@ def check_batches(
         ValueError: if there are none, or they can be read once only.
     """
     if batches is None:
-        if TABLE[options.method].activations:
+        if any(row.activations for row in options.rows):
             others = names_of(lambda row: row.weights and not row.activations)
             raise ValueError(
                 f"{where}: batches: expected some for {options.method}, got None. Pass "

@@ -1,5 +1,6 @@
 """Merge: the whole way from models and batches to one network, in one call."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,25 +12,29 @@ from jmudsc.derivation.check_spec import check_spec
 from jmudsc.keys import check_key, two_keys
 from jmudsc.lazy import to_device
 from jmudsc.matching.activation_statistics import collect
-from jmudsc.matching.coordinate_descent import matcher
 from jmudsc.matching.journal import Journal
-from jmudsc.matching.methods import TABLE
-from jmudsc.matching.moment_cache import budget_beside
 from jmudsc.matching.moments import Moments
-from jmudsc.merging.alpha_search import ALPHAS, Best, search_alpha
-from jmudsc.merging.candidate import Candidate, candidate, score_of
+from jmudsc.merging.alpha_search import ALPHAS
+from jmudsc.merging.attempt import Grounds
+from jmudsc.merging.choice import choose, Chosen
+from jmudsc.merging.contenders import BEST
 from jmudsc.merging.doubts import doubts_of_merge, doubts_of_models
+from jmudsc.merging.held_out import HELD_OUT, split
 from jmudsc.merging.inputs import check_inputs, Inputs, loaded
+from jmudsc.merging.judge import Judge, judge_of, unjudged
 from jmudsc.merging.machine import machine
-from jmudsc.merging.option_values import as_pairs, as_tuple
-from jmudsc.merging.options import MergeOptions, Outcome, recorded
+from jmudsc.merging.option import Outcome
+from jmudsc.merging.option_values import as_pairs, as_tuple, MERGE
+from jmudsc.merging.options import MergeOptions, recorded
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.separate import check_carried, check_read
+from jmudsc.merging.verdict import advice_of, Verdict
 from jmudsc.merging.watch import Watch
 from jmudsc.paths import plural
 from jmudsc.progress import Counted, Progress, silent
 from jmudsc.repairs.least_squares import RIDGE
+from jmudsc.repairs.mixing import SampleWeight
 from jmudsc.repairs.table import asked
 from jmudsc.sharding import placed_like
 from jmudsc.spec.alike import Alike
@@ -58,9 +63,14 @@ def merge(
     refit: str | None = None,
     ridge: float = RIDGE,
     owners: Sequence[int] | None = None,
+    target: str | None = None,
+    sample_weight: SampleWeight | None = None,
+    only: str | Iterable[str] = (),
+    start: str | int = MERGE,
     repair: str | None = None,
     score: Callable[[Any], float] | None = None,
     alphas: Sequence[float] = ALPHAS,
+    held_out: float | None = HELD_OUT,
     check: bool = True,
     budget: int | None = None,
     journal: Journal | None = None,
@@ -69,13 +79,15 @@ def merge(
     """Merge networks trained apart into one that does all their tasks.
 
     Derives the permutation spec and checks it on the first model, gathers activation
-    statistics, matches the units, averages them, and resets running statistics.
+    statistics, matches the units, averages them, and resets running statistics. On
+    batches that are held out the merged network is compared with what went into it.
 
     Models that are on disk are read leaf by leaf, one whole model at a time where
     activations are collected, and the merged variables are lazy as well: `save` merges
     them while it writes. The result is the same, bit for bit. `check` reads the first
-    model whole, `update_fn` the merged one; `refit`, `repair`, `separate` and a balance
-    that is searched for need all models at once, and read them first.
+    model whole, `update_fn` the merged one, and the verdict one network at a time;
+    `refit`, `repair`, `separate`, `best` and a balance that is searched for need all
+    models at once, and read them first.
 
     Args:
         apply_fn: a pure JAX function `(variables, batch) -> outputs`, in evaluation
@@ -86,7 +98,10 @@ def merge(
             re-iterable (a list, say). None for `average` and `weight-*` with a `spec`.
         method: one of `jmudsc.METHODS`: what is compared (`weight`, `activation`, or
             `mudsc` for both) and how units are paired (`align` one-to-one, `zip` also
-            within one model); `average` leaves them in place.
+            within one model); `average` leaves them in place. `best` tries `average`,
+            `mudsc-align` and `mudsc-zip`, each with and without a refit, and returns
+            what is best on the batches that are held out: one of them, or the best
+            parent as it is.
         alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
             `search` for that of `alphas` with the best `score`, `auto` for that whose
             merged network agrees best with its parents (see `joint_agreement`).
@@ -117,14 +132,28 @@ def merge(
         ridge: strength of the refit's penalty, above 0.
         owners: for each batch the number of the model whose task it is from, if that is
             known: the refit then follows that model on it, and the merged network
-            learns to tell the tasks apart.
+            learns to tell the tasks apart; the verdict compares with that model.
+        target: whom the refit follows on each sample: its "owner", all parents by their
+            "sureness", or all alike, the "ensemble"; None for owners where they are
+            known, and else for sureness.
+        sample_weight: `(batch, outputs of the parents) -> weights` of each sample, or
+            of each of its places, in the refit, 0 or more; None for 1.
+        only: patterns of the leaves that are refit, with the bias of a layer those of
+            its kernel; none for all.
+        start: what the refit starts from: "merge", or the number of a parent, which
+            then is kept but for what is refit, in the merged order of its units. With
+            `only` of the last layer: "keep parent 2, fit its read-out to all".
         repair: "rescale" to give every unit the mean and standard deviation of its
             parents over the batches (see `jmudsc.repair`); "pooled" for running
             statistics of the parents together, which needs no batches (see
             `jmudsc.pool_batch_stats`); None for neither. Heads as with `refit`.
-        score: with `alpha="search"`, larger for better merged variables; with
-            `separate` it is given the variables of all networks.
+        score: larger for better variables; with `separate` it is given those of all
+            networks. It decides a search of alpha, the verdict, and what is `best`.
         alphas: the balances that `search` and `auto` try.
+        held_out: the share of the batches that nothing but the verdict reads, of those
+            of each owner where they are known: every tenth of them, from the fifth on.
+            With fewer than five nothing is held out, and the merge is judged on what it
+            was made from; with 0 as well. None for no verdict.
         check: whether to check the spec on the first model, with `separate` on all.
         budget: bytes that statistics of activations, and what is remembered of weights,
             may take: with less than all need there are several passes over the batches,
@@ -165,6 +194,7 @@ def merge(
         check=check,
         score=score,
         alphas=as_tuple(alphas),
+        held_out=held_out,
         frozen=as_tuple(frozen),
         separate=as_tuple(separate),
         alike=as_pairs(alike),
@@ -172,6 +202,10 @@ def merge(
         refit=refit,
         ridge=ridge,
         owners=as_tuple(owners),
+        target=target,
+        sample_weight=sample_weight,
+        only=as_tuple(only),
+        start=start,
         repair=repair,
     )
     inputs = Inputs(apply_fn, models, batches, spec)
@@ -214,39 +248,27 @@ def merge_with(
     proof_key, match_key = two_keys(key)
     given = inputs.models
     inputs, first = loaded("merge", inputs, options)
-    prepared = prepare("merge", inputs, first, options, watch)
+    parts = split(inputs.batches, options.held_out, options.owners)
+    kept = dataclasses.replace(options, owners=parts.owners)
+    prepared = prepare("merge", inputs, first, kept, watch)
     check_finite("merge", prepared.models)
     _warn(doubts_of_models(prepared.models))
-    check_carried("merge", prepared.apart, TABLE[options.method].zips)
+    if options.method != BEST:
+        check_carried("merge", prepared.apart, options.rows[0].zips)
     _check_specs(prepared, first, proof_key, watch)
-    moments = _statistics(prepared, inputs.batches, watch, budget)
-    with watch.stage(None, "matching"):
-        match_at = matcher(
-            prepared.spec,
-            prepared.trunks,
-            moments,
-            method=options.method,
-            reference=options.reference,
-            key=match_key,
-            budget=budget_beside(moments or {}, budget),
-            journal=journal,
-            progress=watch.progress,
-        )
-
-    def candidate_at(balance: float) -> Candidate:
-        with watch.stage("matching", "matching", total=None):
-            match = match_at(balance)
-        return candidate(prepared, match, inputs.batches, watch)
-
-    score = score_of(prepared, inputs.batches)
-    best = search_alpha(candidate_at, score, options.balances)
-    _warn_of_statistics(prepared, inputs.batches)
-    _warn(doubts_of_merge(prepared, best.candidate, inputs.batches))
+    moments = _statistics(prepared, parts.used, watch, budget)
+    grounds = Grounds(prepared, moments, parts, match_key, budget, journal, watch)
+    judge = _judged(grounds)
+    chosen = choose(grounds, judge)
+    if not chosen.is_parent:
+        _warn_of_statistics(chosen.prepared, parts.used)
+    _warn(doubts_of_merge(chosen.prepared, chosen.best.candidate, parts.used))
+    judged = judge if isinstance(judge, str) else _verdict(judge, chosen)
     networks = [
         jax.tree.map(placed_like, network, model)
-        for network, model in zip(best.candidate.networks, given, strict=False)
+        for network, model in zip(chosen.best.candidate.networks, given, strict=False)
     ]
-    return _result(prepared, best, networks, watch)
+    return _result(options, chosen, networks, judged, watch)
 
 
 def _warn(doubts: Sequence[str]) -> None:
@@ -272,7 +294,7 @@ def _statistics(
     budget: int | None,
 ) -> Mapping[str, Moments] | None:
     """Gather the moments of activations, if the method has a use for them."""
-    if batches is None or not TABLE[prepared.options.method].activations:
+    if batches is None or not any(row.activations for row in prepared.options.rows):
         return None
     seen = Counted(batches, "collecting activations", watch.progress)
     with watch.stage(None, "statistics"):
@@ -296,19 +318,51 @@ def _warn_of_statistics(prepared: Prepared, batches: Iterable[PyTree] | None) ->
         )
 
 
+def _judged(grounds: Grounds) -> Judge | str:
+    """Run the parents over what a merge is judged on; or say why nothing is judged."""
+    if reason := unjudged(grounds.prepared, grounds.split):
+        return reason
+    with grounds.watch.stage("judging", "judging"):
+        return judge_of(grounds.prepared, grounds.split)
+
+
+def _verdict(judge: Judge, chosen: Chosen) -> Verdict:
+    """Judge what is kept, and warn if a parent alone is better."""
+    assert chosen.measured is not None
+    verdict = judge.verdict(chosen.measured)
+    if advice := advice_of(verdict):
+        _log.warning(
+            "merge: expected a network that is better than any parent alone, got one "
+            "that is worse. %s %s",
+            verdict.sentence,
+            advice,
+        )
+    return verdict
+
+
 def _result(
-    prepared: Prepared, best: Best[Candidate], networks: Sequence[PyTree], watch: Watch
+    options: MergeOptions,
+    chosen: Chosen,
+    networks: Sequence[PyTree],
+    judged: Verdict | str,
+    watch: Watch,
 ) -> MergeResult:
     """Put together what a merge gave."""
-    options, match = prepared.options, best.candidate.match
-    outcome = Outcome(prepared.shares, best.alpha, best.scores)
+    best, prepared = chosen.best, chosen.prepared
+    tried = chosen.tried or {}
+    shares = prepared.shares
+    outcome = Outcome(shares, best.alpha, best.scores, chosen.name, tried)
+    recipe = {**recorded(options, outcome), "machine": machine()}
+    if isinstance(judged, str):
+        recipe["verdict"] = f"none, since {judged}"
     return MergeResult(
         variables=networks[0],
         spec=prepared.spec,
-        assignment=match.assignment,
-        history=match.history,
-        recipe={**recorded(options, outcome), "machine": machine()},
+        assignment=best.candidate.match.assignment,
+        history=best.candidate.match.history,
+        recipe=recipe,
         changes=best.candidate.changes,
         networks=tuple(networks) if options.separate else (),
+        verdict=None if isinstance(judged, str) else judged,
         seconds=watch.seconds,
     )

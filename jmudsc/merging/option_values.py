@@ -11,6 +11,7 @@ from typing import Any
 from jmudsc.paths import cut, did_you_mean
 
 Reader = Callable[[Any], Any]
+MERGE = "merge"
 
 
 def as_tuple(value: Any) -> Any:
@@ -79,6 +80,18 @@ def share_or(choices: Sequence[str], advice: str) -> Reader:
         return value if isinstance(value, str) else float(value)
 
     return read
+
+
+def share_to_hold(value: Any) -> float | None:
+    """Read a number from 0 to below 1, or None."""
+    if value is None:
+        return None
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(
+            f"expected a number of at least 0 and below 1, got {quoted(value)}. Pass 0 "
+            "to judge a merge on what it was made from, None not to judge it."
+        )
+    return float(value)
 
 
 def shares_to_try(value: Any) -> tuple[float, ...]:
@@ -171,6 +184,17 @@ def pairs_of_patterns(value: Any) -> tuple[tuple[str, str], ...]:
 def _is_pair(value: Any) -> bool:
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     return is_pair and all(text and isinstance(text, str) for text in value)
+
+
+def merge_or_number(value: Any) -> str | int:
+    """Read "merge", or the number of a model."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value != MERGE and not (is_number and value >= 0):
+        raise ValueError(
+            f'expected "{MERGE}" or the number of a model, got {quoted(value)}. Count '
+            "models from 0."
+        )
+    return value
 
 
 def yes_or_no(value: Any) -> bool:

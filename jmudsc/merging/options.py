@@ -6,74 +6,37 @@ field, and the place where it is used.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from jmudsc import paths
-from jmudsc.matching.methods import METHODS, names_of as methods_that, TABLE
+from jmudsc.matching.methods import Method, METHODS, TABLE
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS, CHOICES
+from jmudsc.merging.contenders import BEST, BEST_OF
+from jmudsc.merging.held_out import HELD_OUT
+from jmudsc.merging.option import Option, Outcome
+from jmudsc.merging.option_rules import RULES
 from jmudsc.merging.option_values import (
     above_zero,
     function,
     functions,
+    MERGE,
+    merge_or_number,
     model_weights,
     one_of,
     pairs_of_patterns,
     patterns,
-    quoted,
-    Reader,
     share_or,
+    share_to_hold,
     shares_to_try,
     yes_or_no,
 )
 from jmudsc.repairs.least_squares import RIDGE
+from jmudsc.repairs.mixing import SampleWeight, TARGETS
 from jmudsc.repairs.table import clashes, names_of as repairs_of
 from jmudsc.types import UpdateFn
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What provenance tells of a merge beside its options.
-
-    Attributes:
-        shares: the share of each model, summing to 1.
-        alpha: the balance that was used.
-        scores: every balance tried and its score.
-    """
-
-    shares: tuple[float, ...]
-    alpha: float
-    scores: tuple[tuple[float, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Option:
-    """What there is to know of an option besides its name and its default.
-
-    Attributes:
-        says: one line on what it decides.
-        read: turns a plain value, as YAML has it, into that of the option; a
-            `ValueError` says what was expected. None for what is no plain value.
-        in_recipe: how a recipe gives it: as a plain `value`, or as the `import path` of
-            a Python object; None if recipes have no such key.
-        is_dumped: whether the dump of a recipe shows it; None for wherever it is not
-            its default.
-        recorded: its entries in a result's provenance; None for its plain value
-            wherever it is not its default.
-    """
-
-    says: str
-    read: Reader | None = None
-    in_recipe: Literal["value", "import path"] | None = "value"
-    is_dumped: "Callable[[MergeOptions], bool] | None" = None
-    recorded: "Callable[[MergeOptions, Outcome], Mapping[str, Any]] | None" = None
-
-    @property
-    def metadata(self) -> dict[str, "Option"]:
-        """What a field of `MergeOptions` carries."""
-        return {"option": self}
 
 
 @dataclass(frozen=True)
@@ -96,9 +59,17 @@ class MergeOptions:
         default="mudsc-zip",
         metadata=Option(
             "how units are matched and averaged",
-            one_of(METHODS),
+            one_of((*METHODS, BEST)),
             is_dumped=lambda options: True,
-            recorded=lambda options, outcome: {"method": options.method},
+            recorded=lambda options, outcome: (
+                {"method": options.method}
+                if outcome.chosen is None
+                else {
+                    "method": options.method,
+                    "chosen": outcome.chosen,
+                    "tried": dict(outcome.tried),
+                }
+            ),
         ).metadata,
     )
     alpha: float | str = field(
@@ -132,7 +103,7 @@ class MergeOptions:
     score: Callable[[Any], float] | None = field(
         default=None,
         metadata=Option(
-            "what a search of alpha makes large",
+            "what makes one network better than another",
             function,
             in_recipe="import path",
         ).metadata,
@@ -151,6 +122,13 @@ class MergeOptions:
                 if options.is_searched
                 else {}
             ),
+        ).metadata,
+    )
+    held_out: float | None = field(
+        default=HELD_OUT,
+        metadata=Option(
+            "the share of the batches that a merge is judged on and not made from",
+            share_to_hold,
         ).metadata,
     )
     frozen: tuple[str, ...] = field(
@@ -212,6 +190,35 @@ class MergeOptions:
             ),
         ).metadata,
     )
+    target: str | None = field(
+        default=None,
+        metadata=Option(
+            "whom a refit follows on each sample",
+            one_of(TARGETS),
+        ).metadata,
+    )
+    sample_weight: SampleWeight | None = field(
+        default=None,
+        metadata=Option(
+            "how much each sample counts in a refit",
+            function,
+            in_recipe="import path",
+        ).metadata,
+    )
+    only: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "the leaves that are refit",
+            patterns,
+        ).metadata,
+    )
+    start: str | int = field(
+        default=MERGE,
+        metadata=Option(
+            "what a refit starts from: the merge, or the number of a parent",
+            merge_or_number,
+        ).metadata,
+    )
     repair: str | None = field(
         default=None,
         metadata=Option(
@@ -219,6 +226,12 @@ class MergeOptions:
             one_of(repairs_of("repair")),
         ).metadata,
     )
+
+    @property
+    def rows(self) -> tuple[Method, ...]:
+        """The methods that are tried: one, or those of `best`."""
+        names = BEST_OF if self.method == BEST else (self.method,)
+        return tuple(TABLE[name] for name in names)
 
     @property
     def is_searched(self) -> bool:
@@ -233,7 +246,8 @@ class MergeOptions:
     @property
     def needs_all_models(self) -> bool:
         """Whether all models must be in memory at once, wherever they are."""
-        return bool(self.refit or self.repair or self.separate or self.is_searched)
+        several = self.is_searched or self.method == BEST
+        return bool(self.refit or self.repair or self.separate or several)
 
     def problems(self) -> list[str]:
         """Say all that is wrong with the options, one sentence each.
@@ -251,7 +265,7 @@ class MergeOptions:
                 wrong.append(f"{each.name}: {error}")
         if wrong:
             return wrong
-        return [*filter(None, (rule(self) for rule in _RULES)), *clashes(self)]
+        return [*filter(None, (rule(self) for rule in RULES)), *clashes(self)]
 
     def checked(self, where: str) -> "MergeOptions":
         """Return these options, once it is known that nothing is wrong with them.
@@ -344,48 +358,3 @@ def _batches_per_model(owners: Sequence[int] | None, models: int) -> dict[str, A
     if not owners:
         return {}
     return {"batches per model": [owners.count(number) for number in range(models)]}
-
-
-def _score_is_used(options: MergeOptions) -> str | None:
-    if options.score is None or options.alpha == "search":
-        return None
-    return (
-        f'score: expected alpha="search", which alone uses it, got alpha='
-        f'{quoted(options.alpha)}. Pass alpha="search", or leave score out.'
-    )
-
-
-def _search_has_a_score(options: MergeOptions) -> str | None:
-    if options.alpha != "search" or options.score is not None:
-        return None
-    return (
-        'alpha: expected a score with "search", got none. Pass score, a function of '
-        'variables that is larger for better ones, or alpha="auto", which needs none.'
-    )
-
-
-def _method_has_a_balance(options: MergeOptions) -> str | None:
-    if not options.is_searched or TABLE[options.method].blends:
-        return None
-    return (
-        f"alpha: expected a method with a balance to choose, got {options.method}. Use "
-        f"{methods_that(lambda row: row.blends)}, or leave alpha out."
-    )
-
-
-def _owners_are_used(options: MergeOptions) -> str | None:
-    if options.owners is None or options.refit is not None:
-        return None
-    return (
-        "owners: expected a refit, which alone uses them, got none. Pass "
-        'refit="least-squares", or leave owners out.'
-    )
-
-
-# What options say of each other; looked at where each is right by itself.
-_RULES: tuple[Callable[[MergeOptions], str | None], ...] = (
-    _score_is_used,
-    _method_has_a_balance,
-    _search_has_a_score,
-    _owners_are_used,
-)

@@ -13,7 +13,6 @@ from jmudsc import paths
 from jmudsc.derivation.evaluation_mode import unread_statistics, warn_of_mode
 from jmudsc.derivation.infer_spec import spec_of_program
 from jmudsc.derivation.program import Program, trace, unread
-from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import Inputs, per_model
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.separate import take_apart, trunk_fn, TrunkAndHeads, trunks_of
@@ -116,7 +115,7 @@ def prepare(
     specs = [move_alike(where, spec, options.alike) for spec in specs]
     if options.frozen:
         specs[0] = freeze(specs[0], options.frozen)
-    if programs and TABLE[options.method].matches:
+    if programs and any(row.matches for row in options.rows):
         _warn_of_unread(where, specs[0], programs[0])
     apart = take_apart(where, specs, models, trunks)
     return Prepared(options, shares, apply_fns, update_fns, models, trunks, apart)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from jmudsc.merging.verdict import Verdict
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 
@@ -29,10 +30,12 @@ class MergeResult:
         networks: where some leaves are separate, per model its variables: the leaves
             that were merged, and its own others carried into the merged coordinates,
             for its own `apply_fn`; empty otherwise.
+        verdict: whether the merged network is better than the best single parent, on
+            batches that were held out; None where nothing says so (`recipe` says why).
         seconds: stage -> seconds of wall time, compilation included: deriving and
-            checking the spec, statistics, matching and combining (over all balances
-            tried), repairing. They are in the report, not in the provenance: the same
-            merge takes another time.
+            checking the spec, statistics, judging, matching and combining (over all
+            balances tried), repairing. They are in the report, not in the provenance:
+            the same merge takes another time.
     """
 
     variables: PyTree
@@ -42,4 +45,5 @@ class MergeResult:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[PyTree, ...] = ()
+    verdict: Verdict | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)

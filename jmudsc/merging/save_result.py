@@ -89,7 +89,7 @@ def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         `recipe`, `extra`, `history`, `versions` (library -> version), `digests`
         (leaf path -> SHA-256 of its dtype, shape and bytes) and `assignment`
-        (label -> int32 array).
+        (label -> int32 array); `verdict` too where the merge was judged.
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
@@ -119,11 +119,13 @@ def record_of(
     check_json("recipe", result.recipe)
     check_json("extra", extra)
     _check_assignment(result.assignment)
-    content = {
+    content: dict[str, Any] = {
         "recipe": dict(result.recipe),
         "extra": dict(extra),
         "history": [float(objective) for objective in result.history],
     }
+    if result.verdict:
+        content["verdict"] = result.verdict.plain()
     return Record(content, {_ASSIGNMENT: result.assignment}, notes)
 
 

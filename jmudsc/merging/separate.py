@@ -157,14 +157,7 @@ def check_carried(where: str, apart: TrunkAndHeads, zipped: bool) -> None:
         ValueError: listing the labels that cannot be zipped, and the separate leaves
             that make them.
     """
-    problems = []
-    for name, label in apart.spec.labels.items():
-        one_to_one = not zipped or label.fixed or apart.spec.children(name)
-        made = {} if one_to_one else dict.fromkeys(_made_apart(apart, name))
-        sites = [f"{site.path}:{site.axis}" for site in made]
-        more = [f"and {len(sites) - 3} more"] if len(sites) > 3 else []
-        if made:
-            problems.append(f"{name}: {', '.join(sites[:3] + more)}")
+    problems = _not_carried(apart, zipped)
     if problems:
         raise ValueError(
             f"{where}: expected labels whose units merged leaves alone make, as "
@@ -173,6 +166,16 @@ def check_carried(where: str, apart: TrunkAndHeads, zipped: bool) -> None:
             "aligns, freeze these labels, or separate from where no residual stream "
             "goes on."
         )
+
+
+def is_carried(apart: TrunkAndHeads, zipped: bool) -> bool:
+    """Whether separate leaves can follow, of which `check_carried` says why not.
+
+    Args:
+        apart: from `take_apart`.
+        zipped: whether labels may be zipped.
+    """
+    return not _not_carried(apart, zipped)
 
 
 def check_read(where: str, apart: TrunkAndHeads, read: Container[str]) -> None:
@@ -219,6 +222,19 @@ def trunk_fn(apply_fn: ApplyFn, variables: PyTree, trunk: Iterable[str]) -> Appl
     leaves, structure = jax.tree.flatten(variables)
     kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     return _trunk_fn(apply_fn, structure, kinds, frozenset(trunk))
+
+
+def _not_carried(apart: TrunkAndHeads, zipped: bool) -> list[str]:
+    """Name the labels that separate leaves cannot follow, with some of the leaves."""
+    problems = []
+    for name, label in apart.spec.labels.items():
+        one_to_one = not zipped or label.fixed or apart.spec.children(name)
+        made = {} if one_to_one else dict.fromkeys(_made_apart(apart, name))
+        sites = [f"{site.path}:{site.axis}" for site in made]
+        more = [f"and {len(sites) - 3} more"] if len(sites) > 3 else []
+        if made:
+            problems.append(f"{name}: {', '.join(sites[:3] + more)}")
+    return problems
 
 
 def _made_apart(apart: TrunkAndHeads, name: str) -> list[Site]:

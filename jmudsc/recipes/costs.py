@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from jmudsc.derivation.program import Program, shape_of
 from jmudsc.derivation.taps import Tap
-from jmudsc.matching.methods import Method, TABLE
+from jmudsc.matching.methods import Method
 from jmudsc.matching.moment_cache import BUDGET
 from jmudsc.matching.nested_labels import families, is_innermost, stacked_shape
 from jmudsc.matching.passes import bytes_of_moments, passes_within
@@ -93,8 +93,8 @@ class Job:
 
     @property
     def method(self) -> Method:
-        """How the models are merged."""
-        return TABLE[self.prepared.options.method]
+        """How the models are merged; of several ways, that which costs the most."""
+        return self.prepared.options.rows[-1]
 
     @functools.cached_property
     def passes(self) -> list[list[str]]:

@@ -23,6 +23,7 @@ from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import aligning, method_of, TABLE
 from jmudsc.matching.moments import Moments
+from jmudsc.merging.contenders import BEST, BEST_OF
 from jmudsc.merging.heads import put_together
 from jmudsc.merging.inputs import Inputs, per_model
 from jmudsc.merging.options import MergeOptions
@@ -159,7 +160,7 @@ def _aligned(saved: _Saved, given: Rows, say: Progress) -> Rows:
             f'says, got one merged by "{method}". Run jmudsc merge {saved.path} '
             "--overwrite first."
         )
-    row = method_of("landscape", method)
+    row = method_of("landscape", method) if method != BEST else TABLE[BEST_OF[0]]
     if row.aligns:
         stored, count = made["assignment"], saved.parents
         return {n: np.concatenate([stored[n], given[n][count:]]) for n in given}
@@ -195,8 +196,9 @@ def _named_networks(saved: _Saved, given: Rows, aligned: Rows) -> dict[str, PyTr
     Where nothing is matched, parents are averaged in the order they were given in.
     """
     orders = {"aligned": aligned, "as given": given}
-    method = saved.recipe.options.method
-    is_matched = isinstance(method, str) and TABLE[method].matches
+    options = saved.recipe.options
+    rows = options.rows if isinstance(options, MergeOptions) else ()
+    is_matched = any(row.matches for row in rows)
     names = list(orders) if is_matched else list(orders)[::-1]
     here, there = (orders[name] for name in names)
     networks = {

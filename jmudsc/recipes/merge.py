@@ -22,7 +22,6 @@ from jmudsc.digests import digest_of
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.lazy import is_lazy
 from jmudsc.matching.journal import Journal
-from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.memory_budget import left_for_statistics, room
 from jmudsc.merging.merge import merge_with
@@ -154,7 +153,8 @@ def _given(
 def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOptions:
     """Return the options of a merge, with what only its batches and models tell."""
     options, batches = options_of(recipe, named), named["batches"]
-    if options.refit and isinstance(batches, Chained):
+    reads = options.refit or options.held_out is not None
+    if reads and isinstance(batches, Chained):
         options = dataclasses.replace(options, owners=tuple(batches.owners()))
     return dataclasses.replace(options, check=is_checked(recipe) or not on_disk)
 
@@ -205,7 +205,8 @@ def is_checked(recipe: Recipe) -> bool:
     """
     options = recipe.options
     assert isinstance(options, MergeOptions)
-    return TABLE[options.method].activations or recipe.spec is not None
+    reads = any(row.activations for row in options.rows)
+    return reads or recipe.spec is not None
 
 
 def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:

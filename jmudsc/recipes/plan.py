@@ -18,7 +18,6 @@ from jmudsc.checkpoints.urls import AnyPath, folder_of
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.finetunes.options import FinetuneOptions
-from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import check_batches, Inputs, per_model
 from jmudsc.merging.memory_budget import fits, left_for_statistics, room
 from jmudsc.merging.options import MergeOptions
@@ -282,11 +281,13 @@ def _prepared(
 
 def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> Job:
     """Find out what is to be done, and note what of it cannot be."""
-    method = TABLE[prepared.options.method]
+    rows = prepared.options.rows
     with noting(problems):
-        check_carried("recipe", prepared.apart, method.zips)
+        # Of several ways to merge, those that cannot be carried are not tried.
+        zips = all(row.zips for row in rows)
+        check_carried("recipe", prepared.apart, zips)
     taps: Mapping[str, tuple[Tap, ...]] = {}
-    if method.activations:
+    if any(row.activations for row in rows):
         with noting(problems):
             program = trace(prepared.trunk_fn, prepared.trunks[0], batch)
             taps = find_taps(program, prepared.spec)

@@ -7,6 +7,7 @@ import numpy as np
 
 from jmudsc.matching.methods import TABLE
 from jmudsc.merging.result import MergeResult
+from jmudsc.merging.verdict import advice_of, Verdict
 from jmudsc.paths import plural
 
 
@@ -58,7 +59,8 @@ def report(result: MergeResult) -> str:
     Returns:
         Markdown.
     """
-    lines = ["# Merge", ""]
+    lines = _judgement(result.verdict)
+    lines += ["# Merge", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in _decisive(result.recipe)]
     labels, leaves = result.spec.labels, result.spec.axes
     labelled = {site.path for label in labels.values() for site in label.sites}
@@ -78,11 +80,56 @@ def report(result: MergeResult) -> str:
     if result.seconds:
         seconds = {stage: round(taken, 2) for stage, taken in result.seconds.items()}
         lines += [f"- seconds: {_plain(seconds)}"]
+    if result.verdict:
+        lines += ["", *verdict_lines(result.verdict)]
     if labels:
         lines += ["", *_labels(result)]
     if result.changes:
         lines += ["", *_changes(result)]
     return "\n".join(lines) + "\n"
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """Describe how a merged network compares with what went into it.
+
+    Args:
+        verdict: of the merge.
+
+    Returns:
+        Lines of Markdown: the sentence, and a table with a row for each network.
+    """
+    known = {name: each for name, each in verdict.networks.items() if each}
+    own = max((len(each.own) for each in known.values()), default=0)
+    header = ["network", "cosine", "error", "agreement", "KL"]
+    header += [f"task {number}" for number in range(own)]
+    has_score = any(each.score is not None for each in known.values())
+    rows = []
+    for name, each in verdict.networks.items():
+        cells = [*([None] * (4 + own)), None]
+        if each:
+            figures = (each.cosine, each.error, each.agreement, each.divergence)
+            cells = [*figures, *each.own, each.score]
+        cells = cells if has_score else cells[:-1]
+        rows.append([name, *("-" if x is None else f"{x:.4f}" for x in cells)])
+    header += ["score"] if has_score else []
+    return [
+        verdict.sentence,
+        "",
+        table(header, rows),
+        "",
+        "Outputs are compared with those of the parent whose task a sample is from, or",
+        "where that is not known, with the mean of the parents weighted by sureness.",
+        "Error: squared distance, as a share of the variance. Agreement: share of the",
+        "largest outputs that are the same. Task: cosine on the samples of one parent.",
+    ]
+
+
+def _judgement(verdict: Verdict | None) -> list[str]:
+    """Say first of all if a parent alone is better."""
+    advice = verdict and advice_of(verdict)
+    if not verdict or not advice:
+        return []
+    return [f"**Worse than a parent alone.** {verdict.sentence} {advice}", ""]
 
 
 def _decisive(recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jmudsc import paths
+from jmudsc.batches import check_iterable
 from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.contractions import columns, matrix
 from jmudsc.repairs.find_layers import Linear, Norm
@@ -17,10 +19,12 @@ from jmudsc.repairs.layer_by_layer import (
     change_layers,
     log_skipped,
     operands_of,
+    paths_of,
     Seen,
 )
 from jmudsc.repairs.leaf_entries import write
 from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.mixing import Mixing, mixings_of, SampleWeight, TARGETS
 from jmudsc.repairs.regression import (
     added,
     Fit,
@@ -38,6 +42,7 @@ from jmudsc.types import ApplyFn
 _log = logging.getLogger(__name__)
 
 RIDGE = 1e-2
+_WHOLE = "Patterns are of whole leaf paths."
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,30 @@ class LeastSquares:
             mean square of what goes into the layer.
         owners: for each batch the number of the parent whose task it is from; None if
             that is not known.
+        target: whom to follow on each sample: its "owner", all parents by their
+            "sureness", or all alike, the "ensemble"; None for owners where they are
+            known, and else for sureness.
+        sample_weight: `(batch, outputs of the parents) -> weights` of each sample, or
+            of each of its places; None for 1.
+        only: patterns of the leaves that are fitted, with a layer's bias those of its
+            kernel; none for all.
     """
 
     ridge: float = RIDGE
     owners: tuple[int, ...] | None = None
+    target: str | None = None
+    sample_weight: SampleWeight | None = None
+    only: tuple[str, ...] = ()
+
+    @property
+    def follows_owners(self) -> bool:
+        """Whether on each batch its owner alone is followed."""
+        return self.owners is not None and self.target in (None, "owner")
+
+    @property
+    def by_sureness(self) -> bool:
+        """Whether parents count by how sure they are of each sample."""
+        return self.target == "sureness" or (self.target is None and not self.owners)
 
 
 def refit(
@@ -66,6 +91,9 @@ def refit(
     ridge: float = RIDGE,
     weights: Sequence[float] | None = None,
     owners: Sequence[int] | None = None,
+    target: str | None = None,
+    sample_weight: SampleWeight | None = None,
+    only: Sequence[str] = (),
 ) -> PyTree:
     """Fit every linear layer of a merged network to what its parents do.
 
@@ -110,6 +138,13 @@ def refit(
         weights: the share of each model; None for equal shares.
         owners: for each batch the number of the model whose task it is from, so that
             no batch may mix tasks; None if that is not known.
+        target: whom to follow on each sample: its "owner", all parents by their
+            "sureness", or all alike, the "ensemble"; None for owners where they are
+            known, and else for sureness.
+        sample_weight: `(batch, outputs of the parents) -> weights` of each sample, or
+            of each of its places, 0 or more; None for 1. For events that are rare.
+        only: patterns of the leaves that are fitted, with a layer's bias those of its
+            kernel; none for all.
 
     Returns:
         The variables with new kernels, biases and running statistics.
@@ -121,7 +156,8 @@ def refit(
     """
     shares = shares_of("refit", weights, len(models))
     merger = Merger(spec, apply_fn, models, assignment, shares)
-    settings = LeastSquares(ridge, None if owners is None else tuple(owners))
+    owned = None if owners is None else tuple(owners)
+    settings = LeastSquares(ridge, owned, target, sample_weight, tuple(only))
     variables, notes = refit_layers(merger, merged, batches, settings=settings)
     log_skipped(_log, "refit", notes)
     return variables
@@ -155,11 +191,18 @@ def refit_layers(
     settings = settings or LeastSquares()
     check_ridge("refit", settings.ridge)
     if len(merger.parents) == 1:
-        settings = replace(settings, owners=None)
+        settings = replace(settings, owners=None, target="ensemble")
+    _check_target(settings)
     if settings.owners is not None:
         check_owners("refit", settings.owners, len(merger.parents))
-    change: Change = functools.partial(_change, settings)
-    return change_layers("refit", change, merger, merged, batches, within)
+    leaves = paths.flatten(merged)
+    paths.check_patterns("refit", settings.only, leaves, "leaf", _WHOLE)
+    check_iterable("refit", batches)
+    batches = list(batches)
+    mixings = mixings_of(merger, batches, settings.by_sureness, settings.sample_weight)
+    change: Change = functools.partial(_change, settings, mixings)
+    variables, notes = change_layers("refit", change, merger, merged, batches, within)
+    return variables, {path: note for path, note in notes.items() if note}
 
 
 def check_ridge(where: str, ridge: float) -> None:
@@ -176,6 +219,19 @@ def check_ridge(where: str, ridge: float) -> None:
         raise ValueError(
             f"{where}: ridge: expected a finite number above 0, got {ridge}. Try "
             f"{RIDGE}."
+        )
+
+
+def _check_target(settings: LeastSquares) -> None:
+    if settings.target not in (None, *TARGETS):
+        raise ValueError(
+            f"refit: target: expected one of {', '.join(TARGETS)}, got "
+            f'"{settings.target}". Leave it out to follow owners where they are known.'
+        )
+    if settings.target == "owner" and settings.owners is None:
+        raise ValueError(
+            'refit: target: expected owners with "owner", got none. Pass owners, for '
+            "each batch the number of the model whose task it is from."
         )
 
 
@@ -202,9 +258,15 @@ def check_owners(where: str, owners: Sequence[int], models: int) -> None:
 
 
 def _change(
-    settings: LeastSquares, seen: Sequence[Seen], leaves: Leaves, targets: Targets
+    settings: LeastSquares,
+    mixings: Sequence[Mixing],
+    seen: Sequence[Seen],
+    leaves: Leaves,
+    targets: Targets,
 ) -> tuple[Leaves, str]:
     layer, owners = seen[0].layer, settings.owners
+    if settings.only and not paths.matches(paths_of(layer)[0], settings.only):
+        return {}, ""
     if isinstance(layer, Norm):
         return reset_norm("refit", layer, [each.merged for each in seen], leaves)
     if owners is not None and len(owners) != len(seen):
@@ -212,7 +274,8 @@ def _change(
             f"refit: owners: expected one for each of the {len(seen)} batches, got "
             f"{len(owners)}. Count the batches of each task."
         )
-    total = _gathered(seen, leaves, targets, owners)
+    owners = owners if settings.follows_owners else None
+    total = _gathered(seen, leaves, targets, owners, mixings)
     if not (np.isfinite(total.mean).all() and np.isfinite(total.comoment).all()):
         raise ValueError(
             f"refit: {layer.kernel.path}: expected finite activations, got some that "
@@ -233,6 +296,7 @@ def _gathered(
     leaves: Leaves,
     targets: Targets,
     owners: Sequence[int] | None,
+    mixings: Sequence[Mixing],
 ) -> Regression:
     """Gather what goes in and how far from the parents it comes out, of all batches."""
     first = seen[0].layer
@@ -241,7 +305,8 @@ def _gathered(
     parents = [operands_of(first, of_parent) for of_parent in targets.leaves]
     shape = first.kernel.index.shape
     total = nothing(matrix(first.form, first.kernel.index).shape, seen[0].merged)
-    for each, owner in zip(seen, owners or [None] * len(seen), strict=True):
+    followed = owners or [None] * len(seen)
+    for each, owner, mixing in zip(seen, followed, mixings, strict=True):
         layer = each.layer
         assert isinstance(layer, Linear)
         wanted, axes = targets.of_layer(layer.makes, owner)
@@ -249,7 +314,7 @@ def _gathered(
         own = [(each.parents[n], *parents[n]) for n in order]
         fit = Fit(layer.form, shape, axes, None if owner is None else 0)
         into = each.merged, *merged
-        total = added(total, layer.samples, fit, into, own, wanted)
+        total = added(total, layer.samples, fit, (into, own), wanted, mixing)
     return over_all_processes(total)
 
 

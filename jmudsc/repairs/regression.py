@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from jmudsc.repairs.contractions import columns, contract, Form, rows
 from jmudsc.repairs.lags import lags_are_cheaper, moments_by_lags
+from jmudsc.repairs.mixing import along, Mixing
 from jmudsc.repairs.targets import Targets
 from jmudsc.sharding import from_host, over_processes, sharding_of, to_host
 from jmudsc.spec.axes import Axis
@@ -52,13 +53,13 @@ class Regression:
     """Moments of what goes into a layer and of what is missing from what comes out.
 
     Attributes:
-        count: number of samples.
+        count: number of samples, or the sum of their weights.
         mean: of the incoming entries, and after them of the outgoing residuals.
         comoment: sum over samples of the products of distances from the mean, of
             incoming entries with both.
     """
 
-    count: int
+    count: int | float
     mean: Float[Array | np.ndarray, "groups 1 both"]
     comoment: Float[Array | np.ndarray, "groups incoming both"]
 
@@ -81,9 +82,9 @@ def added(
     total: Regression,
     count: int,
     fit: Fit,
-    merged: Operands,
-    parents: Sequence[Operands],
+    networks: tuple[Operands, Sequence[Operands]],
     targets: Targets,
+    mixing: Mixing,
 ) -> Regression:
     """Add a batch to the moments of those before it, exactly (see `merge_moments`).
 
@@ -91,18 +92,24 @@ def added(
         total: the moments of those before it.
         count: number of samples of the batch.
         fit: what is fitted.
-        merged: what goes into the layer in the merged network, and its leaves.
-        parents: the same for each parent, the owner first.
+        networks: what goes into the layer in the merged network, and its leaves; and
+            the same for each parent, the owner first.
         targets: what the parents want, `of_layer`.
+        mixing: how much each parent and each sample counts.
 
     Returns:
         The moments of all.
     """
-    both = total.count + count
-    share, weight = np.float32(count / both), np.float32(total.count * count / both)
+    counted = count if mixing.samples is None else count * mixing.mean_weight
+    both = total.count + counted
+    share = np.float32(counted / both)
+    weight = np.float32(total.count * counted / both)
     before = total.mean, total.comoment
-    steps = share, weight
-    return Regression(both, *_added(fit, before, steps, merged, list(parents), targets))
+    merged, parents = networks
+    given = (merged, list(parents))
+    return Regression(
+        both, *_added(fit, before, (share, weight), given, targets, mixing)
+    )
 
 
 def over_all_processes(total: Regression) -> Regression:
@@ -110,7 +117,7 @@ def over_all_processes(total: Regression) -> Regression:
     source = total.mean, total.comoment
     here = total.count, *map(to_host, source)
     gathered = [
-        Regression(int(count), *map(np.asarray, parts))
+        Regression(_plain(count), *map(np.asarray, parts))
         for count, *parts in over_processes(here, source)
     ]
     return functools.reduce(joined, gathered)
@@ -168,28 +175,44 @@ def _added(
     fit: Fit,
     total: MeanAndComoment,
     steps: tuple[ArrayLike, ArrayLike],
-    merged: Operands,
-    parents: list[Operands],
+    networks: tuple[Operands, list[Operands]],
     targets: Targets,
+    mixing: Mixing,
 ) -> MeanAndComoment:
-    return _joined(total, _of_batch(fit, merged, parents, targets), *steps)
+    return _joined(total, _of_batch(fit, *networks, targets, mixing), *steps)
 
 
 def _of_batch(
-    fit: Fit, merged: Operands, parents: Sequence[Operands], targets: Targets
+    fit: Fit,
+    merged: Operands,
+    parents: Sequence[Operands],
+    targets: Targets,
+    mixing: Mixing,
 ) -> MeanAndComoment:
     """Return the moments of a batch; use under `jit`."""
     of_parent = lambda number: contract(fit.form, *parents[number])
-    target = targets.target(of_parent, fit.axes, fit.owner)
+    target = targets.target(of_parent, fit.axes, fit.owner, mixing.parents)
     residual = columns(fit.form, target - contract(fit.form, *merged))
     x = jnp.asarray(merged[0], jnp.float32)
-    if lags_are_cheaper(fit.form, x.shape, fit.shape):
+    weights = None
+    if mixing.samples is not None:
+        each = along(mixing.samples, target.shape)
+        weights = columns(fit.form, jnp.broadcast_to(each, target.shape))[..., :1]
+    elif lags_are_cheaper(fit.form, x.shape, fit.shape):
         return moments_by_lags(fit.form, x, residual, fit.shape)
     into = rows(fit.form, x, fit.shape)
     both = jnp.concatenate([into, residual], axis=-1)
-    mean = both.mean(axis=1, keepdims=True)
-    apart = both - mean
-    first, highest = apart[..., : into.shape[-1]], jax.lax.Precision.HIGHEST
+    if weights is None:
+        mean = both.mean(axis=1, keepdims=True)
+        apart = both - mean
+        first = apart[..., : into.shape[-1]]
+    else:
+        mean = (weights * both).sum(axis=1, keepdims=True) / weights.sum(
+            axis=1, keepdims=True
+        )
+        apart = both - mean
+        first = weights * apart[..., : into.shape[-1]]
+    highest = jax.lax.Precision.HIGHEST
     return mean, jnp.einsum("gsi,gsj->gij", first, apart, precision=highest)
 
 
@@ -198,6 +221,10 @@ def _joined(a: Any, b: Any, share: ArrayLike, weight: ArrayLike) -> MeanAndComom
     step = mean_b - mean_a
     outer = step[..., : comoment_a.shape[1]].mT * step
     return mean_a + share * step, comoment_a + comoment_b + weight * outer
+
+
+def _plain(count: Any) -> int | float:
+    return count if isinstance(count, int | float) else np.asarray(count).item()
 
 
 def _zeros(shape: tuple[int, ...], x: Array) -> Array:

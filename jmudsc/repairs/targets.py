@@ -22,6 +22,7 @@ from jmudsc.reordering.transport import (
     OuterLabels,
 )
 from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.mixing import along, Weights
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.check_variables import check_covers
 
@@ -93,6 +94,7 @@ class Targets:
         value_of: Callable[[int], jax.Array],
         axes: Sequence[Axis],
         owner: int | None,
+        shares: Weights | None = None,
     ) -> jax.Array:
         """Return what a merged network should make of some samples.
 
@@ -100,11 +102,15 @@ class Targets:
             value_of: what a parent makes of them, by its number.
             axes: of the values.
             owner: the parent whose task the samples are from; None if not known.
+            shares: per parent its share in each sample, in the place of an owner.
 
         Returns:
             In the merged order the values of the owner, each unit the mean of those of
             its units that went there; where none did, and without an owner, `mean`.
+            With shares the mean by these of what each would be as an owner.
         """
+        if shares is not None:
+            return self._mixed(value_of, axes, shares)
         if owner is None:
             return self.mean([value_of(n) for n in range(len(self.shares))], axes)
         value = value_of(owner)
@@ -114,6 +120,25 @@ class Targets:
             return own
         present = self._moved(jnp.ones_like(value), axes, self.alone, owner) > 0
         return jnp.where(present, own, self.target(value_of, axes, None))
+
+    def _mixed(
+        self,
+        value_of: Callable[[int], jax.Array],
+        axes: Sequence[Axis],
+        shares: Weights,
+    ) -> jax.Array:
+        """Average what all parents make of samples, by shares of each sample."""
+        values = [value_of(number) for number in range(len(self.shares))]
+        parts, weights = [], []
+        for number, value in enumerate(values):
+            share = along(shares[number], value.shape)
+            ones = jnp.ones_like(value)
+            present = self._moved(ones, axes, self.alone, number) > 0
+            parts.append(self._moved(value, axes, self.alone, number) * share * present)
+            weights.append(share * present)
+        total = functools.reduce(operator.add, weights)
+        mixed = functools.reduce(operator.add, parts) / jnp.where(total > 0, total, 1)
+        return jnp.where(total > 0, mixed, self.mean(values, axes))
 
     def _names(self, axes: Sequence[Axis]) -> list[str]:
         """Return the labels of some axes, and after them their outer labels."""

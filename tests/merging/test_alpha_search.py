@@ -93,6 +93,7 @@ def test_with_heads_apart_all_networks_are_scored():
         alpha="search",
         score=lambda networks: seen.append(len(networks)) or 0.0,
         alphas=[0.5],
+        held_out=None,
         separate="c/*",
     )
     assert seen == [2]
@@ -156,11 +157,6 @@ def test_permuted_copies_agree_wholly_with_each_other(key):
             'alpha: expected a score with "search", got none. Pass score, a '
             "function of variables that is larger for better ones, or "
             'alpha="auto", which needs none.',
-        ),
-        (
-            {"alpha": 0.5, "score": len},
-            'score: expected alpha="search", which alone uses it, got alpha=0.5. '
-            'Pass alpha="search", or leave score out.',
         ),
         (
             {"alpha": "auto", "alphas": []},

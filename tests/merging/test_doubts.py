@@ -33,7 +33,8 @@ SIZES = {name: label.size for name, label in SPEC.labels.items()}
 def warnings_of(caplog, apply_fn, models, batches, **options):
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="jmudsc"):
-        merge(apply_fn, models, batches, **{"key": jax.random.key(0), **options})
+        given = {"key": jax.random.key(0), "held_out": None, **options}
+        merge(apply_fn, models, batches, **given)
     return caplog.messages
 
 

@@ -260,6 +260,7 @@ def test_every_stage_tells_its_seconds(key):
         "deriving",
         "checking",
         "statistics",
+        "judging",
         "matching",
         "combining",
         "repairing",
@@ -359,7 +360,7 @@ def test_a_wrong_method_or_balance_is_refused_before_any_work(key):
     models, batches = problem()
     batches = Fresh(batches)
     text = (
-        f'merge: method: expected one of {", ".join(METHODS)}, got "mudsc-zap"; '
+        f'merge: method: expected one of {", ".join(METHODS)}, best, got "mudsc-zap"; '
         'did you mean "mudsc-zip"?'
     )
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -486,7 +487,13 @@ def test_statistics_that_refit_or_repair_set_are_not_warned_of(option, key, capl
     batches = [tiny.batch(tiny.CNN, 0, 8)]
     options = {option: {"refit": "least-squares", "repair": "rescale"}[option]}
     result = merge(
-        tiny.CNN.apply_fn, models, batches, method="average", key=key, **options
+        tiny.CNN.apply_fn,
+        models,
+        batches,
+        method="average",
+        held_out=None,
+        key=key,
+        **options,
     )
     seen = np.asarray(tiny.conv(batches[0], result.variables["a/kernel"]))
     np.testing.assert_allclose(
@@ -496,8 +503,19 @@ def test_statistics_that_refit_or_repair_set_are_not_warned_of(option, key, capl
 
 
 REFUSED = {
-    "merge: owners: expected a refit, which alone uses them, got none. Pass "
-    'refit="least-squares", or leave owners out.': {"owners": [0, 1]},
+    "merge: target: expected a refit, which alone uses it, got none. Pass "
+    'refit="least-squares", or leave target out.': {"target": "ensemble"},
+    "merge: only: expected a refit, which alone uses it, got none. Pass "
+    'refit="least-squares", or leave only out.': {"only": "out/*"},
+    "merge: start: expected the number of one of 2 models, got 2. Count models from "
+    "0.": {"start": 2, "refit": "least-squares", "method": "average"},
+    "merge: start: expected a method that leaves a parent what it is, got mudsc-zip. "
+    "Use average, or one that aligns.": {"start": 1, "refit": "least-squares"},
+    'merge: held_out: expected a share with method="best", which chooses by batches '
+    "that are held out, got None. Leave it out, or use another method.": {
+        "method": "best",
+        "held_out": None,
+    },
     'merge: refit: expected one of least-squares, got "least-square"; did you mean '
     '"least-squares"?': {"refit": "least-square"},
     'merge: repair: expected one of rescale, pooled, got "rescaled"; did you mean '

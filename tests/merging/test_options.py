@@ -68,6 +68,7 @@ def test_defaults_are_right_and_are_not_dumped():
 EXAMPLES = {
     "method": "weight-align",
     "alpha": 0.25,
+    "held_out": 0.2,
     "weights": [1.0, 3.0],
     "frozen": ["a/*"],
     "separate": ["b/*"],
@@ -75,6 +76,9 @@ EXAMPLES = {
     "reference": "mean",
     "refit": "least-squares",
     "ridge": 0.5,
+    "target": "ensemble",
+    "only": ["c/*"],
+    "start": 1,
     "repair": "rescale",
 }
 
@@ -166,7 +170,7 @@ WRONG = {
     ),
     "method": (
         "mudsc-zap",
-        f'expected one of {", ".join(METHODS)}, got "mudsc-zap"; did you mean '
+        f'expected one of {", ".join(METHODS)}, best, got "mudsc-zap"; did you mean '
         '"mudsc-zip"?',
     ),
     "alpha": (
@@ -207,6 +211,29 @@ WRONG = {
     "ridge": (
         0.0,
         "expected a finite number above 0, got 0.0. Try 0.01.",
+    ),
+    "held_out": (
+        1.0,
+        "expected a number of at least 0 and below 1, got 1.0. Pass 0 to judge a merge "
+        "on what it was made from, None not to judge it.",
+    ),
+    "target": (
+        "owners",
+        'expected one of owner, sureness, ensemble, got "owners"; did you mean '
+        '"owner"?',
+    ),
+    "sample_weight": (
+        2.0,
+        "expected a function, got 2.0. Pass the function itself.",
+    ),
+    "only": (
+        [""],
+        "expected a list of patterns of labels or leaves, got ['']. Put "
+        "each pattern in quotes.",
+    ),
+    "start": (
+        -1,
+        'expected "merge" or the number of a model, got -1. Count models from 0.',
     ),
     "repair": (
         "pool",
@@ -279,11 +306,6 @@ def test_numbers_of_numpy_are_numbers():
 
 CLASHES = [
     (
-        MergeOptions(score=len),
-        'score: expected alpha="search", which alone uses it, got alpha=0.5. Pass '
-        'alpha="search", or leave score out.',
-    ),
-    (
         MergeOptions(alpha="search"),
         'alpha: expected a score with "search", got none. Pass score, a function of '
         'variables that is larger for better ones, or alpha="auto", which needs none.',
@@ -294,9 +316,14 @@ CLASHES = [
         "mudsc-align or mudsc-zip, or leave alpha out.",
     ),
     (
-        MergeOptions(owners=(0, 1)),
-        "owners: expected a refit, which alone uses them, got none. Pass "
-        'refit="least-squares", or leave owners out.',
+        MergeOptions(sample_weight=len),
+        "sample_weight: expected a refit, which alone uses it, got none. Pass "
+        'refit="least-squares", or leave sample_weight out.',
+    ),
+    (
+        MergeOptions(method="best", start=1),
+        "start: expected a method that leaves a parent what it is, got best. Use "
+        "average, or one that aligns.",
     ),
     (
         MergeOptions(repair="pooled", refit="least-squares"),

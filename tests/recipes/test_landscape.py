@@ -219,11 +219,29 @@ output: merged
 def test_a_recipe_has_to_say_how_to_measure(project, monkeypatch):
     path = project / "recipe.yaml"
     path.write_text(re.sub(r"losses:\n.*\n.*\n", "", RECIPE))
-    for command in ("landscape", "evaluate"):
-        assert fails(monkeypatch, command, path) == (
-            f"jmudsc: {path}: expected losses, by which {command} measures, got none. "
-            "Add losses: {TASK: module:name}, functions (variables) -> float."
-        )
+    assert fails(monkeypatch, "landscape", path) == (
+        f"jmudsc: {path}: expected losses, by which landscape measures, got none. "
+        "Add losses: {TASK: module:name}, functions (variables) -> float."
+    )
+
+
+def test_evaluate_judges_as_merge_did_and_needs_no_losses(project, monkeypatch, capsys):
+    path = project / "recipe.yaml"
+    path.write_text(re.sub(r"losses:\n.*\n.*\n", "", RECIPE))
+    run(monkeypatch, "merge", path)
+    capsys.readouterr()
+    run(monkeypatch, "evaluate", path)
+    printed = capsys.readouterr().out
+    verdict = jmudsc.load_provenance(project / "merged")["verdict"]
+    assert printed.startswith(f"{verdict['sentence']}\n\n| network")
+    rows = table_of(printed.partition("\n\n")[2])
+    assert list(rows) == list(verdict["networks"])
+    for name, told_of in verdict["networks"].items():
+        assert rows[name]["cosine"] == f"{told_of['cosine']:.4f}"
+    run(monkeypatch, "evaluate", path, "--checkpoint", project / "second")
+    told = capsys.readouterr().out
+    assert "parent 1" in told
+    assert told != printed
 
 
 def test_a_landscape_is_of_what_was_merged(project, monkeypatch):
@@ -333,6 +351,7 @@ def test_evaluate_measures_separate_networks_each_at_its_task(
 
 
 def table_of(text):
-    """Read a table in Markdown: first cell of a row -> title -> cell."""
-    lines = [[c.strip() for c in x.split("|")[1:-1]] for x in text.splitlines() if x]
+    """Read the first table in Markdown: first cell of a row -> title -> cell."""
+    rows = text.partition("\n\n")[0].splitlines()
+    lines = [[c.strip() for c in x.split("|")[1:-1]] for x in rows if x]
     return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}

@@ -40,7 +40,9 @@ def test_no_unit_comes_further_from_its_parents_than_the_average(assign):
     spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
     rows = assign(spec, 2)
     merged = combine(spec, models, rows)
-    found = refit(spec, MLP.apply_fn, models, rows, merged, [x[:20], x[20:]])
+    found = refit(
+        spec, MLP.apply_fn, models, rows, merged, [x[:20], x[20:]], target="ensemble"
+    )
     before, after = (
         error(v, models, rows, spec, x, (0.5, 0.5)) for v in (merged, found)
     )
@@ -53,7 +55,9 @@ def test_the_last_map_comes_nearer_to_the_outputs_of_the_parents(assign, seed):
     spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
     rows = assign(spec, 2, seed)
     merged = combine(spec, models, rows)
-    found = refit(spec, MLP.apply_fn, models, rows, merged, [x], ridge=1e-4)
+    found = refit(
+        spec, MLP.apply_fn, models, rows, merged, [x], ridge=1e-4, target="ensemble"
+    )
     wanted = np.mean([MLP.apply_fn(m, x) for m in models], axis=0)
     half = {**found, **{p: merged[p] for p in ("c/kernel", "c/bias")}}
     errors = [np.square(MLP.apply_fn(v, x) - wanted).mean() for v in (found, half)]
@@ -77,9 +81,8 @@ def test_a_layer_is_what_least_squares_give():
     spec, models, x = tiny.spec_of("mlp"), draw("mlp", 2), images()
     rows, ridge, weights = shuffled(spec, 2), 0.1, (0.75, 0.25)
     merged = combine(spec, models, rows, weights)
-    found = refit(
-        spec, MLP.apply_fn, models, rows, merged, [x], ridge=ridge, weights=weights
-    )
+    options = {"ridge": ridge, "weights": weights, "target": "ensemble"}
+    found = refit(spec, MLP.apply_fn, models, rows, merged, [x], **options)
     into = np.maximum(preactivations(found, x)["a"], 0)
     row = rows[tiny.label_at(spec, "b/bias", 0)]
     wanted = sum(

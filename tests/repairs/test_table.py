@@ -66,7 +66,9 @@ def done(row, parents, within=None):
 def options(**given):
     """Return options that ask for nothing but what is given."""
     nothing = {"refit": None, "repair": None, "update_fn": None}
-    return SimpleNamespace(**nothing | {"ridge": 0.1, "owners": None} | given)
+    settings = {"ridge": 0.1, "owners": None, "target": None}
+    settings |= {"sample_weight": None, "only": ()}
+    return SimpleNamespace(**nothing | settings | given)
 
 
 def asking(row):
