@@ -1,0 +1,87 @@
+"""Compare the refit of convolutions by lags with that by copies of all windows.
+
+The network is deep, has one axis of space, and long kernels: residual pairs of
+convolutions of 32 channels with kernel 41. Both ways run in one process, each twice;
+the second run, whose programs are compiled, counts. `python scripts/bench_windows.py`
+takes about ten minutes on two cores; `--layers 2 --positions 20000` one.
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+
+import jmudsc
+from jmudsc.repairs import regression
+
+CHANNELS, WINDOW, LENGTH = 32, 41, 5000
+
+
+def apply_fn(variables, x):
+    for name in sorted(variables):
+        if name == "last":
+            continue
+        kernel, bias = variables[name]["kernel"], variables[name]["bias"]
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        x = jax.nn.relu(y + bias[None, None])
+    return x @ variables["last"]["kernel"]
+
+
+def draw(seed, layers):
+    generator = np.random.default_rng(seed)
+    variables = {}
+    for number in range(layers):
+        into = 4 if number == 0 else CHANNELS
+        shape = WINDOW, into, CHANNELS
+        kernel = generator.normal(size=shape) * np.sqrt(2 / (WINDOW * into))
+        bias = generator.normal(size=CHANNELS) / 5
+        variables[f"conv{number:02}"] = {"kernel": kernel, "bias": bias}
+    last = generator.normal(size=(CHANNELS, 3)) / np.sqrt(CHANNELS)
+    variables["last"] = {"kernel": last}
+    return jax.tree.map(np.float32, variables)
+
+
+def timed(*arguments):
+    """Return the refitted variables, and processor seconds of a second run."""
+    jmudsc.refit(*arguments)
+    start = time.process_time()
+    found = jmudsc.refit(*arguments)
+    jax.block_until_ready(found)
+    return found, time.process_time() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--layers", type=int, default=17)
+    parser.add_argument("--positions", type=int, default=200_000)
+    asked = parser.parse_args()
+    models = [draw(seed, asked.layers) for seed in (0, 1)]
+    generator = np.random.default_rng(2)
+    batches = [
+        generator.normal(size=(8, LENGTH, 4)).astype(np.float32)
+        for _ in range(max(asked.positions // (8 * LENGTH), 1))
+    ]
+    spec = jmudsc.infer_spec(apply_fn, models[0], batches[0])
+    rows = {n: np.stack([np.arange(x.size)] * 2) for n, x in spec.labels.items()}
+    rows = {n: row.astype(np.int32) for n, row in rows.items()}
+    merged = jmudsc.combine(spec, models, rows)
+    arguments = spec, apply_fn, models, rows, merged, batches
+    by_lags, fast = timed(*arguments)
+    regression.lags_are_cheaper = lambda *_: False
+    jax.clear_caches()
+    by_copies, slow = timed(*arguments)
+    gaps = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max() / np.abs(b).max()), by_lags, by_copies
+    )
+    count = sum(x.size for x in jax.tree.leaves(models[0]))
+    positions = sum(batch.shape[0] * LENGTH for batch in batches)
+    print(f"{count} parameters, {positions} positions")
+    print(f"processor seconds: copies {slow:.1f}, lags {fast:.1f}")
+    print(f"ratio {slow / fast:.1f}, largest relative gap {max(jax.tree.leaves(gaps)):.1e}")
+
+
+if __name__ == "__main__":
+    main()
