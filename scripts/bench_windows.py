@@ -80,7 +80,9 @@ def main():
     positions = sum(batch.shape[0] * LENGTH for batch in batches)
     print(f"{count} parameters, {positions} positions")
     print(f"processor seconds: copies {slow:.1f}, lags {fast:.1f}")
-    print(f"ratio {slow / fast:.1f}, largest relative gap {max(jax.tree.leaves(gaps)):.1e}")
+    print(
+        f"ratio {slow / fast:.1f}, largest relative gap {max(jax.tree.leaves(gaps)):.1e}"
+    )
 
 
 if __name__ == "__main__":
