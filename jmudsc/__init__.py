@@ -48,6 +48,7 @@ Checkpoints:
     save: write a result of `merge`, whole or not at all.
 
 Submodules:
+    adapters: models of Flax, Equinox, Haiku, Keras, Hugging Face as pure functions.
     landscape: losses around and between networks, as numbers and figures.
     recipes: from a YAML file to a merge on disk, as the command line does it.
     experiments: the networks, data and training of the shipped experiments.
@@ -59,6 +60,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc import (
+        adapters as adapters,
         experiments as experiments,
         landscape as landscape,
         recipes as recipes,
@@ -145,7 +147,7 @@ _MODULE_OF = {
     for module, names in _NAMES_OF.items()
     for name in names.split()
 }
-_SUBMODULES = ("experiments", "landscape", "recipes")
+_SUBMODULES = ("adapters", "experiments", "landscape", "recipes")
 
 __all__ = [*_MODULE_OF, *_SUBMODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jmudsc.checkpoints.filling import Table
 from jmudsc.checkpoints.reading import reading, steady
 from jmudsc.checkpoints.structure import Route
 from jmudsc.lazy import LazyArray
@@ -133,6 +134,20 @@ def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
         file: where.
         leaves: name -> array, of a type that safetensors has.
     """
+    table = table_of(leaves)
+    with file.open("wb") as opened:
+        opened.write(table.head)
+        for name in table.places:
+            array = np.ascontiguousarray(leaves[name].read())
+            opened.write(array.reshape(-1).view(np.uint8).data)
+
+
+def table_of(leaves: Mapping[str, LazyArray]) -> Table:
+    """Return the header of a file of some arrays, and where each lies in it.
+
+    Args:
+        leaves: name -> array, of a type that safetensors has.
+    """
     order = sorted(leaves, key=lambda name: (-leaves[name].dtype.itemsize, name))
     header, end = {}, 0
     for name in order:
@@ -145,11 +160,9 @@ def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as opened:
-        opened.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            array = np.ascontiguousarray(leaves[name].read())
-            opened.write(array.reshape(-1).view(np.uint8).data)
+    head = len(text).to_bytes(8, "little") + text
+    places = {name: len(head) + header[name]["data_offsets"][0] for name in order}
+    return Table(head, places, len(head) + end)
 
 
 def holds(dtype: np.dtype) -> bool:
