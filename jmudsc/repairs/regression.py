@@ -185,7 +185,14 @@ def _of_batch(
     x = jnp.asarray(merged[0], jnp.float32)
     if lags_are_cheaper(fit.form, x.shape, fit.shape):
         return moments_by_lags(fit.form, x, residual, fit.shape)
-    into = rows(fit.form, x, fit.shape)
+    return moments_by_copies(fit.form, x, residual, fit.shape)
+
+
+def moments_by_copies(
+    form: Form, x: Array, residual: Array, shape: tuple[int, ...]
+) -> MeanAndComoment:
+    """Return what `moments_by_lags` does, with a copy of every window."""
+    into = rows(form, x, shape)
     both = jnp.concatenate([into, residual], axis=-1)
     mean = both.mean(axis=1, keepdims=True)
     apart = both - mean
