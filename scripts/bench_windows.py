@@ -69,6 +69,7 @@ def ratio_of_moments(positions):
     x = x.astype(np.float32)
     (eqn,) = jax.make_jaxpr(convolve)(x, np.zeros(shape, np.float32)).eqns
     form, seconds = form_of(eqn, 1), []
+    assert form is not None
     for way in (regression.moments_by_copies, regression.moments_by_lags):
         compiled = jax.jit(lambda x, r, way=way: way(form, x, r, shape))
         jax.block_until_ready(compiled(x, residual))
