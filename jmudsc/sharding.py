@@ -175,6 +175,12 @@ def from_host(array: np.ndarray, leaf: Any) -> jax.Array:
     return jax.device_put(array, leaf.sharding if is_bound else None)
 
 
+def on_device(array: Any) -> jax.Array:
+    """Return an array of any kind as one of JAX; nothing is compiled."""
+    is_there = isinstance(array, jax.Array)
+    return array if is_there else jax.device_put(np.asarray(array))
+
+
 def is_explicit(tree: PyTree) -> bool:
     """Whether an array of a tree is on a mesh with explicit axes."""
     return any(map(_is_explicit, jax.tree.leaves(tree)))

@@ -99,15 +99,20 @@ CASES = {
 FEW = ["_drawn", "two_keys", "units_of", "_added", "_order"]
 
 
+MENDED = {"refit": "least-squares", "repair": "rescale"}
+
+
 @functools.cache
-def compiled_by(name, method="mudsc-zip"):
+def compiled_by(name, is_mended=False):
     apply_fn, pair, batches, update_fn = CASES[name]()
     key = jax.random.key(0)
 
     def named(variables, batch):
         return apply_fn(variables, batch)
 
-    options = {"method": method, "key": key, "update_fn": update_fn}
+    options = {"method": "mudsc-zip", "key": key, "update_fn": update_fn}
+    if is_mended:
+        options |= MENDED
     with programs() as first:
         jmudsc.merge(named, pair, batches, **options)
     with programs(anew=False) as again:
@@ -125,6 +130,35 @@ def test_a_merge_compiles_few_programs(name):
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_second_merge_compiles_nothing(name):
     assert compiled_by(name)[1] == []
+
+
+# Kinds of what lies between two fitted layers, of layers that are fitted, of layers
+# that are rescaled, and of inputs of norms by running statistics.
+KINDS = {
+    "ResNet-20x1": (17, 7, 0, 3),
+    "ResNet-20x2": (17, 7, 0, 3),
+    "ViT": (8, 6, 5, 0),
+    "deeper ViT": (8, 6, 5, 0),
+    "decoder": (7, 5, 3, 0),
+    "deeper decoder": (7, 5, 3, 0),
+}
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_refit_and_repair_compile_each_kind_of_block_once(name):
+    merging = [*FEW, "named"]  # `_added` is what adds a batch to the moments too
+    names = ("_segment", "_added", "_of_outputs", "_mean_and_variance")
+    more = [
+        n for n, count in zip(names, KINDS[name], strict=True) for _ in range(count)
+    ]
+    found = compiled_by(name, True)[0]
+    assert sorted(found) == sorted(f"jit({n})" for n in (*merging, *more))
+    assert len(found) <= 40
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_a_second_refit_and_repair_compile_nothing(name):
+    assert compiled_by(name, True)[1] == []
 
 
 def test_a_program_for_every_number_of_units_where_products_are_large(monkeypatch):

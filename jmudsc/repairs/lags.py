@@ -22,8 +22,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jmudsc.repairs.contractions import Form, padded, Sliding, sliding_of
+from jmudsc.repairs.lag_products import HIGHEST, over_blocks, over_pieces, Pair, WIDE
 
-_HIGHEST = jax.lax.Precision.HIGHEST
+# So many products must be saved to be worth a function that takes longer to compile.
+_WORTH = 2**30
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,19 @@ class Dealt:
         return self.count + self.edge
 
     @property
-    def pieces(self) -> list[tuple[int, int, int]]:
+    def runs(self) -> list[tuple[int, int, int]]:
         """Start of each run of pieces of one length, their number, and that length."""
         ends = self.shifts - 1, self.step
         return [(0, *ends), (self.edge, 1, self.count - self.edge), (self.count, *ends)]
 
     @property
-    def of_shift(self) -> Float[np.ndarray, "shifts pieces"]:
-        """Which pieces make up the stretch of each shift."""
-        total = 2 * self.shifts - 1
+    def of_shift(self) -> list[Float[np.ndarray, "shifts pieces"]]:
+        """Which pieces of each run make up the stretch of each shift."""
         first = np.arange(self.shifts)[:, None]
-        piece = np.arange(total)[None]
-        return ((piece >= first) & (piece < first + self.shifts)).astype(np.float32)
+        piece = np.arange(2 * self.shifts - 1)[None]
+        is_in = (piece >= first) & (piece < first + self.shifts)
+        cuts = self.shifts - 1, self.shifts
+        return np.split(is_in.astype(np.float32), cuts, axis=1)
 
 
 def dealt(axis: Sliding) -> Dealt:
@@ -107,9 +110,19 @@ def lags_are_cheaper(form: Form, x_shape: Sequence[int], shape: Sequence[int]) -
     copied = positions * window * channels * (window * channels + made)
     phases = channels * math.prod(way.phases for way in ways)
     shifts = math.prod(way.shifts for way in ways)
-    lags = (math.prod(2 * way.shifts - 1 for way in ways) + 1) // 2
     length = math.prod(way.length for way in ways)
-    return lags * length * phases**2 + shifts * positions * phases * made < copied
+    summed = _blocks_of_lags(ways, phases) * length * phases**2
+    products = summed + shifts * positions * phases * made
+    return 2 * products < copied and copied - products > _WORTH
+
+
+def _blocks_of_lags(ways: Sequence[Dealt], phases: int) -> int:
+    """Count the lags whose products are taken, those taken besides included."""
+    *outer, last = ways
+    outer_lags = (math.prod(2 * way.shifts - 1 for way in outer) + 1) // 2
+    block = max(1, min(WIDE // phases, last.shifts))
+    along = (1 if outer else 0) * (last.shifts - 1) + last.shifts
+    return outer_lags * (along + 2 * block - 2)
 
 
 def moments_by_lags(
@@ -170,51 +183,96 @@ def _stretches(y: Array, ways: Sequence[Dealt]) -> Array:
     """
     edges = [(way.edge, way.edge) for way in ways]
     wide = jnp.pad(y, [(0, 0), (0, 0), *edges, (0, 0)])
-    steps = np.array([way.step for way in ways])
-    starts = _lags(ways) * steps + np.array([way.edge for way in ways])
+    outer = ways[:-1]
+    cut = (*y.shape[:-2], *wide.shape[-2:])
+    starts = [
+        [
+            (lag + way.shifts - 1) * way.step
+            for lag, way in zip(lags, outer, strict=True)
+        ]
+        for lags in _outer_lags(ways)
+    ]
 
     def of_lag(start: Array) -> Array:
-        moved = jax.lax.dynamic_slice(wide, (0, 0, *start, 0), y.shape)
-        return _of_pieces(y, moved, ways)
+        moved = jax.lax.dynamic_slice(wide, (0, 0, *start, 0, 0), cut)
+        return _of_outer_lag(y, moved, ways)
 
-    return jax.lax.map(of_lag, jnp.asarray(starts))
+    if not outer:
+        sums = of_lag(jnp.zeros(0, jnp.int32))[None]
+    else:
+        sums = jax.lax.map(of_lag, jnp.asarray(starts))
+    return sums.reshape(-1, math.prod(w.shifts for w in ways), *sums.shape[-3:])
 
 
-def _of_pieces(y: Array, moved: Array, ways: Sequence[Dealt]) -> Array:
-    """Sum the products of two arrays over the stretch of each shift."""
+def _of_outer_lag(y: Array, moved: Array, ways: Sequence[Dealt]) -> Array:
+    """Sum products for all lags along the last axis and one along all others.
+
+    Returns:
+        Shape (lags, *shifts, groups, channels and phases, channels and phases).
+    """
+    *outer, last = ways
     total = jnp.zeros((), y.dtype)
-    letters = "ijklmnop"[: len(ways)]
-    inner = "".join(letter + letter.upper() for letter in letters)
-    sums = f"gb{inner}f,gb{inner}e->g{letters}fe"
-    shifts = "qrstuvwx"[: len(ways)]
-    masks = ",".join(map(str.__add__, shifts, letters))
-    for runs in itertools.product(*(enumerate(way.pieces) for way in ways)):
-        if any(number * size == 0 for _, (_, number, size) in runs):
+    pieces, shifts = "ijklmnop"[: len(outer)], "qrstuvwx"[: len(outer)]
+    masks = "".join(
+        f",{shift}{piece}" for shift, piece in zip(shifts, pieces, strict=True)
+    )
+    for runs in itertools.product(*(range(3) for _ in outer)):
+        chosen = [way.runs[run] for way, run in zip(outer, runs, strict=True)]
+        if any(number * size == 0 for _, number, size in chosen):
             continue
-        parts = [_pieces(x, [run for _, run in runs]) for x in (y, moved)]
-        sum_of_pieces = jnp.einsum(sums, *parts, precision=_HIGHEST)
-        chosen = [_columns(way, n) for way, (n, _) in zip(ways, runs, strict=True)]
+        sums = _along_last(_cut(y, chosen), _cut(moved, chosen), last, len(outer) == 0)
+        numbers = [number for _, number, _ in chosen]
+        sums = sums.reshape(sums.shape[0], *numbers, *sums.shape[2:])
+        of_shift = [way.of_shift[run] for way, run in zip(outer, runs, strict=True)]
         total = total + jnp.einsum(
-            f"g{letters}fe,{masks}->{shifts}gfe",
-            sum_of_pieces,
-            *(mask.astype(y.dtype) for mask in chosen),
-            precision=_HIGHEST,
+            f"g{pieces}zyfe{masks}->z{shifts}ygfe",
+            sums,
+            *(mask.astype(y.dtype) for mask in of_shift),
+            precision=HIGHEST,
         )
-    return total.reshape(-1, *total.shape[len(ways) :])
+    return total
 
 
-def _columns(way: Dealt, run: int) -> np.ndarray:
-    """Return which pieces of a run make up the stretch of each shift."""
-    first = way.shifts - 1
-    return np.split(way.of_shift, [first, first + 1], axis=1)[run]
+def _cut(x: Array, runs: Sequence[tuple[int, int, int]]) -> Array:
+    """Cut runs of pieces out of all axes of space but the last.
 
-
-def _pieces(x: Array, runs: Sequence[tuple[int, int, int]]) -> Array:
-    """Cut runs of pieces out of all axes of space, an axis for pieces before each."""
+    Returns:
+        Shape (groups, pieces, batch and positions of a piece, last axis, features).
+    """
     for axis, (start, number, size) in enumerate(runs, 2):
         x = jax.lax.slice_in_dim(x, start, start + number * size, axis=axis)
     sizes = [n for _, number, size in runs for n in (number, size)]
-    return x.reshape(*x.shape[:2], *sizes, x.shape[-1])
+    x = x.reshape(*x.shape[:2], *sizes, *x.shape[-2:])
+    pieces = range(2, 2 + len(sizes), 2)
+    order = (0, *pieces, 1, *(n + 1 for n in pieces), x.ndim - 2, x.ndim - 1)
+    count = math.prod(number for _, number, _ in runs)
+    return jnp.transpose(x, order).reshape(x.shape[0], count, -1, *x.shape[-2:])
+
+
+def _along_last(y: Array, moved: Array, way: Dealt, is_only: bool) -> Array:
+    """Sum products for all lags along the last axis over the stretch of each shift.
+
+    Args:
+        y: from `_cut`.
+        moved: the same of the other factor, wider by an edge on both sides.
+        way: how the last axis is dealt out.
+        is_only: whether it is the only axis.
+
+    Returns:
+        Shape (groups, pieces, lags, shifts, features, features).
+    """
+    pair = Pair(y, moved, way.edge, way.step, _last_lags(way, is_only))
+    size, number = pair.blocks(way.count - way.edge, way.shifts)
+    end = way.edge + size * number * way.step
+    left, _, right = way.runs
+    rest = end, 1, way.count - end
+    total = jnp.zeros((), y.dtype)
+    for run, mask in zip((left, rest, right), way.of_shift, strict=True):
+        if run[1] * run[2]:
+            total = total + over_pieces(pair, run, mask)
+    if number:
+        total = total + over_blocks(pair, way.edge, size, number)[:, :, :, None]
+    return total
 
 
 def _crossed(y: Array, along: Array, ways: Sequence[Dealt], channels: int) -> Array:
@@ -223,20 +281,36 @@ def _crossed(y: Array, along: Array, ways: Sequence[Dealt], channels: int) -> Ar
     Returns:
         Shape (groups, channels and window, entries of `along`).
     """
+    *outer, last = ways
     counts = [way.count for way in ways]
     along = along.reshape(along.shape[0], -1, *counts, along.shape[-1])
-    sizes = (*y.shape[:2], *counts, y.shape[-1])
-    steps = np.array([way.step for way in ways])
-    starts = np.array(list(np.ndindex(*(way.shifts for way in ways)))) * steps
-    space = "ijklmnop"[: len(ways)]
+    whole = [(0, 1, way.count) for way in outer]
+    here, lags = _cut(along, whole), np.arange(last.shifts)
+    room = min(WIDE, last.shifts) * last.step  # blocks may reach beyond the end
+    y = jnp.pad(y, [(0, room * (axis == y.ndim - 2)) for axis in range(y.ndim)])
+    sizes = (*y.shape[:2], *(way.count for way in outer), *y.shape[-2:])
+    steps = np.array([way.step for way in outer], int)
+    places = np.array(list(np.ndindex(*(way.shifts for way in outer))), int)
 
     def of_shift(start: Array) -> Array:
-        part = jax.lax.dynamic_slice(y, (0, 0, *start, 0), sizes)
-        sums = f"gb{space}f,gb{space}o->gfo"
-        return jnp.einsum(sums, part, along, precision=_HIGHEST)
+        part = jax.lax.dynamic_slice(y, (0, 0, *start, 0, 0), sizes)
+        pair = Pair(here, _cut(part, whole), 0, last.step, lags)
+        size, number = pair.blocks(last.count, last.shifts)
+        end = size * number * last.step
+        total = jnp.zeros((), y.dtype)
+        if end < last.count:
+            rest = end, 1, last.count - end
+            total = total + over_pieces(pair, rest, np.ones((1, 1)))[:, :, :, 0]
+        if number:
+            total = total + over_blocks(pair, 0, size, number)
+        return jnp.transpose(total[:, 0], (1, 0, 3, 2))
 
-    found = jax.lax.map(of_shift, jnp.asarray(starts))
-    found = found.reshape(*found.shape[:2], channels, -1, found.shape[-1])
+    if outer:
+        found = jax.lax.map(of_shift, jnp.asarray(places * steps))
+    else:
+        found = of_shift(jnp.zeros(0, jnp.int32))
+    phases = math.prod(way.phases for way in ways)
+    found = found.reshape(-1, y.shape[0], channels, phases, along.shape[-1])
     phase, shift = _flat(ways)
     chosen = jnp.transpose(found[shift, :, :, phase], (1, 2, 0, 3))
     return chosen.reshape(chosen.shape[0], -1, chosen.shape[-1])
@@ -262,22 +336,33 @@ def _by_entries(sums: Array, ways: Sequence[Dealt], channels: int) -> Array:
     return found.reshape(found.shape[0], math.prod(found.shape[1:3]), -1)
 
 
-def _lags(ways: Sequence[Dealt]) -> np.ndarray:
-    """Return the lags of two shifts, one of each lag and its opposite."""
-    spans = [np.arange(1 - way.shifts, way.shifts) for way in ways]
-    every = np.stack(np.meshgrid(*spans, indexing="ij"), -1).reshape(-1, len(ways))
+def _outer_lags(ways: Sequence[Dealt]) -> np.ndarray:
+    """Return the lags along all axes but the last, one of each and its opposite."""
+    spans = [np.arange(1 - way.shifts, way.shifts) for way in ways[:-1]]
+    every = np.array(list(itertools.product(*spans)), int)
     return every[len(every) // 2 :]  # the middle one is 0
+
+
+def _last_lags(way: Dealt, is_only: bool) -> np.ndarray:
+    """Return the lags along the last axis; of an only axis those that lead on."""
+    return np.arange(0 if is_only else 1 - way.shifts, way.shifts)
 
 
 def _lag_of_pair(ways: Sequence[Dealt]) -> tuple[np.ndarray, np.ndarray]:
     """Return the number of the lag of two window entries, and if it is the opposite."""
     shifts = np.array([[shift for _, shift in each] for each in _entries(ways)])
     lags = shifts[None] - shifts[:, None]
-    spans = [2 * way.shifts - 1 for way in ways]
-    offset = np.array([way.shifts - 1 for way in ways])
-    number = np.ravel_multi_index(tuple(np.moveaxis(lags + offset, -1, 0)), spans)
-    number -= math.prod(spans) // 2
-    return np.abs(number), np.asarray(number < 0)
+    *outer, last = ways
+    if not outer:
+        return np.abs(lags[..., 0]), np.asarray(lags[..., 0] < 0)
+    spans = [2 * way.shifts - 1 for way in outer]
+    offset = np.array([way.shifts - 1 for way in outer])
+    place = np.moveaxis(lags[..., :-1] + offset, -1, 0)
+    number = np.ravel_multi_index(tuple(place), spans) - math.prod(spans) // 2
+    is_back = np.asarray(number < 0)
+    along = np.where(is_back, -lags[..., -1], lags[..., -1])
+    count = 2 * last.shifts - 1
+    return np.abs(number) * count + along + last.shifts - 1, is_back
 
 
 def _entries(ways: Sequence[Dealt]) -> list[tuple[tuple[int, int], ...]]:

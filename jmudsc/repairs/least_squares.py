@@ -124,7 +124,8 @@ def refit(
     It costs one pass of the batches through every model and the merged network, the
     activations between two layers held for all batches, and per layer of d incoming
     entries (for a convolution: window x channels) d^2 values, samples x d^2 products
-    and a solution of O(d^3).
+    and a solution of O(d^3). The second moments of large windows that overlap depend on
+    the lags of their entries only, but for the ends, and take samples x d x channels.
 
     Args:
         spec: the permutation spec.

@@ -200,7 +200,14 @@ def _of_batch(
         weights = columns(fit.form, jnp.broadcast_to(each, target.shape))[..., :1]
     elif lags_are_cheaper(fit.form, x.shape, fit.shape):
         return moments_by_lags(fit.form, x, residual, fit.shape)
-    into = rows(fit.form, x, fit.shape)
+    return moments_by_copies(fit.form, x, residual, fit.shape)
+
+
+def moments_by_copies(
+    form: Form, x: Array, residual: Array, shape: tuple[int, ...]
+) -> MeanAndComoment:
+    """Return what `moments_by_lags` does, with a copy of every window."""
+    into = rows(form, x, shape)
     both = jnp.concatenate([into, residual], axis=-1)
     if weights is None:
         mean = both.mean(axis=1, keepdims=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jmudsc.derivation.program import Program, variables_of
 from jmudsc.repairs.segments import Given, run_segment, Segment, segment_of
+from jmudsc.sharding import on_device
 
 # What is alive between two segments: variable -> array.
 Values = dict[Any, Any]
@@ -36,7 +36,7 @@ class Way:
 
     def start(self, batch: PyTree) -> Values:
         """Return what is alive before the first segment: the leaves of the batch."""
-        data = map(jnp.asarray, jax.tree.leaves(batch))
+        data = map(on_device, jax.tree.leaves(batch))
         return dict(zip(self.program.inputs, data, strict=True))
 
     def after(self, number: int, values: Values, leaves: Mapping[str, Any]) -> Values:

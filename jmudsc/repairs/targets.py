@@ -23,6 +23,7 @@ from jmudsc.reordering.transport import (
 )
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.mixing import along, Weights
+from jmudsc.sharding import on_device
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.check_variables import check_covers
 
@@ -196,4 +197,4 @@ def targets_of(where: str, merger: Merger) -> Targets:
 
 def arrays(variables: PyTree) -> Leaves:
     """Return the leaves of variables as JAX arrays, by path."""
-    return {path: jnp.asarray(leaf) for path, leaf in paths.flatten(variables).items()}
+    return {path: on_device(leaf) for path, leaf in paths.flatten(variables).items()}

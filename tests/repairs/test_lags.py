@@ -1,11 +1,14 @@
 import jax
 import jax.numpy as jnp
+import nets
 import numpy as np
 import pytest
+from compiled import programs
 from jax import lax
 
+from jmudsc import combine, infer_spec, refit
 from jmudsc.repairs.contractions import columns, form_of, rows, sliding_of
-from jmudsc.repairs.lags import dealt, moments_by_lags
+from jmudsc.repairs.lags import dealt, lags_are_cheaper, moments_by_lags
 
 LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NCHW", "HWIO", "NHWC"), 3: None}
 
@@ -71,3 +74,49 @@ def test_lags_give_the_moments_of_copies_of_all_windows(rank, seed):
         np.testing.assert_allclose(
             found[1], expected, rtol=0, atol=1e-11 * expected.max()
         )
+
+
+def test_a_refit_by_lags_is_that_by_copies(monkeypatch):
+    def apply_fn(v, x):
+        y = lax.conv_general_dilated(
+            x, v["in"], (1,), "SAME", dimension_numbers=LAYOUTS[1]
+        )
+        return jax.nn.relu(y + v["bias"][None, None]) @ v["out"]
+
+    shapes = {"in": (5, 2, 6), "bias": (6,), "out": (6, 3)}
+    models = [nets.random_leaves(shapes, seed) for seed in "ab"]
+    x = np.random.default_rng(0).normal(size=(4, 30, 2)).astype(np.float32)
+    spec = infer_spec(apply_fn, models[0], x)
+    rows = {
+        n: np.stack([np.arange(label.size)] * 2) for n, label in spec.labels.items()
+    }
+    rows = {n: row.astype(np.int32) for n, row in rows.items()}
+    merged = combine(spec, models, rows)
+    refitted = lambda: refit(spec, apply_fn, models, rows, merged, [x[:2], x[2:]])
+    by_copies = refitted()
+    where = "jmudsc.repairs.regression.lags_are_cheaper"
+    monkeypatch.setattr(where, lambda form, *_: form.is_convolution)
+    jax.clear_caches()
+    with programs(anew=False) as compiled:
+        by_lags = refitted()
+    assert "jit(_added)" in compiled.names
+    for path in shapes:
+        np.testing.assert_allclose(by_lags[path], by_copies[path], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "expected"),
+    [
+        ((8, 5000, 32), (41, 32, 32), True),
+        ((8, 50, 32), (41, 32, 32), False),  # few products are saved
+        ((8, 30, 32), (41, 32, 32), False),  # windows reach over all of it
+        ((8, 500000, 32), (1, 32, 32), False),
+    ],
+)
+def test_lags_are_for_long_windows_of_many_positions(x, kernel, expected):
+    fn = lambda x, k: lax.conv_general_dilated(
+        x, k, (1,), "SAME", dimension_numbers=LAYOUTS[1]
+    )
+    kinds = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (x, kernel)]
+    (eqn,) = jax.make_jaxpr(fn)(*kinds).eqns
+    assert lags_are_cheaper(form_of(eqn, 1), x, kernel) is expected
