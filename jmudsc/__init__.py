@@ -46,6 +46,7 @@ Checkpoints:
     load_shapes: read the shapes and dtypes of a checkpoint alone.
     load_provenance: read how a merged checkpoint was made.
     save: write a result of `merge`, whole or not at all.
+    HuggingFace: how `save` writes the directory of a Hugging Face model.
 
 Submodules:
     landscape: losses around and between networks, as numbers and figures.
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
         landscape as landscape,
         recipes as recipes,
     )
+    from jmudsc.checkpoints.hugging_face import HuggingFace as HuggingFace
     from jmudsc.checkpoints.load import (
         load as load,
         load_shapes as load_shapes,
@@ -116,6 +118,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
 
 # What is imported at first use: names by the module that they come from.
 _NAMES_OF = {
+    "checkpoints.hugging_face": "HuggingFace",
     "checkpoints.load": "load load_shapes",
     "derivation.check_spec": "check_spec",
     "derivation.infer_spec": "infer_spec",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tiny_llama as llama
 from safetensors.numpy import save_file
 
 import jmudsc
@@ -63,6 +64,10 @@ def files(folder):
             {path: np.asarray(leaf) for path, leaf in leaves.items()},
             folder / f"{name}.safetensors",
         )
+    base = llama.leaves(0)
+    for seed, name in enumerate(("base", "code", "chat")):
+        leaves = llama.leaves(seed, near=base) if seed else base
+        llama.write(folder / "hub" / name, leaves)
     blank = jax.tree.map(lambda x: jnp.zeros_like(x, "float32"), run) | {"step": 0}
     return merged_so_far(folder) | {"blank": blank}
 

@@ -123,7 +123,11 @@ def files_of(file: Path) -> list[Path]:
     return [file, *(file.parent / shard for shard in shards)]
 
 
-def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
+def write_safetensors(
+    file: Path,
+    leaves: Mapping[str, LazyArray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write arrays to a file, one after the other.
 
     The library wants all of them in memory. A file is the length of a header, in eight
@@ -132,9 +136,11 @@ def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
     Args:
         file: where.
         leaves: name -> array, of a type that safetensors has.
+        metadata: text to be stored with them.
     """
     order = sorted(leaves, key=lambda name: (-leaves[name].dtype.itemsize, name))
-    header, end = {}, 0
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    end = 0
     for name in order:
         leaf, start = leaves[name], end
         end += leaf.nbytes

@@ -29,6 +29,7 @@ def save_with_record(
     record: provenance.Record,
     *,
     overwrite: bool = False,
+    kind: Format | None = None,
 ) -> Path:
     """Save variables in the format that the path ends in, with a record.
 
@@ -46,6 +47,7 @@ def save_with_record(
         overwrite: replace what this function saved there before, once the new one is
             complete, or an empty directory. Nothing else is ever replaced: what its
             record does not name, or is not as it was saved, is an error.
+        kind: the format of a directory, if not that of orbax.
 
     Returns:
         The absolute path of the checkpoint.
@@ -55,7 +57,7 @@ def save_with_record(
         ValueError: if the format cannot hold the variables.
     """
     target = check_free(path, overwrite)
-    kind = format_of(target)
+    kind = kind or format_of(target)
     content = provenance.described(record)
     check = partial(check_replaceable, target, quick=True)
     if not kind.endings:
@@ -131,19 +133,24 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     return target
 
 
-def _stored_names(variables: PyTree, kind: Format) -> dict[str, str]:
-    """Return path of every leaf -> the name that it is stored under."""
+def stored_names(variables: PyTree, kind: Format) -> dict[str, str]:
+    """Return path of every leaf -> the name that it is stored under.
+
+    Args:
+        variables: the tree.
+        kind: the format that it is stored in.
+    """
     if kind.layout == "tree":
         return {path: path for path in flatten(variables)}
     routes = routes_of(variables)
-    return {path: "/".join(map(str, keys)) for path, keys in routes.items()}
+    return {path: kind.joint.join(map(str, keys)) for path, keys in routes.items()}
 
 
 def _laid_out(variables: PyTree[LazyArray], kind: Format) -> PyTree[LazyArray]:
     """Return variables as the tree that a format writes."""
     if kind.layout == "tree":
         return variables
-    leaves, names = flatten(variables), _stored_names(variables, kind)
+    leaves, names = flatten(variables), stored_names(variables, kind)
     if kind.layout == "flat":
         return {names[path]: leaf for path, leaf in leaves.items()}
     routes = routes_of(variables)
@@ -170,7 +177,7 @@ def _written(
             f"{target}: expected to read back what was written, got {len(wrong)} of "
             f"{len(leaves)} leaves changed. Save in another format:\n{listed(wrong)}"
         )
-    structure = structure_of(lazy, _stored_names(lazy, kind))
+    structure = structure_of(lazy, stored_names(lazy, kind))
     return {"structure": structure, "digests": digests, "files": files_of(temporary)}
 
 
