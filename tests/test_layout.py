@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "landscape": "",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "
-        "merging landscape"
+        "merging finetunes landscape"
     ),
     "experiments": (
         "spec reordering derivation checkpoints matching repairs merging landscape "

@@ -21,9 +21,10 @@ from jmudsc.finetunes.lambda_search import search_lambda
 from jmudsc.finetunes.leaf_layout import Layout
 from jmudsc.finetunes.leafwise import merge_tree
 from jmudsc.finetunes.learned import learned
+from jmudsc.finetunes.options import parted
 from jmudsc.finetunes.plan_job import plan_job
 from jmudsc.finetunes.recorded import changes_of, recorded
-from jmudsc.finetunes.request import in_memory, parted, Request, trunk_of
+from jmudsc.finetunes.request import in_memory, Request, trunk_of
 from jmudsc.finetunes.shared_start import strangers_hint, wrong_base_hint
 from jmudsc.finetunes.task_batches import task_batches
 from jmudsc.finetunes.tree_checks import check_all_finite, check_trees
@@ -117,7 +118,23 @@ def merge_finetunes(
     models = list(models)
     tasks = task_batches(_WHERE, batches, common.owners, len(models))
     whole = Request(models, base, method, own, common, apply_fn, tasks, key)
-    request = trunk_of(_WHERE, whole)
+    return merge_requested(whole)
+
+
+def merge_requested(whole: Request) -> MergeResult:
+    """Merge as `merge_finetunes` does, by a record of what is asked for.
+
+    Args:
+        whole: what is asked for, of whole models.
+
+    Returns:
+        As `merge_finetunes`.
+
+    Raises:
+        TypeError: as `merge_finetunes`.
+        ValueError: as `merge_finetunes`.
+    """
+    common, request = whole.common, trunk_of(_WHERE, whole)
     check_trees(_WHERE, request.models, request.base)
     plan = plan_job(_WHERE, request)  # all that may be wrong is told before any work
     if reads_all(plan, request):

@@ -14,9 +14,14 @@ _BY_ALIAS = {
 }
 
 
+def is_method(name: object) -> bool:
+    """Whether something is the name of a method, or another name of one."""
+    return isinstance(name, str) and name in _BY_ALIAS
+
+
 def method_problems(name: object) -> list[str]:
     """Return what is wrong with the name of a method: one line, or none."""
-    if name in _BY_ALIAS:
+    if is_method(name):
         return []
     hint = paths.did_you_mean(name, _BY_ALIAS) if isinstance(name, str) else ""
     known = ", ".join(FINETUNE_METHODS)

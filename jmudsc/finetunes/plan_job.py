@@ -1,6 +1,5 @@
 """Planning: what every leaf is to become, with all that is wrong told at once."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,21 +12,18 @@ from jmudsc.finetunes.depth import depths
 from jmudsc.finetunes.job import Job, LeafPlan
 from jmudsc.finetunes.lambda_search import lambda_problems
 from jmudsc.finetunes.leaf_layout import Layout, layout_of, letters_problems
-from jmudsc.finetunes.leafwise import LAMBDA, VECTORS
+from jmudsc.finetunes.leafwise import VECTORS
 from jmudsc.finetunes.method import Method
 from jmudsc.finetunes.methods import method_of, method_problems
 from jmudsc.finetunes.option import Number
+from jmudsc.finetunes.options import filled, names_in, respelled, setting_problems
 from jmudsc.finetunes.request import Request
-from jmudsc.finetunes.settings import is_like, matched, problems_of
+from jmudsc.finetunes.settings import is_like, matched
 from jmudsc.finetunes.tree_checks import counted, is_float
 from jmudsc.keys import check_key
 from jmudsc.repairs.table import asked, clashes, names_of
 
-_log = logging.getLogger(__name__)
 _STATISTICS = {"mean", "var", "running_mean", "running_var"}
-# What mergekit calls options, and what it has that makes no difference here.
-_SPELLINGS = {"lambda": "lambda_"}
-_IGNORED = {"int8_mask"}
 
 
 def plan_job(
@@ -51,13 +47,13 @@ def plan_job(
     models = tuple(paths.flatten(model) for model in request.models)
     base = None if request.base is None else paths.flatten(request.base)
     donor = models[0] if base is None else base
-    common, options = request.common, _respelled(where, request.options)
+    common, options = request.common, respelled(where, request.options)
     methods = _methods(where, request)
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in donor.items()}
     problems = [
         *_need_problems(request, methods.values()),
         *lambda_problems(request.lambda_, common.score is not None, common.lambdas),
-        *_option_problems(methods.values(), options, len(models), list(donor)),
+        *setting_problems(methods.values(), options, len(models), list(donor)),
         *_common_problems(request, methods.values(), shapes),
     ]
     if problems:
@@ -72,7 +68,7 @@ def plan_job(
         plans[path] = LeafPlan(
             path,
             method,
-            _settings(method, options),
+            filled(method, options),
             known or layout_of(path, shapes[path], common.axes),
             deep.get(path, 0.0),
             _why_copied(leaf, path, common.excluded),
@@ -90,8 +86,7 @@ def plan_job(
 
 def _methods(where: str, request: Request) -> dict[str, Method]:
     """Return the row of every method that is asked for."""
-    asked = request.method
-    names = list(asked.values()) if isinstance(asked, Mapping) else [asked]
+    names = names_in(request.method)
     if problems := [line for name in names for line in method_problems(name)]:
         raise ValueError(_refused(where, problems))
     return {name: method_of(name) for name in names}
@@ -113,23 +108,6 @@ def _name_for(method: str | Mapping[str, str], path: str) -> str:
     pattern = matched(path, method)
     assert pattern is not None  # as checked
     return method[pattern]
-
-
-def _respelled(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options by the names they have here."""
-    for name in _IGNORED & options.keys():
-        _log.info("%s: %s makes no difference here, and is left out.", where, name)
-    return {
-        _SPELLINGS.get(name, name): value
-        for name, value in options.items()
-        if name not in _IGNORED
-    }
-
-
-def _settings(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what every option of a method is set to, its scale included."""
-    settings = {o.name: options.get(o.name, o.default) for o in method.options}
-    return settings | {"lambda_": options.get("lambda_", method.lambda_)}
 
 
 def _why_copied(leaf: Any, path: str, exclude: Iterable[str]) -> str | None:
@@ -186,34 +164,6 @@ def _need_problems(request: Request, methods: Iterable[Method]) -> list[str]:
     if request.apply_fn is not None and request.tasks is None:
         missing = "batches: expected a batch to go with apply_fn, got None"
         found += [] if any("batches:" in line for line in found) else [missing]
-    return found
-
-
-def _option_problems(
-    methods: Iterable[Method],
-    options: Mapping[str, Any],
-    models: int,
-    leaves: list[str],
-) -> list[str]:
-    methods = list(methods)
-    known = {name: option for m in methods for name, option in m.by_name.items()}
-    if any(method.lambda_ is not None for method in methods):
-        known["lambda_"] = LAMBDA
-    found = []
-    for name, setting in options.items():
-        if name == "lambda_" and name in known and isinstance(setting, str):
-            continue  # one that is searched for
-        if name in known:
-            found += problems_of(known[name], setting, models, leaves)
-        else:
-            hint = paths.did_you_mean(name, known)
-            takes = ", ".join(known) or "no options"
-            found.append(
-                f"{name}: expected one of {takes}, got {name}={setting!r}{hint}"
-            )
-    if not found:
-        for method in methods:
-            found += method.check(_settings(method, options), models)
     return found
 
 

@@ -1,11 +1,9 @@
 """Recorded: what decided a merge of fine-tunes, in plain values."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from jmudsc.finetunes.job import Job
+from jmudsc.finetunes.options import plain
 from jmudsc.finetunes.request import Request
 
 
@@ -14,10 +12,10 @@ def recorded(request: Request) -> dict[str, Any]:
     common, tasks = request.common, request.tasks
     owners = None if tasks is None else tasks.owners
     told = {
-        "method": _plain(request.method),
+        "method": plain(request.method),
         "base": request.base is not None,
         "models": len(request.models),
-        **{name: _plain(value) for name, value in request.options.items()},
+        **{name: plain(value) for name, value in request.options.items()},
     }
     extra = {
         "exclude": common.excluded,
@@ -32,7 +30,7 @@ def recorded(request: Request) -> dict[str, Any]:
         "batches per model": owners
         and [*map(owners.count, range(len(request.models)))],
     }
-    return told | {name: _plain(value) for name, value in extra.items() if value}
+    return told | {name: plain(value) for name, value in extra.items() if value}
 
 
 def changes_of(job: Job) -> dict[str, str]:
@@ -43,11 +41,3 @@ def changes_of(job: Job) -> dict[str, str]:
         for path, plan in job.plans.items()
         if plan.copied is not None
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return value.item() if isinstance(value, np.generic) else value

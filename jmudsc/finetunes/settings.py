@@ -90,7 +90,7 @@ def interpolate(values: Sequence[float], depth: float) -> float:
 
 
 def problems_of(
-    option: Option, setting: Any, models: int, leaves: Iterable[str]
+    option: Option, setting: Any, models: int, leaves: Iterable[str] | None
 ) -> list[str]:
     """Return what is wrong with a setting: nothing, or lines that say it.
 
@@ -98,9 +98,10 @@ def problems_of(
         option: the option.
         setting: what was given for it.
         models: the number of models.
-        leaves: the paths of all leaves.
+        leaves: the paths of all leaves; None if they are not known.
     """
-    return _problems(option, setting, option.name, models, list(leaves))
+    known = None if leaves is None else list(leaves)
+    return _problems(option, setting, option.name, models, known)
 
 
 def is_plain(setting: Any) -> bool:
@@ -132,14 +133,17 @@ def _of_model(option: Option, setting: Any, spot: Spot, model: int) -> Any:
 
 
 def _problems(
-    option: Option, setting: Any, name: str, models: int, leaves: list[str]
+    option: Option, setting: Any, name: str, models: int, leaves: list[str] | None
 ) -> list[str]:
     if isinstance(setting, Mapping):
         if not option.per_leaf:
             return [f"{name}: expected one value for all leaves, got patterns"]
         found = []
         for pattern, inner in setting.items():
-            if not any(is_like(path, pattern) for path in leaves):
+            if not isinstance(pattern, str):
+                found.append(f"{name}: expected patterns of leaves, got {pattern!r}")
+                continue
+            if leaves and not any(is_like(path, pattern) for path in leaves):
                 hint = paths.did_you_mean(pattern, leaves)
                 found.append(f'{name}: pattern "{pattern}" matches no leaf{hint}')
             found += _problems(option, inner, f'{name}["{pattern}"]', models, leaves)
@@ -152,7 +156,11 @@ def _problems(
 
 
 def _list_problems(
-    option: Option, setting: list[Any], name: str, models: int, leaves: list[str]
+    option: Option,
+    setting: list[Any],
+    name: str,
+    models: int,
+    leaves: list[str] | None,
 ) -> list[str]:
     if option.per_model:
         if len(setting) != models:

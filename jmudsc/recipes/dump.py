@@ -4,10 +4,9 @@ from typing import Any
 
 import yaml
 
-from jmudsc.merging.options import dumped
 from jmudsc.recipes.import_path import plain_import_path
 from jmudsc.recipes.schema import Recipe
-from jmudsc.recipes.source import plain_source
+from jmudsc.recipes.source import plain_source, Source
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -19,12 +18,14 @@ def dump_recipe(recipe: Recipe) -> str:
     Returns:
         The text.
     """
+    base = {} if recipe.base is None else {"base": _plain_base(recipe.base)}
     content: dict[str, Any] = {
-        "models": [plain_source(source) for source in recipe.models]
+        **base,
+        "models": [plain_source(source) for source in recipe.models],
     }
     for key, path in recipe.import_paths.items():
         content[key] = plain_import_path(path)
-    content |= dumped(recipe.options)
+    content |= recipe.family.dumped(recipe.options)
     if recipe.spec is not None:
         content["spec"] = recipe.spec
     if recipe.losses is not None:
@@ -32,3 +33,9 @@ def dump_recipe(recipe: Recipe) -> str:
         content["losses"] = plain
     content |= {"seed": recipe.seed, "output": recipe.output}
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def _plain_base(base: Source) -> Any:
+    """Write a base of which there is nothing but a path as that."""
+    content = plain_source(base)
+    return content["path"] if list(content) == ["path"] else content

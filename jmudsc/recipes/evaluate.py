@@ -16,7 +16,7 @@ from jmudsc.recipes.resolve import load_merged, load_model, losses_of, resolved
 def evaluate_recipe(
     path: Path, checkpoint: str | None = None, progress: Progress | None = None
 ) -> str:
-    """Measure the parents of a recipe and what they were merged to.
+    """Measure the parents of a recipe, their base, and what they were merged to.
 
     Args:
         path: the recipe, a YAML file with `losses`, `score` or both.
@@ -44,7 +44,10 @@ def evaluate_recipe(
         networks = {"parents": parents, "merged": merged}
     else:
         letters = [f"parent {chr(65 + n)}" for n in range(len(parents))]
-        networks = {**dict(zip(letters, parents, strict=True)), "merged": merged[0]}
+        base = {} if recipe.base is None else {"base": recipe.base}
+        first = {name: load_model(recipe, x, progress) for name, x in base.items()}
+        named = dict(zip(letters, parents, strict=True))
+        networks = {**first, **named, "merged": merged[0]}
     rows = {name: _scores(losses, score, tree) for name, tree in networks.items()}
     header = ["network", *rows["merged"]]
     cells = [[n, *(f"{x:.4f}" for x in row.values())] for n, row in rows.items()]

@@ -14,6 +14,7 @@ from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free
 from jmudsc.digests import digest_of
+from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.lazy import is_lazy
 from jmudsc.matching.journal import Journal
 from jmudsc.matching.methods import TABLE
@@ -25,6 +26,7 @@ from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save
 from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.finetuned import merge_finetuned
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
@@ -90,21 +92,25 @@ def merge_recipe(
             "are taken up.",
             journal.folder,
         )
-    first = open_model(recipe, recipe.models[0])
-    models = load_models(recipe, room() if memory is None else memory, progress)
-    written = None
-    if recipe.spec is not None:
-        written = spec_by(path, recipe, named["apply_fn"], named["batches"], models[0])
-    result = merge_with(
-        _options(recipe, named, is_lazy(models)),
-        Inputs(named["apply_fn"], models, named["batches"], written),
-        key=jax.random.key(recipe.seed),
-        journal=journal,
-        progress=progress,
-    )
+    donor = open_model(recipe, recipe.donor)
+    if isinstance(recipe.options, FinetuneOptions):
+        result = merge_finetuned(recipe, named, progress)
+    else:
+        models = load_models(recipe, room() if memory is None else memory, progress)
+        written = None
+        if recipe.spec is not None:
+            functions = named["apply_fn"], named["batches"]
+            written = spec_by(path, recipe, *functions, models[0])
+        result = merge_with(
+            _options(recipe, named, is_lazy(models)),
+            Inputs(named["apply_fn"], models, named["batches"], written),
+            key=jax.random.key(recipe.seed),
+            journal=journal,
+            progress=progress,
+        )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
-    _save(recipe, first, result, places, text, overwrite)
+    _save(recipe, donor, result, places, text, overwrite)
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
@@ -120,18 +126,20 @@ def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOp
 
 def _save(
     recipe: Recipe,
-    first: Stored,
+    donor: Stored,
     result: MergeResult,
     places: Sequence[Path],
     text: str,
     overwrite: bool,
 ) -> None:
-    """Write each network as the first model is, with report, recipe and spec."""
+    """Write each network as its donor is, with report, recipe and spec."""
     told = f"# Paths and modules are relative to {recipe.folder}\n{dump_recipe(recipe)}"
-    notes = {"report.md": text, "recipe.yaml": told, "spec.txt": f"{result.spec}\n"}
+    notes = {"report.md": text, "recipe.yaml": told}
+    if result.spec.labels:  # in fine-tunes no unit moves
+        notes["spec.txt"] = f"{result.spec}\n"
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
-        variables = stored_as(first, network, where)
+        variables = stored_as(donor, network, where)
         own = dataclasses.replace(result, variables=variables, networks=())
         save(where, own, notes=notes, overwrite=overwrite)
 
@@ -142,17 +150,19 @@ def is_checked(recipe: Recipe) -> bool:
     Args:
         recipe: the recipe.
     """
-    return TABLE[recipe.options.method].activations or recipe.spec is not None
+    options = recipe.options
+    assert isinstance(options, MergeOptions)
+    return TABLE[options.method].activations or recipe.spec is not None
 
 
 def _journal(recipe: Recipe, output: Path) -> Journal | None:
     """Return the journal of merges of these models to an output."""
-    prints = [fingerprint(place(recipe, source.path)) for source in recipe.models]
+    prints = [fingerprint(place(recipe, source.path)) for source in recipe.sources]
     if not all(prints):
         return None
     folder = output.with_name(f".{output.name}.jmudsc-journal")
     machine = jax.default_backend(), jax.config.read("jax_enable_x64")
-    decisive = recipe.models, prints, versions(), machine
+    decisive = recipe.sources, prints, versions(), machine
     return Journal(folder, digest_of([repr(decisive).encode()]))
 
 
@@ -172,9 +182,15 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
     """
     recipe = read_recipe(path)
     named = resolved(recipe, ("apply_fn", "batches"))
+    if missing := [key for key in ("apply_fn", "batches") if key not in named]:
+        raise ValueError(
+            f"{path}: expected apply_fn and batches, by which a spec is derived, got "
+            f"no {' and no '.join(missing)}. Add them to the recipe."
+        )
     variables = load_model(recipe, recipe.models[0], progress)
     spec = spec_by(path, recipe, named["apply_fn"], named["batches"], variables)
-    return freeze(spec, recipe.options.frozen)
+    options = recipe.options
+    return freeze(spec, options.frozen if isinstance(options, MergeOptions) else ("*",))
 
 
 def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
@@ -192,7 +208,7 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
         ValueError: if nothing can be saved there.
     """
     places = [check_free(path, overwrite) for path in outputs(recipe)]
-    sources = [place(recipe, source.path) for source in recipe.models]
+    sources = [place(recipe, source.path) for source in recipe.sources]
     parents = [path for path in sources if Path(path).expanduser().resolve() in places]
     if parents:
         raise FileExistsError(

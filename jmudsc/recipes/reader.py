@@ -3,12 +3,13 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jmudsc.merging.option_values import quoted
-from jmudsc.merging.options import MergeOptions, OPTIONS
 from jmudsc.paths import plural
+from jmudsc.recipes.families import Family, family_for, Options
 from jmudsc.recipes.import_path import ImportPath, read_import_path
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import read_sources, Source
@@ -80,31 +81,40 @@ def parse_keys(content: Any, where: str = "recipe") -> tuple[Recipe, list[str]]:
             f"{where}: expected a mapping of keys to values, got a {kind}. Start with "
             '"models:".'
         )
-    values, problems = read_keys(content, KEYS, ("models", "apply_fn", "output"))
-    problems += _contradictions(values, "batches" in content)
-    nothing = {"models": (), "apply_fn": ImportPath(""), "output": ""}
-    own = {key: values[key] for key in values if key not in OPTIONS}
+    family = family_for(content)
+    values, problems = read_keys(content, keys_of(family), family.required)
+    options = family.options(values)
+    functions = {key: values[key] for key in values if key in family.functions}
+    there = dict.fromkeys(functions, lambda *_: None)  # what they do is seen later
+    given = family.with_functions(options, there)
+    problems += _contradictions(values, family, given)
+    nothing = {"models": (), "output": ""}
+    nothing |= {"apply_fn": ImportPath("")} if "apply_fn" in family.required else {}
+    own = {key: values[key] for key in values if key in _RECIPE_KEYS}
     recipe = Recipe(
         **{**nothing, **own},
-        options=MergeOptions(**{key: values[key] for key in values if key in _PLAIN}),
-        functions={key: values[key] for key in values if key in FUNCTIONS},
+        options=options,
+        functions=functions,
     )
     return recipe, problems
 
 
-def _contradictions(values: Mapping[str, Any], has_batches: bool) -> list[str]:
+def keys_of(family: Family) -> dict[str, Reader]:
+    """Return what reads each key that the recipes of a family may have."""
+    models = partial(read_sources, fewest=family.fewest)
+    return {**SHARED_KEYS, "models": models, **family.keys}
+
+
+def _contradictions(
+    values: Mapping[str, Any], family: Family, options: Options
+) -> list[str]:
     """Say what keys that are right by themselves say of each other."""
-    models, weights = values.get("models"), values.get("weights")
-    losses = values.get("losses")
+    models, losses = values.get("models"), values.get("losses")
     if not models:
         return []
-    problems = [_batches_problem(models, has_batches)]
-    if weights and len(models) != len(weights):
-        problems.append(
-            f"weights: expected {len(models)} values, one for each model, got "
-            f"{len(weights)}. Leave them out for equal shares."
-        )
-    if losses and values.get("separate") and len(losses) != len(models):
+    problems = [_batches_problem(models, "batches" in values, family.needs_batches)]
+    problems += family.problems(options, len(models))
+    if losses and options.separate and len(losses) != len(models):
         problems.append(
             f"losses: expected {len(models)} tasks, one for each model since leaves "
             f"are separate, got {len(losses)}. Give every model its task."
@@ -112,7 +122,9 @@ def _contradictions(values: Mapping[str, Any], has_batches: bool) -> list[str]:
     return [problem for problem in problems if problem]
 
 
-def _batches_problem(models: Sequence[Source], shared: bool) -> str | None:
+def _batches_problem(
+    models: Sequence[Source], shared: bool, needed: bool
+) -> str | None:
     """Say what is wrong with where batches are given, if anything is."""
     without = [str(n) for n, source in enumerate(models) if source.batches is None]
     if shared and len(without) < len(models):
@@ -121,10 +133,8 @@ def _batches_problem(models: Sequence[Source], shared: bool) -> str | None:
             f"{plural(len(models) - len(without), 'model')}. Leave out one of the two."
         )
     if not shared and len(without) == len(models):
-        return (
-            "batches: expected batches, got none. Name them here, or with each of the "
-            "models."
-        )
+        none = "batches: expected batches, got none. Name them here, or with each of "
+        return f"{none}the models." if needed else None
     if not shared and without:
         return (
             f"batches: expected them with every model, got none with "
@@ -159,26 +169,13 @@ def _seed(value: Any) -> int:
     return value
 
 
-_PLAIN: Mapping[str, Reader] = {
-    name: option.read
-    for name, option in OPTIONS.items()
-    if option.in_recipe == "value" and option.read
-}
-
-# The options that a recipe gives by import path.
-FUNCTIONS = tuple(
-    name for name, option in OPTIONS.items() if option.in_recipe == "import path"
-)
-
-# Of each key of a recipe, what reads it.
-KEYS: Mapping[str, Reader] = {
+# Of each key that all recipes have, what reads it.
+SHARED_KEYS: Mapping[str, Reader] = {
     "models": read_sources,
-    "apply_fn": read_import_path,
     "batches": read_import_path,
-    **dict.fromkeys(FUNCTIONS, read_import_path),
-    **_PLAIN,
     "seed": _seed,
-    "spec": path_text,
     "losses": _losses,
     "output": path_text,
 }
+# Those keys whose values a recipe has itself, not among its options or functions.
+_RECIPE_KEYS = {*SHARED_KEYS, "apply_fn", "base", "spec"}

@@ -63,7 +63,10 @@ def report(result: MergeResult) -> str:
     labels, leaves = result.spec.labels, result.spec.axes
     labelled = {site.path for label in labels.values() for site in label.sites}
     all_leaves = plural(len(leaves), "leaf", "leaves")
-    lines += [f"- labels: {len(labels)} on {len(labelled)} of {all_leaves}"]
+    if labels:
+        lines += [f"- labels: {len(labels)} on {len(labelled)} of {all_leaves}"]
+    else:
+        lines += [f"- leaves: {len(leaves)}, of which no unit was moved"]
     fixed = {n: label.fixed for n, label in result.spec.labels.items() if label.fixed}
     lines += [f"- label {name} stays in place: {why}" for name, why in fixed.items()]
     if result.history:
@@ -75,7 +78,8 @@ def report(result: MergeResult) -> str:
     if result.seconds:
         seconds = {stage: round(taken, 2) for stage, taken in result.seconds.items()}
         lines += [f"- seconds: {_plain(seconds)}"]
-    lines += ["", *_labels(result)]
+    if labels:
+        lines += ["", *_labels(result)]
     if result.changes:
         lines += ["", *_changes(result)]
     return "\n".join(lines) + "\n"
@@ -83,8 +87,9 @@ def report(result: MergeResult) -> str:
 
 def _decisive(recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return what decided a merge: all of its recipe but an alpha that is not used."""
-    method = TABLE.get(recipe.get("method", ""))
-    unused = {"alpha"} if method and not method.blends else set()
+    method = recipe.get("method")
+    row = TABLE.get(method) if isinstance(method, str) else None
+    unused = {"alpha"} if row and not row.blends else set()
     return [(key, value) for key, value in recipe.items() if key not in unused]
 
 

@@ -1,6 +1,5 @@
 """Resolve: fetch what a recipe names: the models, the functions and the spec."""
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from jmudsc.derivation.read_spec import read_spec
 from jmudsc.landscape.losses import Loss
 from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
-from jmudsc.merging.options import MergeOptions
 from jmudsc.paths import listed, plural
 from jmudsc.progress import Progress
 from jmudsc.recipes.import_path import ImportPath, resolve
@@ -64,10 +62,17 @@ def load_models(recipe: Recipe, memory: int, progress: Progress | None) -> list[
     Returns:
         One tree for each model; of lazy arrays if all would take more.
     """
-    models = [load_model(recipe, x, progress, lazy=True) for x in recipe.models]
+    models = lazy_models(recipe, recipe.models, progress)
     if not fits(models, memory):
         return models
     return [to_device(model) for model in models]
+
+
+def lazy_models(
+    recipe: Recipe, sources: Sequence[Source], progress: Progress | None
+) -> list[PyTree]:
+    """Open the variables of some models of a recipe, and leave them on disk."""
+    return [load_model(recipe, x, progress, lazy=True) for x in sources]
 
 
 def place(recipe: Recipe, path: str) -> str:
@@ -109,14 +114,15 @@ def resolved(recipe: Recipe, keys: Sequence[str]) -> Mapping[str, Any]:
         ValueError: listing all that cannot be imported.
     """
     named = _imported(recipe, _import_paths(recipe, keys))
-    if "batches" in keys and recipe.batches is None:
+    has_own = any(source.batches is not None for source in recipe.models)
+    if "batches" in keys and recipe.batches is None and has_own:
         numbers = range(len(recipe.models))
         tasks = tuple(named.pop(_own_batches(number)) for number in numbers)
         named["batches"] = Chained(tasks)
     return named
 
 
-def options_of(recipe: Recipe, named: Mapping[str, Any]) -> MergeOptions:
+def options_of(recipe: Recipe, named: Mapping[str, Any]) -> Any:
     """Return the options of a recipe, with the functions that it names.
 
     Args:
@@ -124,7 +130,7 @@ def options_of(recipe: Recipe, named: Mapping[str, Any]) -> MergeOptions:
         named: from `resolved`, of the keys `recipe.functions` at least.
     """
     functions = {key: named[key] for key in recipe.functions}
-    return dataclasses.replace(recipe.options, **functions)
+    return recipe.family.with_functions(recipe.options, functions)
 
 
 def losses_of(path: Path, recipe: Recipe, wanted_by: str) -> dict[str, Loss]:

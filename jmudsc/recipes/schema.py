@@ -18,6 +18,17 @@ losses: [my_data:a, my_data:b, my_data:c]  # optional: to evaluate and draw by
 output: merged
 ```
 
+Fine-tunes of one base are merged by the options of `merge_finetunes`:
+
+```yaml
+base: llama
+models: [math, {path: code, subtree: params}]
+method: ties
+density: {"*/attention/*": 0.3, "*": [0.1, 0.5]}  # by leaves; from first layer to last
+lambda_: 0.8
+output: merged.safetensors
+```
+
 In the place of `batches`, every model may have its own, of its own task: the refit then
 knows which model to follow on them.
 
@@ -30,6 +41,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jmudsc.merging.options import MergeOptions
+from jmudsc.recipes.families import Family, family_of, Options
 from jmudsc.recipes.import_path import ImportPath
 from jmudsc.recipes.source import Source
 
@@ -39,14 +51,16 @@ class Recipe:
     """Everything that decides one merge.
 
     Attributes:
-        models: the parents, two or more.
-        apply_fn: `(variables, batch) -> outputs`, in evaluation mode.
+        models: the parents: two or more, or of fine-tunes one or more.
         output: the directory or file to write, as for `save`.
+        apply_fn: `(variables, batch) -> outputs`, in evaluation mode; None for
+            fine-tunes whose method needs none.
         batches: the calibration batches of all tasks, a re-iterable; None where every
-            model has its own.
-        options: those of `merge` that are plain values.
+            model has its own, or none are needed.
+        options: those of `merge`, or of `merge_finetunes`, that are plain values.
         functions: those that are Python objects, `update_fn` say: option -> import
             path.
+        base: what fine-tunes were trained from; None for none.
         seed: of the PRNG key.
         spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
         losses: task -> `(variables) -> float`, smaller is better; where leaves are
@@ -56,11 +70,12 @@ class Recipe:
     """
 
     models: tuple[Source, ...]
-    apply_fn: ImportPath
     output: str
+    apply_fn: ImportPath | None = None
     batches: ImportPath | None = None
-    options: MergeOptions = field(default_factory=MergeOptions)
+    options: Options = field(default_factory=MergeOptions)
     functions: Mapping[str, ImportPath] = field(default_factory=dict)
+    base: Source | None = None
     seed: int = 0
     spec: str | None = None
     losses: Mapping[str, ImportPath] | None = None
@@ -72,3 +87,18 @@ class Recipe:
         own = {"apply_fn": self.apply_fn, "batches": self.batches}
         given = {key: path for key, path in own.items() if path is not None}
         return {**given, **self.functions}
+
+    @property
+    def family(self) -> Family:
+        """The kind of merge that it asks for."""
+        return family_of(self.options)
+
+    @property
+    def donor(self) -> Source:
+        """The model that the result is stored like: the base, or the first model."""
+        return self.models[0] if self.base is None else self.base
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All checkpoints that are read: the models, and the base after them."""
+        return self.models if self.base is None else (*self.models, self.base)

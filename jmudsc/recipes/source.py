@@ -34,11 +34,12 @@ class Source:
     separator: str | None = None
 
 
-def read_sources(value: Any) -> tuple[Source, ...]:
+def read_sources(value: Any, fewest: int = 2) -> tuple[Source, ...]:
     """Read the models of a recipe from plain values.
 
     Args:
         value: a list of paths, and of mappings with the keys of `Source`.
+        fewest: how many there must be.
 
     Returns:
         One source for each model.
@@ -46,26 +47,49 @@ def read_sources(value: Any) -> tuple[Source, ...]:
     Raises:
         ValueError: saying all that is wrong; to go after the key of the recipe.
     """
-    if not isinstance(value, list) or len(value) < 2:
+    if not isinstance(value, list) or len(value) < fewest:
+        several = "two models" if fewest == 2 else "one model"
         raise ValueError(
-            f"expected a list of two models or more, got {quoted(value)}. Write one "
+            f"expected a list of {several} or more, got {quoted(value)}. Write one "
             "checkpoint per line."
         )
     problems, sources = [], []
     for number, entry in enumerate(value):
-        entry = {"path": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict):
-            problems.append(
-                f"entry {number}: expected a path, or a mapping with the key path, got "
-                f"{quoted(entry)}."
-            )
-            continue
-        values, wrong = read_keys(entry, SOURCE_KEYS, required=["path"])
+        source, wrong = _source(entry, SOURCE_KEYS)
         problems += [f"entry {number}: {problem}" for problem in wrong]
-        sources.append(Source(**{"path": "", **values}))
+        sources.append(source)
     if problems:
         raise ValueError(" ".join(problems))
     return tuple(sources)
+
+
+def read_base(value: Any) -> Source:
+    """Read the base of a recipe from a plain value.
+
+    Args:
+        value: a path, or a mapping with the keys of `Source` but `batches`.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: saying all that is wrong; to go after the key of the recipe.
+    """
+    source, problems = _source(value, BASE_KEYS)
+    if problems:
+        raise ValueError(" ".join(problems))
+    return source
+
+
+def _source(entry: Any, keys: Mapping[str, Reader]) -> tuple[Source, list[str]]:
+    """Read a source, with no path if there is none; and what is wrong with it."""
+    entry = {"path": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict):
+        return Source(""), [
+            f"expected a path, or a mapping with the key path, got {quoted(entry)}."
+        ]
+    values, problems = read_keys(entry, keys, required=["path"])
+    return Source(**{"path": "", **values}), problems
 
 
 def plain_source(source: Source) -> dict[str, Any]:
@@ -124,4 +148,8 @@ SOURCE_KEYS: Mapping[str, Reader] = {
     "batches": read_import_path,
     "rename": _rename,
     "separator": _separator,
+}
+# The base is of no task.
+BASE_KEYS: Mapping[str, Reader] = {
+    key: read for key, read in SOURCE_KEYS.items() if key != "batches"
 }

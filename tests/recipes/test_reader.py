@@ -3,11 +3,13 @@ import re
 
 import pytest
 
-from jmudsc import METHODS
+from jmudsc import FINETUNE_METHODS, METHODS
+from jmudsc.finetunes.options import COMMON
 from jmudsc.merging.options import MergeOptions, OPTIONS
 from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.families import FINETUNED, MATCHED
 from jmudsc.recipes.import_path import ImportPath
-from jmudsc.recipes.reader import KEYS, parse_recipe, read_recipe
+from jmudsc.recipes.reader import keys_of, parse_recipe, read_recipe
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 
@@ -53,7 +55,11 @@ def test_every_option_that_a_recipe_has_is_a_key_of_it():
     own = {field.name for field in dataclasses.fields(Recipe)}
     own -= {"options", "functions", "folder"}
     options = {name for name, option in OPTIONS.items() if option.in_recipe}
-    assert set(KEYS) == own | options
+    assert set(keys_of(MATCHED)) == own - {"base"} | options
+    shared = {name for name, option in COMMON.items() if option.in_recipe}
+    named = {option for row in FINETUNE_METHODS.values() for option in row.by_name}
+    theirs = {"method", "lambda_", "lambda", "int8_mask"}
+    assert set(keys_of(FINETUNED)) == own - {"spec"} | shared | named | theirs
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,8 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_right_name():
         'aply_fn: there is no such key; did you mean "apply_fn"?',
         'batches: expected "module:name" or {factory: "module:name", ...}, got '
         '"my_data". Write the module, a colon and the name in it.',
-        f'method: expected one of {", ".join(METHODS)}, got "mudsc-zp"; did you mean '
+        "method: expected one of "
+        f'{", ".join((*METHODS, *FINETUNE_METHODS))}, got "mudsc-zp"; did you mean '
         '"mudsc-zip"?',
         'alpha: expected a number in [0, 1], "search" or "auto", got 1.5. It is the '
         "share of the weight similarity.",

@@ -1,0 +1,95 @@
+"""Finetuned: merge the fine-tunes of a recipe, whose models stay on disk."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jmudsc.finetunes.merge_finetunes import merge_requested
+from jmudsc.finetunes.options import FinetuneOptions
+from jmudsc.finetunes.request import Request
+from jmudsc.finetunes.task_batches import task_batches
+from jmudsc.merging.result import MergeResult
+from jmudsc.progress import Progress
+from jmudsc.recipes.resolve import lazy_models, options_of, place
+from jmudsc.recipes.schema import Recipe
+
+
+def merge_finetuned(
+    recipe: Recipe, named: Mapping[str, Any], progress: Progress | None
+) -> MergeResult:
+    """Merge the fine-tunes of a recipe.
+
+    Args:
+        recipe: the recipe.
+        named: what its import paths name.
+        progress: called with the stage, how much of it is done, and out of how much.
+
+    Returns:
+        The merge; its variables are lazy, unless all models had to be in memory.
+
+    Raises:
+        FileNotFoundError: if a checkpoint is not there.
+        ValueError: if something in the recipe, a checkpoint or the models is wrong.
+    """
+    check_different(recipe)
+    *models, last = lazy_models(recipe, recipe.sources, progress)
+    trees = ([*models, last], None) if recipe.base is None else (models, last)
+    return merge_requested(request_of(recipe, named, *trees, progress=progress))
+
+
+def request_of(
+    recipe: Recipe,
+    named: Mapping[str, Any],
+    models: list[Any],
+    base: Any,
+    *,
+    progress: Progress | None = None,
+) -> Request:
+    """Return what a recipe asks for of fine-tunes.
+
+    Args:
+        recipe: the recipe.
+        named: what its import paths name.
+        models: the variables of each model, or their shapes.
+        base: those of the base; None without one.
+        progress: called with the stage, how much of it is done, and out of how much.
+    """
+    options = options_of(recipe, named)
+    assert isinstance(options, FinetuneOptions)
+    return Request(
+        models,
+        base,
+        options.method,
+        options.settings,
+        dataclasses.replace(options.common, progress=progress),
+        named.get("apply_fn"),
+        task_batches("recipe", named.get("batches"), None, len(models)),
+        jax.random.key(recipe.seed),
+    )
+
+
+def check_different(recipe: Recipe) -> None:
+    """Check that no model is given twice, and none is the base.
+
+    Args:
+        recipe: the recipe.
+
+    Raises:
+        ValueError: naming the first one that is given again.
+    """
+    seen: dict[Any, str] = {}
+    names = [f"models: entry {n}" for n in range(len(recipe.models))]
+    for name, source in zip([*names, "base"], recipe.sources, strict=False):
+        where = place(recipe, source.path)
+        real = where if "://" in where else str(Path(where).expanduser().resolve())
+        same = real, source.subtree
+        if same in seen:
+            raise ValueError(
+                f"recipe: {name}: expected another checkpoint than {seen[same]}, got "
+                f"{source.path} for both. Name each model once, and the base as base "
+                "only."
+            )
+        seen[same] = name
