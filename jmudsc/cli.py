@@ -51,13 +51,20 @@ def demo(
     print(f"Wrote {out}/report.md, and checkpoints and recipes beside it.")
 
 
-def merge(recipe: _File, overwrite: bool = False, memory: float | None = None) -> None:
+def merge(
+    recipe: _File,
+    output: Path | None = None,
+    overwrite: bool = False,
+    memory: float | None = None,
+) -> None:
     """Merge checkpoints as a recipe says, and save the result as a checkpoint.
 
     A merge that was interrupted goes on where it stopped.
 
     Args:
-        recipe: YAML file; `jmudsc demo` writes examples.
+        recipe: YAML file; `jmudsc demo` writes examples. A configuration of mergekit
+            is one too.
+        output: the checkpoint to write, in the place of the recipe's output.
         overwrite: replace an earlier merge at the recipe's output.
         memory: GiB that the models may take; models that need more stay on disk and
             are read leaf by leaf. Half of the machine's memory, if not given.
@@ -66,7 +73,11 @@ def merge(recipe: _File, overwrite: bool = False, memory: float | None = None) -
 
     with _progress() as progress:
         path, text = merge_recipe(
-            recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
+            recipe,
+            output=output,
+            overwrite=overwrite,
+            memory=_bytes(memory),
+            progress=progress,
         )
     print(text)
     print(f"Wrote {path}")

@@ -52,6 +52,10 @@ _TRANSPOSED: dict[str, tuple[str, ...]] = {
 _COPIED = (
     CONFIG,
     "generation_config.json",
+    "*processor_config.json",
+    "*.py",  # of models that are not part of transformers
+)
+_TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -62,8 +66,6 @@ _COPIED = (
     "sentencepiece*.model",
     "chat_template*",
     "additional_chat_templates/*",
-    "*processor_config.json",
-    "*.py",  # of models that are not part of transformers
 )
 
 
@@ -78,11 +80,14 @@ class HuggingFace:
             A directory in the cache of the Hub counts as its name.
         shard_size: how many bytes of leaves a file holds at most; a leaf that is larger
             is in a file of its own.
+        tokenizer: a directory that the tokenizer and its chat template are copied from,
+            if not the donor.
     """
 
     donor: str | os.PathLike[str]
     parents: tuple[str | os.PathLike[str], ...] = ()
     shard_size: int = SHARD_SIZE
+    tokenizer: str | os.PathLike[str] | None = None
 
 
 def is_model(directory: Path) -> bool:
@@ -256,14 +261,20 @@ def write_directory(
     directory.mkdir()
     stem = _weights(donor).name.removesuffix(INDEX).removesuffix(_SAFETENSORS)
     _write_shards(directory, _without_number(stem), leaves, options.shard_size)
-    for pattern in _COPIED:
-        for file in sorted(donor.glob(pattern)):
-            if file.is_file():
-                target = directory / file.relative_to(donor)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)
+    _copy(donor, directory, _COPIED)
+    source = Path(options.tokenizer or donor).expanduser().absolute()
+    _copy(source, directory, _TOKENIZER)
     _write_config(directory, config_of(donor), leaves)
     (directory / "README.md").write_text(readme)
+
+
+def _copy(source: Path, directory: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file():
+                target = directory / file.relative_to(source)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, target)
 
 
 def _without_number(stem: str) -> str:

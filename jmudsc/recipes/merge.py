@@ -27,6 +27,7 @@ from jmudsc.merging.save_result import save
 from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.finetuned import merge_finetuned
+from jmudsc.recipes.hugging_face import written_like
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
@@ -49,6 +50,7 @@ _log = logging.getLogger(__name__)
 def merge_recipe(
     path: Path,
     *,
+    output: Path | None = None,
     overwrite: bool = False,
     memory: int | None = None,
     progress: Progress | None = None,
@@ -64,6 +66,7 @@ def merge_recipe(
 
     Args:
         path: the recipe, a YAML file.
+        output: where to write, in the place of the recipe's output.
         overwrite: replace an earlier merge at the recipe's output.
         memory: bytes that the models and the merged one may take together; half of what
             the machine has, if None.
@@ -80,7 +83,7 @@ def merge_recipe(
         FileExistsError: if the output is.
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
-    recipe = read_recipe(path)
+    recipe = read_recipe(path, output)
     places = free_places(recipe, overwrite)
     named = resolved(recipe, ("apply_fn", "batches", *recipe.functions))
     # Before the models are read: one that is replaced meanwhile is another later on.
@@ -137,11 +140,14 @@ def _save(
     notes = {"report.md": text, "recipe.yaml": told}
     if result.spec.labels:  # in fine-tunes no unit moves
         notes["spec.txt"] = f"{result.spec}\n"
+    like = None
+    if isinstance(recipe.options, FinetuneOptions):
+        like = written_like(recipe, donor)
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
         variables = stored_as(donor, network, where)
         own = dataclasses.replace(result, variables=variables, networks=())
-        save(where, own, notes=notes, overwrite=overwrite)
+        save(where, own, notes=notes, overwrite=overwrite, hugging_face=like)
 
 
 def is_checked(recipe: Recipe) -> bool:

@@ -1,6 +1,7 @@
 """Reader: a recipe from its YAML file, or all that is wrong with it."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from jmudsc.merging.option_values import quoted
 from jmudsc.paths import plural
 from jmudsc.recipes.families import Family, family_for, Options
 from jmudsc.recipes.import_path import ImportPath, read_import_path
+from jmudsc.recipes.mergekit import is_mergekit, translated
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import read_sources, Source
 from jmudsc.recipes.yaml_keys import (
@@ -21,12 +23,17 @@ from jmudsc.recipes.yaml_keys import (
     refuse,
 )
 
+_log = logging.getLogger(__name__)
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+
+def read_recipe(
+    path: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> Recipe:
     """Read a recipe and check all of it.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; a configuration of mergekit is translated.
+        output: where to write, in the place of what it says.
 
     Returns:
         The recipe.
@@ -37,10 +44,36 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
             missing or has a wrong value.
     """
     path = Path(path)
-    content = read_yaml(path, "a recipe")
+    content = read_content(path, output)
     return dataclasses.replace(
         parse_recipe(content, str(path)), folder=path.absolute().parent
     )
+
+
+def read_content(
+    path: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> Any:
+    """Read the keys of a recipe and their values, and check none of them.
+
+    Args:
+        path: as for `read_recipe`.
+        output: as for `read_recipe`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no YAML, or listing all of a configuration of mergekit
+            that cannot be translated.
+    """
+    path = Path(path)
+    content = read_yaml(path, "a recipe")
+    if is_mergekit(content):
+        found = translated(content, str(path), path.absolute().parent)
+        for note in found.notes:
+            _log.warning("%s: %s", path, note)
+        content = found.content
+    if output is not None and isinstance(content, dict):
+        content = {**content, "output": os.path.abspath(output)}
+    return content
 
 
 def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
@@ -178,4 +211,7 @@ SHARED_KEYS: Mapping[str, Reader] = {
     "output": path_text,
 }
 # Those keys whose values a recipe has itself, not among its options or functions.
-_RECIPE_KEYS = {*SHARED_KEYS, "apply_fn", "base", "spec"}
+_RECIPE_KEYS = {
+    *SHARED_KEYS,
+    *("apply_fn", "base", "dtype", "shard_size", "spec", "tokenizer"),
+}
