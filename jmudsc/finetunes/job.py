@@ -81,9 +81,14 @@ class Job:
     calibrate: Mapping[str, float] | None = None
     made: dict[str, list[np.ndarray]] | None = None
 
+    @property
+    def donors(self) -> Mapping[str, Any]:
+        """The leaves of the base, or of the first model without one."""
+        return self.models[0] if self.base is None else self.base
+
     def donor(self, path: str) -> Any:
         """Return the leaf of the base, or of the first model without one."""
-        return (self.models[0] if self.base is None else self.base)[path]
+        return self.donors[path]
 
     def with_settings(self, **settings: Any) -> "Job":
         """Return the job with other settings for all leaves."""

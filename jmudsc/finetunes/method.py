@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jmudsc.finetunes.matrix_work import Work
 from jmudsc.finetunes.option import Option
 from jmudsc.finetunes.piece import Piece, Rule
 
@@ -46,6 +47,7 @@ class Method:
         is_elementwise: whether a rule looks at each entry by itself, so that a leaf can
             be merged part by part in a fast cache.
         measures: what a rule must know of a whole piece first, for its evidence.
+        work: about how many operations its linear algebra takes, by matrix.
         check: finds options that do not go together.
     """
 
@@ -67,6 +69,7 @@ class Method:
     vectors: Rule | None = None
     is_elementwise: bool = False
     measures: Callable[[Piece], Mapping[str, Any]] | None = None
+    work: Work | None = None
     check: Check = no_problems
 
     @property

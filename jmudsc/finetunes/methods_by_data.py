@@ -1,6 +1,6 @@
 """Methods by data: rows of those that need inputs of each task."""
 
-from jmudsc.finetunes import averages, closed_form, fisher
+from jmudsc.finetunes import averages, closed_form, fisher, matrix_work
 from jmudsc.finetunes.method import Method
 from jmudsc.finetunes.option import Number, Option
 from jmudsc.finetunes.shared_options import RTOL, SAMPLES
@@ -11,6 +11,7 @@ BY_DATA = (
         "The fit to what each model makes of its inputs.",
         closed_form.regmean,
         cuts="matrices",
+        work=matrix_work.gram_solve,
         base="unused",
         options=(
             SAMPLES,
@@ -41,12 +42,14 @@ BY_DATA = (
         ),
         lambda_=None,
         runs="layers",
+        work=matrix_work.gram_solve,
     ),
     Method(
         "lot",
         "The fit of the deltas to what each model makes of its inputs.",
         closed_form.lot,
         cuts="matrices",
+        work=matrix_work.gram_solve,
         options=(SAMPLES, RTOL),
         vectors=closed_form.lot_of_scales,
         learns="inputs",
@@ -81,6 +84,7 @@ BY_DATA = (
         ),
         lambda_=0.3,
         runs="layers",
+        work=matrix_work.gram_solve,
     ),
     Method(
         "fisher",

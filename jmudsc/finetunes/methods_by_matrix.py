@@ -1,6 +1,6 @@
 """Methods by matrix: rows of those that take leaves as matrices, without data."""
 
-from jmudsc.finetunes import closed_form, spectral
+from jmudsc.finetunes import closed_form, matrix_work, spectral
 from jmudsc.finetunes.method import Method
 from jmudsc.finetunes.option import Number, OneOf, Option, Whole
 from jmudsc.finetunes.shared_options import RTOL, SHARE
@@ -10,6 +10,7 @@ BY_MATRIX = (
         "tsv",
         "The top singular directions of each delta, made orthogonal.",
         spectral.tsv,
+        work=matrix_work.tsv,
         cuts="matrices",
         options=(
             Option(
@@ -25,6 +26,7 @@ BY_MATRIX = (
         "iso_c",
         "The sum of the deltas with equal singular values.",
         spectral.iso_c,
+        work=matrix_work.iso_c,
         cuts="matrices",
         options=(RTOL,),
         lambda_=1.4,
@@ -33,6 +35,7 @@ BY_MATRIX = (
         "iso_cts",
         "Common and task directions with equal singular values.",
         spectral.iso_cts,
+        work=matrix_work.iso_cts,
         cuts="matrices",
         options=(
             Option(
@@ -50,6 +53,7 @@ BY_MATRIX = (
         "wudi",
         "What differs least from each delta in its own directions.",
         closed_form.wudi,
+        work=matrix_work.gram_solve,
         cuts="matrices",
         options=(
             Option(
@@ -81,6 +85,7 @@ BY_MATRIX = (
         "actmat",
         "The solution for second moments of the deltas.",
         closed_form.actmat,
+        work=matrix_work.gram_solve,
         cuts="matrices",
         options=(
             Option(
@@ -94,6 +99,7 @@ BY_MATRIX = (
         "ace",
         "The solution for covariances of the deltas over their outputs.",
         closed_form.ace,
+        work=matrix_work.ace,
         cuts="matrices",
         options=(
             Option(

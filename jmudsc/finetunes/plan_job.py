@@ -72,7 +72,7 @@ def plan_job(
             known or layout_of(path, shapes[path], common.axes),
             deep.get(path, 0.0),
             _why_copied(leaf, path, common.excluded),
-            path.split("/")[-1].split(".")[-1] in _STATISTICS,
+            is_statistic(path),
         )
     _check_ranks(where, plans, shapes, len(models))
     alpha = common.calibrate_alpha
@@ -82,6 +82,16 @@ def plan_job(
     return Job(
         base, models, plans, entropy, vectors=common.vectors, calibrate=calibrate
     )
+
+
+def is_statistic(path: str) -> bool:
+    """Whether a leaf is called as running statistics are.
+
+    Example:
+        >>> is_statistic("batch_stats/bn/mean"), is_statistic("bn.running_var")
+        (True, True)
+    """
+    return path.split("/")[-1].split(".")[-1] in _STATISTICS
 
 
 def _methods(where: str, request: Request) -> dict[str, Method]:

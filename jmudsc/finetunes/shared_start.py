@@ -54,7 +54,7 @@ def apart(first: PyTree, second: PyTree) -> Apart | None:
     """
     ours, theirs = paths.flatten(first), paths.flatten(second)
     relatives, squares = [], 0.0
-    for path in _chosen(ours):
+    for path in looked_at(ours):
         a, b = _array(ours[path]), _array(theirs[path])
         distance = float(np.linalg.norm(a - b))
         size = (float(np.linalg.norm(a)) + float(np.linalg.norm(b))) / 2
@@ -123,7 +123,7 @@ def wrong_base_hint(
     return None
 
 
-def _chosen(leaves: Mapping[str, Any]) -> list[str]:
+def looked_at(leaves: Mapping[str, Any]) -> list[str]:
     """Choose matrices from all over a tree, so many that reading them takes no time."""
     matrices = [
         path

@@ -39,12 +39,14 @@ class Stage:
             device is the host, what is on the device comes on top.
         device: what is on the device at once, and bytes of it.
         seconds: an estimate; None where nothing tells.
+        read: bytes that are read from checkpoints.
     """
 
     name: str
     host: Mapping[str, int] = field(default_factory=dict)
     device: Mapping[str, int] = field(default_factory=dict)
     seconds: float | None = None
+    read: int = 0
 
 
 # What is on the device besides all that is there anyway, in bytes, and the seconds.

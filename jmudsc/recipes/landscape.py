@@ -19,7 +19,9 @@ from jmudsc.landscape.losses import (
     with_sum,
 )
 from jmudsc.landscape.plane import Plane, window
+from jmudsc.merging.options import MergeOptions
 from jmudsc.progress import Progress, silent
+from jmudsc.recipes.landscape_finetuned import finetuned_networks
 from jmudsc.recipes.landscape_networks import landscape_networks, LandscapeNetworks
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
@@ -69,8 +71,9 @@ def draw_landscape(
 
     The plane goes through the first two parents, in one order of units, and the merged
     network; where that is on their line (the average of aligned parents is half way),
-    through the second parent in its other order too. Where the recipe has an
-    `update_fn`, running statistics are reset at every point.
+    through the second parent in its other order too. Fine-tunes are taken as they are,
+    with their base; of those on one line, through a random direction too. Where the
+    recipe has an `update_fn`, running statistics are reset at every point.
 
     Args:
         path: the recipe, a YAML file with `losses`.
@@ -98,7 +101,9 @@ def draw_landscape(
     recipe, say = read_recipe(path), progress or silent
     losses = losses_of(path, recipe, "landscape")
     target = _free(out or Path(place(recipe, f"{recipe.output}-landscape")), overwrite)
-    networks = landscape_networks(path, recipe, say)
+    is_matched = isinstance(recipe.options, MergeOptions)
+    load_networks = landscape_networks if is_matched else finetuned_networks
+    networks = load_networks(path, recipe, say)
     measured = _measured(networks, losses, points, say)
     _write(measured, target, overwrite)
     return target, _tables(measured)

@@ -24,6 +24,7 @@ from jmudsc.matching.methods import aligning, method_of, TABLE
 from jmudsc.matching.moments import collect, Moments
 from jmudsc.merging.heads import put_together
 from jmudsc.merging.inputs import Inputs, per_model
+from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.save_result import load_provenance
 from jmudsc.progress import counted, Progress
@@ -113,15 +114,17 @@ def landscape_networks(path: Path, recipe: Recipe, say: Progress) -> LandscapeNe
         name: (_in_order(saved, 0, rows), _in_order(saved, 1, rows))
         for name, rows in orders.items()
     }
-    return LandscapeNetworks(networks, plane, lines, _settle(recipe, named))
+    return LandscapeNetworks(networks, plane, lines, settle_by(recipe, named))
 
 
 def _prepared(
     path: Path, recipe: Recipe, named: Mapping[str, Any], networks: Sequence[PyTree]
 ) -> Prepared:
     """Find the spec of the networks, and what is merged of each."""
+    options = recipe.options
+    assert isinstance(options, MergeOptions)
     # The weights are of the parents alone.
-    options = dataclasses.replace(recipe.options, weights=None)
+    options = dataclasses.replace(options, weights=None)
     batches = named["batches"]
     functions = _per_model("apply_fn", named, recipe)
     spec = None
@@ -189,7 +192,8 @@ def _named_networks(saved: _Saved, given: Rows, aligned: Rows) -> dict[str, PyTr
     Where nothing is matched, parents are averaged in the order they were given in.
     """
     orders = {"aligned": aligned, "as given": given}
-    is_matched = TABLE[saved.recipe.options.method].matches
+    method = saved.recipe.options.method
+    is_matched = isinstance(method, str) and TABLE[method].matches
     names = list(orders) if is_matched else list(orders)[::-1]
     here, there = (orders[name] for name in names)
     networks = {
@@ -240,9 +244,15 @@ def _ignored(saved: _Saved, network: PyTree) -> set[str]:
     return paths.flatten(network).keys() - {f"0/{leaf}" for leaf in trunk}
 
 
-def _settle(
+def settle_by(
     recipe: Recipe, named: Mapping[str, Any]
 ) -> Callable[[PyTree], PyTree] | None:
+    """Return what resets running statistics; None if nothing does.
+
+    Args:
+        recipe: the recipe.
+        named: what its import paths name.
+    """
     if "update_fn" not in named:
         return None
     function, batches = named["update_fn"], named["batches"]

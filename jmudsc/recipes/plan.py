@@ -4,87 +4,38 @@ Checkpoints are asked for shapes and dtypes only, the model is traced on shapes,
 check ends at the first error.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from jmudsc.batches import Chained, first_batch
 from jmudsc.checkpoints.dtypes import abstract, check_savable
 from jmudsc.checkpoints.formats import format_of
-from jmudsc.derivation.explain_failure import explain_failure
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
+from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.matching.methods import TABLE
 from jmudsc.merging.inputs import check_batches, Inputs, per_model
-from jmudsc.merging.memory_budget import fits, room, tree_bytes
+from jmudsc.merging.memory_budget import fits, room
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.separate import check_carried, check_read, trunks_of
 from jmudsc.progress import Progress, silent
-from jmudsc.recipes.costs import Job, Stage, stages_of
-from jmudsc.recipes.machine_speed import measure_rates, Rates
+from jmudsc.recipes.costs import Job, stages_of
+from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.merge import free_places, is_checked
+from jmudsc.recipes.plan_finetuned import plan_finetuned
+from jmudsc.recipes.planned import Machine, Model, noting, Plan, run_on_shapes
 from jmudsc.recipes.reader import parse_keys
 from jmudsc.recipes.resolve import open_model, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.recipes.yaml_keys import read_yaml
 from jmudsc.spec.check_variables import differences
-from jmudsc.spec.permutation_spec import PermutationSpec
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a checkpoint says of itself.
-
-    Attributes:
-        path: as the recipe has it.
-        kind: its format.
-        shapes: of its variables, as they would be loaded.
-    """
-
-    path: str
-    kind: str
-    shapes: PyTree[jax.ShapeDtypeStruct]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its variables."""
-        return tree_bytes(self.shapes)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe would do.
-
-    Attributes:
-        recipe: the recipe, with no models, or import paths to nothing, where those that
-            it names are wrong.
-        models: per model of the recipe what is stored; None where that is not to be
-            read.
-        batches: number of batches; None if that is not known.
-        spec: the permutation spec, if it could be derived or read.
-        stages: what is done, and what it takes; none where something else is wrong
-            without which it cannot be told.
-        rates: how fast the machine was found to be.
-        streamed: whether the models have no room in memory and stay on disk.
-        problems: everything that is wrong, each as `merge` would say it.
-    """
-
-    recipe: Recipe
-    models: tuple[Model | None, ...] = ()
-    batches: int | None = None
-    spec: PermutationSpec | None = None
-    stages: tuple[Stage, ...] = ()
-    rates: Rates | None = None
-    streamed: bool = False
-    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,57 +89,66 @@ def plan_recipe(
     recipe = dataclasses.replace(recipe, folder=path.absolute().parent)
     problems = [f"{path}: {problem}" for problem in wrong]
     if recipe.output:
-        with _noting(problems):
+        with noting(problems):
             free_places(recipe, overwrite)
     say("importing", 0, 1)
     named = _named(problems, recipe)
-    options = _options(problems, recipe)
-    functions = _functions(problems, recipe, named)
     say("looking at checkpoints", 0, 1)
     models = tuple(_model(problems, recipe, source) for source in recipe.models)
-    alike = _alike(problems, recipe, models)
-    count, batch = _batches(problems, named.get("batches"), options)
-    trial = _Trial(alike, functions, batch, options)
-    plan = Plan(recipe, models, count)
-    shapes = [model.shapes for model in models if model]
-    whole = bool(models) and all(models)
-    if whole and not fits(shapes, room() if memory is None else memory):
-        plan = dataclasses.replace(plan, streamed=True)
-    if 0 in alike and batch is not None and "apply_fn" in functions:
-        say("tracing the model", 0, 1)
-        runs = _runs(problems, trial)
-        prepared = _prepared(problems, path, recipe, trial) if runs else None
-        if prepared:
-            plan = dataclasses.replace(plan, spec=prepared.spec)
-            job = _job(problems, prepared, batch, plan)
-            if len(alike) == len(models):
-                say("measuring the machine", 0, 1)
-                rates = rates or measure_rates()
-                stages = tuple(stages_of(job, rates))
-                plan = dataclasses.replace(plan, stages=stages, rates=rates)
+    base = None if recipe.base is None else _model(problems, recipe, recipe.base)
+    plan = Plan(recipe, models, base)
+    machine = Machine(room() if memory is None else memory, rates, say)
+    if isinstance(recipe.options, FinetuneOptions):
+        plan = plan_finetuned(problems, plan, named, machine)
+    else:
+        plan = _matched(problems, path, plan, named, machine)
     return dataclasses.replace(plan, problems=tuple(problems))
 
 
-@contextlib.contextmanager
-def _noting(problems: list[str]) -> Iterator[None]:
-    """Add what a block says is wrong to the problems, and go on after it."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
-        problems.append(str(error))
-    except Exception as error:  # noqa: BLE001  (a recipe's own code may raise any)
-        problems.append(f"{type(error).__name__}: {error}")
+def _matched(
+    problems: list[str],
+    path: Path,
+    plan: Plan,
+    named: Mapping[str, Any],
+    machine: Machine,
+) -> Plan:
+    """Plan a merge of networks that are matched."""
+    recipe, models = plan.recipe, plan.models
+    options = _options(problems, recipe)
+    functions = _functions(problems, recipe, named)
+    alike = _alike(problems, recipe, models)
+    count, batch = _batches(problems, named.get("batches"), options)
+    trial = _Trial(alike, functions, batch, options)
+    shapes = [model.shapes for model in models if model]
+    whole = bool(models) and all(models)
+    streamed = whole and not fits(shapes, machine.memory)
+    plan = dataclasses.replace(plan, batches=count, streamed=streamed)
+    if 0 not in alike or batch is None or "apply_fn" not in functions:
+        return plan
+    machine.say("tracing the model", 0, 1)
+    runs = _runs(problems, trial)
+    prepared = _prepared(problems, path, recipe, trial) if runs else None
+    if prepared is None:
+        return plan
+    plan = dataclasses.replace(plan, spec=prepared.spec)
+    job = _job(problems, prepared, batch, plan)
+    if len(alike) < len(models):
+        return plan
+    rates = machine.measured()
+    stages = tuple(stages_of(job, rates))
+    return dataclasses.replace(plan, stages=stages, rates=rates)
 
 
 def _named(problems: list[str], recipe: Recipe) -> dict[str, Any]:
     """Import what can be imported of what a recipe names."""
     given = [key for key, path in recipe.import_paths.items() if path.name]
-    if recipe.models and all(source.batches for source in recipe.models):
+    has_own = recipe.models and all(source.batches for source in recipe.models)
+    if has_own:
         given.append("batches")
     named: dict[str, Any] = {}
     for key in ("apply_fn", "batches", *recipe.functions):
         if key in given:
-            with _noting(problems):
+            with noting(problems):
                 named |= _resolved(recipe, key)
     return named
 
@@ -212,7 +172,7 @@ def _options(problems: list[str], recipe: Recipe) -> MergeOptions:
     In the place of its functions are some that do nothing: these may be wrong.
     """
     functions = dict.fromkeys(recipe.functions, lambda *_: None)
-    options = dataclasses.replace(recipe.options, **functions)
+    options = recipe.family.with_functions(recipe.options, functions)
     problems += [f"recipe: {problem}" for problem in options.problems()]
     return options
 
@@ -225,14 +185,14 @@ def _functions(
     functions = {}
     for key in ("apply_fn", "update_fn"):
         if key in named:
-            with _noting(problems):
+            with noting(problems):
                 functions[key] = per_model("recipe", key, named[key], count, separate)
     return functions
 
 
 def _model(problems: list[str], recipe: Recipe, source: Source) -> Model | None:
     """Look at a checkpoint, and whether what is in it could be saved."""
-    with _noting(problems):
+    with noting(problems):
         stored = open_model(recipe, source)
         shapes = abstract(stored.where, stored.variables)
         if recipe.output:
@@ -249,7 +209,7 @@ def _alike(
     trunks: Sequence[PyTree] = list(known.values())
     if known and recipe.options.separate:
         trunks = []
-        with _noting(problems):
+        with noting(problems):
             separate = list(recipe.options.separate)
             trunks = trunks_of("recipe", list(known.values()), separate)
     if trunks:
@@ -267,7 +227,7 @@ def _batches(
     """Return how many batches there are, and the first."""
     if batches is None:
         return None, None
-    with _noting(problems):
+    with noting(problems):
         check_batches("recipe", batches, options)
         tasks = batches.tasks if isinstance(batches, Chained) else (batches,)
         counts = [len(task) for task in tasks if isinstance(task, Sized)]
@@ -280,31 +240,16 @@ def _runs(problems: list[str], trial: _Trial) -> bool:
     """Note which functions do not run on shapes; return whether apply_fn does."""
     runs = False
     shapes = trial.models if trial.options.separate else {0: trial.models[0]}
-    with _noting(problems):
+    with noting(problems):
         for number, variables in shapes.items():
             apply_fn = trial.functions["apply_fn"][number]
-            _run("apply_fn", apply_fn, variables, trial.batch)
+            run_on_shapes("apply_fn", apply_fn, variables, trial.batch)
         runs = True
     if "update_fn" in trial.functions:
-        with _noting(problems):
+        with noting(problems):
             update_fn = trial.functions["update_fn"][0]
-            _run("update_fn", update_fn, trial.models[0], trial.batch)
+            run_on_shapes("update_fn", update_fn, trial.models[0], trial.batch)
     return runs
-
-
-def _run(
-    key: str, function: Callable[..., Any], variables: PyTree, batch: PyTree
-) -> None:
-    """Run a function of the recipe on shapes, and say which it is if that fails."""
-    try:
-        jax.eval_shape(function, variables, batch)
-    except Exception as error:  # a recipe's own code may raise any
-        if key == "apply_fn" and (why := explain_failure(function, variables, batch)):
-            raise ValueError(f"recipe: {why}") from error
-        raise ValueError(
-            f"recipe: {key}: expected a function that runs on the variables and a "
-            f"batch, got {error!r}. Correct the function, or what it is given."
-        ) from error
 
 
 def _prepared(
@@ -313,17 +258,17 @@ def _prepared(
     """Find out what is merged; with nothing frozen if that is what is wrong."""
     apply_fns = [trial.functions["apply_fn"][number] for number in trial.models]
     spec, models = None, list(trial.models.values())
-    with _noting(problems):
+    with noting(problems):
         if recipe.spec is not None:
             spec = spec_by(path, recipe, apply_fns[0], [trial.batch], models[0])
         apply_fn = apply_fns if trial.options.separate else apply_fns[0]
         inputs = Inputs(apply_fn, models, (), spec)
         options = dataclasses.replace(trial.options, weights=None)
-        with _noting(problems):
+        with noting(problems):
             return prepare("recipe", inputs, trial.batch, options)
         if options.frozen:
             options = dataclasses.replace(options, frozen=())
-            with _noting([]):  # it has been said
+            with noting([]):  # it has been said
                 return prepare("recipe", inputs, trial.batch, options)
     return None
 
@@ -331,14 +276,14 @@ def _prepared(
 def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> Job:
     """Find out what is to be done, and note what of it cannot be."""
     method = TABLE[prepared.options.method]
-    with _noting(problems):
+    with noting(problems):
         check_carried("recipe", prepared.apart, method.zips)
     taps: Mapping[str, tuple[Tap, ...]] = {}
     if method.activations:
-        with _noting(problems):
+        with noting(problems):
             program = trace(prepared.trunk_fn, prepared.trunks[0], batch)
             taps = find_taps(program, prepared.spec)
-        with _noting(problems):
+        with noting(problems):
             labels = [name for name, where in taps.items() if where]
             check_read("recipe", prepared.apart, labels)
     in_memory = not plan.streamed

@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jmudsc.finetunes.options import FinetuneOptions
+from jmudsc.merging.options import MergeOptions
 from jmudsc.paths import flatten, plural
 from jmudsc.recipes.costs import Stage, SWEEPS
 from jmudsc.recipes.machine_speed import Rates
-from jmudsc.recipes.plan import Plan
+from jmudsc.recipes.planned import Plan
 from jmudsc.recipes.report import table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.spec.permutation_spec import PermutationSpec
@@ -29,13 +31,14 @@ def plan_report(plan: Plan) -> str:
         else f" over {plural(plan.batches, 'batch', 'batches')}"
     )
     models = plural(len(recipe.models), "model")
-    lines = [f"# Plan: {recipe.options.method} of {models}{over}"]
+    lines = [f"# Plan: {_method(recipe)} of {models}{over}"]
     lines += ["", *_models(plan)] if plan.models else []
+    lines += ["", *_leaves(plan)] if plan.steps else []
     lines += ["", _streaming(plan.recipe)] if plan.streamed else []
     lines += ["", *_labels(plan.spec)] if plan.spec else []
     lines += ["", *_fixed(plan.spec)] if plan.spec and plan.spec.fixed else []
     if plan.stages and plan.rates:
-        lines += ["", *_stages(plan.stages, plan.rates)]
+        lines += ["", *_stages(plan, plan.rates)]
     lines += ["", *_problems(plan)]
     return "\n".join(lines) + "\n"
 
@@ -53,9 +56,15 @@ def size_text(count: int) -> str:
     return f"{count} B"
 
 
+def _method(recipe: Recipe) -> str:
+    method = recipe.options.method
+    return method if isinstance(method, str) else ", ".join(method.values())
+
+
 def _models(plan: Plan) -> list[str]:
-    rows = []
-    for source, model in zip(plan.recipe.models, plan.models, strict=True):
+    rows, recipe = [], plan.recipe
+    known = plan.models if recipe.base is None else (*plan.models, plan.base)
+    for source, model in zip(recipe.sources, known, strict=True):
         if model is None:
             rows.append([source.path, *"----"])
             continue
@@ -66,7 +75,16 @@ def _models(plan: Plan) -> list[str]:
     return [table(["model", "format", "leaves", "parameters", "size"], rows)]
 
 
+def _leaves(plan: Plan) -> list[str]:
+    return [
+        f"- {fate}: {plural(count, 'leaf', 'leaves')}"
+        for fate, count in plan.steps.items()
+    ]
+
+
 def _streaming(recipe: Recipe) -> str:
+    if isinstance(recipe.options, FinetuneOptions):
+        return "The models stay on disk, read leaf by leaf."
     if recipe.options.needs_all_models:
         why = "refit, repair, separate and a balance that is searched for"
         return (
@@ -104,20 +122,25 @@ def _fixed(spec: PermutationSpec) -> list[str]:
     return [*lines, ""] + [f"- {why}: {_few(axes)}" for why, axes in reasons.items()]
 
 
-def _stages(stages: Sequence[Stage], rates: Rates) -> list[str]:
+def _stages(plan: Plan, rates: Rates) -> list[str]:
+    stages, is_matched = plan.stages, isinstance(plan.recipe.options, MergeOptions)
     rows = [
         [
             stage.name,
             size_text(sum(stage.host.values())),
             size_text(sum(stage.device.values())),
+            *([] if is_matched else [size_text(stage.read)]),
             "-" if stage.seconds is None else f"{stage.seconds:.1f}",
         ]
         for stage in stages
     ]
+    header = ["stage", "host", "device", *([] if is_matched else ["read"]), "seconds"]
+    if not is_matched:
+        return [table(header, rows), "", *_finetuned_notes(stages)]
     most = max(stages, key=lambda stage: sum(stage.device.values()))
     known = [stage.seconds for stage in stages if stage.seconds is not None]
     return [
-        table(["stage", "host", "device", "seconds"], rows),
+        table(header, rows),
         "",
         f"Most on the device: {most.name}, {_parts(most.device)}.",
         f"About {sum(known):.0f} s in all, by short runs just now "
@@ -126,6 +149,19 @@ def _stages(stages: Sequence[Stage], rates: Rates) -> list[str]:
         "disks is not in it.",
         "Memory is that of arrays, without what programs put aside. Where the device "
         "is the host, add the two.",
+    ]
+
+
+def _finetuned_notes(stages: Sequence[Stage]) -> list[str]:
+    held = lambda stage: {**stage.host, **stage.device}
+    most = max(stages, key=lambda stage: sum(held(stage).values()))
+    known = [stage.seconds for stage in stages if stage.seconds is not None]
+    read = size_text(sum(stage.read for stage in stages))
+    return [
+        f"Most in memory: {most.name}, {_parts(held(most))}.",
+        f"About {sum(known):.0f} s in all, by short runs just now; reading {read} from "
+        "disk and writing is not in it.",
+        "Memory is that of arrays, without what programs put aside.",
     ]
 
 

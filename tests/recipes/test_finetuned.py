@@ -18,7 +18,12 @@ from jmudsc.finetunes.merge_finetunes import merge_finetunes
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.evaluate import evaluate_recipe
+from jmudsc.recipes.landscape import draw_landscape
+from jmudsc.recipes.landscape_finetuned import beside
+from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.merge import merge_recipe, spec_of
+from jmudsc.recipes.plan import plan_recipe
+from jmudsc.recipes.plan_report import plan_report
 from jmudsc.recipes.reader import parse_recipe, read_recipe
 
 NET = finetuned.MLP
@@ -318,3 +323,107 @@ def test_a_method_that_both_have_is_that_of_the_family():
     assert isinstance(parse_recipe(models | {"base": "c"}).options, FinetuneOptions)
     matched = parse_recipe(models | {"apply_fn": "m:f", "batches": "m:b"})
     assert not isinstance(matched.options, FinetuneOptions)
+
+
+def stages(found):
+    return {stage.name: stage for stage in found.stages}
+
+
+RATES = Rates(1e9, 1e9, 1e9, 1e-7, 1e-7, 0.1)
+SIZE = sum(leaf.nbytes for leaf in BASE.values())
+
+
+@pytest.mark.parametrize("name", FINETUNE_METHODS)
+def test_a_plan_knows_every_method(project, name):
+    row = FINETUNE_METHODS[name]
+    found = plan_recipe(recipe(project, method=name, **needed(row)), rates=RATES)
+    assert found.problems == ()
+    told = stages(found)
+    assert list(told)[-2:] == ["merging", "writing"]
+    assert ("loading" in told) == (row.needs_data or row.runs is not None)
+    assert ("learning from data" in told) == row.needs_data
+    assert told["writing"].read == SIZE
+    in_memory = "loading" in told
+    assert told["loading" if in_memory else "merging"].read == 3 * SIZE
+    assert all(stage.seconds is None or stage.seconds > 0 for stage in found.stages)
+    text = plan_report(found)
+    assert text.startswith(f"# Plan: {name} of 2 models")
+    assert "| base" in text
+    assert "Nothing is wrong" in text
+
+
+def test_a_plan_counts_passes_over_the_disk_and_matrices(project):
+    tensor = stages(plan_recipe(recipe(project, method="ties"), rates=RATES))
+    tree = stages(
+        plan_recipe(recipe(project, method="ties", scope="tree"), rates=RATES)
+    )
+    assert tree.keys() - tensor.keys() == {"finding thresholds"}
+    assert tree["finding thresholds"].read == 3 * 3 * SIZE
+    added = stages(plan_recipe(recipe(project), rates=RATES))
+    spectral = stages(plan_recipe(recipe(project, method="iso_cts"), rates=RATES))
+    assert spectral["merging"].seconds > added["merging"].seconds
+    two_lists = {"method": {"a/*": "linear", "*": "tsv"}, "exclude": "c/bias"}
+    found = plan_recipe(recipe(project, **two_lists), rates=RATES)
+    assert found.steps == {
+        "linear": 2,
+        "tsv, average": 1,
+        "tsv, matrices": 2,
+        "copied": 1,
+    }
+
+
+def test_a_plan_says_all_that_is_wrong(project):
+    (project / "merged").mkdir()
+    (project / "merged" / "mine.txt").write_text("mine")
+    path = recipe(
+        project,
+        method="fisher",
+        density=0.2,
+        apply_fn="ft_functions:nothing",
+        exclude=["x/*"],
+        models=[*FLAT, "gone.npz"],
+    )
+    found = plan_recipe(path, rates=RATES)
+    assert found.stages == ()
+    said = "\n".join(found.problems)
+    assert "density: expected one of samples, floor, got density=0.2" in said
+    assert "expected a free path, got one that exists" in said
+    assert 'expected "nothing" in ft_functions' in said
+    assert "gone.npz" in said
+    path = recipe(project, method="fisher", exclude=["x/*"], output="other")
+    (problem,) = plan_recipe(path, rates=RATES).problems
+    assert problem.startswith("recipe: 3 arguments do not fit:")
+    assert 'exclude: pattern "x/*" matches no leaf' in problem
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "corner"),
+    [
+        ("ties", "base", "merged"),
+        ("linear", "base", "base"),
+        ("linear", None, "parent B, other direction"),
+    ],
+)
+def test_the_landscape_goes_through_fine_tunes_and_their_base(
+    project, method, base, corner
+):
+    pytest.importorskip("matplotlib")
+    losses = {"square": "ft_functions:loss"}
+    path = recipe(project, method=method, base=base, losses=losses)
+    merge_recipe(path)
+    where, text = draw_landscape(path, points=3)
+    found = json.loads((where / "landscape.json").read_text())
+    assert found["corners"] == ["parent A", "parent B", corner]
+    assert set(found["networks"]) >= {"parent A", "parent B", "merged"}
+    assert ("base" in found["networks"]) == (base is not None)
+    assert list(found["line"]["losses"]) == ["as given"]
+    assert "off the plane" in text
+
+
+def test_another_direction_is_as_far_from_a_network_leaf_by_leaf(key):
+    found = beside(BASE, MODELS[0], {"a/bias"}, key)
+    assert np.array_equal(found["a/bias"], BASE["a/bias"])
+    for path in BASE.keys() - {"a/bias"}:
+        step, other = found[path] - BASE[path], MODELS[0][path] - BASE[path]
+        assert np.linalg.norm(step) == pytest.approx(np.linalg.norm(other), rel=1e-4)
+        assert not np.allclose(step, other, atol=1e-3)
