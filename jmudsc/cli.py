@@ -83,13 +83,19 @@ def merge(
     print(f"Wrote {path}")
 
 
-def plan(recipe: _File, overwrite: bool = False, memory: float | None = None) -> None:
+def plan(
+    recipe: _File,
+    output: Path | None = None,
+    overwrite: bool = False,
+    memory: float | None = None,
+) -> None:
     """Show what a merge would do and what it would take, and all that is wrong.
 
     Reads no arrays. The exit status is 1 if anything is wrong.
 
     Args:
-        recipe: YAML file.
+        recipe: YAML file; of a configuration of mergekit the translation is shown.
+        output: the checkpoint to write, in the place of the recipe's output.
         overwrite: allow an earlier merge at the recipe's output.
         memory: GiB that the models may take, as for merge.
     """
@@ -98,7 +104,11 @@ def plan(recipe: _File, overwrite: bool = False, memory: float | None = None) ->
 
     with _progress() as progress:
         planned = plan_recipe(
-            recipe, overwrite=overwrite, memory=_bytes(memory), progress=progress
+            recipe,
+            output=output,
+            overwrite=overwrite,
+            memory=_bytes(memory),
+            progress=progress,
         )
     print(plan_report(planned), end="")
     if planned.problems:

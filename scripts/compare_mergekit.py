@@ -7,8 +7,8 @@
 mergekit needs torch, so it has an environment of its own; jmudsc and this script run
 without. A base and three fine-tunes of the Llama architecture are drawn at random and
 written as Hugging Face directories. Every configuration below is then given, as it is,
-to `mergekit-yaml` and to `jmudsc merge`. Printed is, for each, the largest difference
-of any parameter, relative to the largest change that the merge makes to that leaf of the
+to `mergekit-yaml` and to `jmudsc merge`. Printed is, for each, the
+largest difference of any parameter, relative to the largest change of that leaf from the
 base, and how many leaves differ by more than rounding.
 """
 
@@ -208,7 +208,7 @@ def run(command, folder):
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True
     )
-    said = (done.stderr or done.stdout).strip().splitlines()
+    said = f"{done.stderr or done.stdout}".strip().splitlines()
     return None if done.returncode == 0 else (said or ["no message"])[-1]
 
 
@@ -226,7 +226,7 @@ def compare(ours, theirs, start):
 
 def main():
     """Compare what is asked for, and fail if a difference is not expected."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compare with mergekit.")
     parser.add_argument("--mergekit", default="mergekit-yaml", help="its command")
     parser.add_argument("--only", nargs="*", default=list(CONFIGURATIONS))
     parser.add_argument("--seed", type=int, default=0)

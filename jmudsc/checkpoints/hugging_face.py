@@ -188,7 +188,8 @@ def check_donor(where: str, options: HuggingFace) -> Path:
         The directory of the donor.
 
     Raises:
-        ValueError: if it is no directory of a model, or the size is no whole number.
+        ValueError: if it is no directory of a model, the size is no whole number, or
+            the tokenizer is from no directory.
     """
     donor, size = Path(options.donor).expanduser().absolute(), options.shard_size
     if not is_model(donor):
@@ -200,6 +201,11 @@ def check_donor(where: str, options: HuggingFace) -> Path:
         raise ValueError(
             f"{where}: expected a shard_size of 1 or more bytes, got {size!r}. Leave "
             f"it out for {SHARD_SIZE}."
+        )
+    if options.tokenizer and not Path(options.tokenizer).expanduser().is_dir():
+        raise ValueError(
+            f"{where}: expected a directory to take the tokenizer from, got "
+            f"{options.tokenizer}. Leave it out for that of the donor."
         )
     return donor
 

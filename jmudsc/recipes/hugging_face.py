@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from jmudsc.checkpoints.formats import ending_of, HUGGING_FACE
 from jmudsc.checkpoints.hugging_face import (
+    check_donor,
     config_of,
     HuggingFace,
     is_model,
@@ -23,6 +24,7 @@ from jmudsc.checkpoints.hugging_face import (
 from jmudsc.checkpoints.load import Stored
 from jmudsc.lazy import present
 from jmudsc.paths import listed
+from jmudsc.recipes.families import FINETUNED
 from jmudsc.recipes.resolve import place
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
@@ -42,21 +44,27 @@ def written_like(recipe: Recipe, donor: Stored) -> HuggingFace | None:
 
     Returns:
         How; None if the donor is no such directory, only some of its leaves are taken
-        or under other names, or the output is a file.
+        or under other names, the output is a file, or models are matched.
+
+    Raises:
+        ValueError: if the tokenizer is from no directory.
     """
     source = recipe.donor
     is_part = source.subtree is not None or source.rename
-    if donor.format is not HUGGING_FACE or is_part or ending_of(recipe.output):
+    is_theirs = donor.format is HUGGING_FACE and not is_part
+    if not is_theirs or ending_of(recipe.output) or recipe.family is not FINETUNED:
         return None
     tokenizer = None
     if recipe.tokenizer is not None:
         tokenizer = place(recipe, recipe.tokenizer)
-    return HuggingFace(
+    like = HuggingFace(
         place(recipe, source.path),
         parents=tuple(place(recipe, each.path) for each in recipe.sources),
         shard_size=recipe.shard_size,
         tokenizer=tokenizer,
     )
+    check_donor(recipe.output, like)
+    return like
 
 
 def fitted(recipe: Recipe, trees: Sequence[PyTree]) -> list[PyTree]:
@@ -67,7 +75,7 @@ def fitted(recipe: Recipe, trees: Sequence[PyTree]) -> list[PyTree]:
 
     Args:
         recipe: the recipe.
-        trees: the variables of each of its sources.
+        trees: the variables of each of its sources, or their shapes.
 
     Returns:
         One tree each; those of other formats as they are.
@@ -181,7 +189,12 @@ def _without_tied_heads(
 
 
 def _is_tied(tree: Mapping[str, Any]) -> bool:
-    """Whether the head of a model is its table of tokens, bit for bit."""
+    """Whether the head of a model is its table of tokens, bit for bit.
+
+    Where only shapes are known it is taken to be.
+    """
+    if not hasattr(tree[_HEAD], "__array__"):
+        return True
     head = np.asarray(present(tree[_HEAD]))
     tables = [np.asarray(present(tree[name])) for name in _TABLES if name in tree]
     return any(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jmudsc.batches import Chained
+from jmudsc.checkpoints.hugging_face import HuggingFace
 from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free
@@ -96,6 +97,7 @@ def merge_recipe(
             journal.folder,
         )
     donor = open_model(recipe, recipe.donor)
+    like = written_like(recipe, donor)
     if isinstance(recipe.options, FinetuneOptions):
         result = merge_finetuned(recipe, named, progress)
     else:
@@ -113,7 +115,7 @@ def merge_recipe(
         )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
-    _save(recipe, donor, result, places, text, overwrite)
+    _save(recipe, donor, like, result, places, text, overwrite)
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
@@ -130,6 +132,7 @@ def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOp
 def _save(
     recipe: Recipe,
     donor: Stored,
+    like: HuggingFace | None,
     result: MergeResult,
     places: Sequence[Path],
     text: str,
@@ -140,9 +143,8 @@ def _save(
     notes = {"report.md": text, "recipe.yaml": told}
     if result.spec.labels:  # in fine-tunes no unit moves
         notes["spec.txt"] = f"{result.spec}\n"
-    like = None
-    if isinstance(recipe.options, FinetuneOptions):
-        like = written_like(recipe, donor)
+    if recipe.mergekit is not None:
+        notes["mergekit.yaml"] = recipe.mergekit
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
         variables = stored_as(donor, network, where)

@@ -22,6 +22,7 @@ from jmudsc.recipes.yaml_keys import (
     Reader,
     refuse,
 )
+from jmudsc.recipes.yaml_text import decoded
 
 _log = logging.getLogger(__name__)
 
@@ -44,36 +45,46 @@ def read_recipe(
             missing or has a wrong value.
     """
     path = Path(path)
-    content = read_content(path, output)
-    return dataclasses.replace(
-        parse_recipe(content, str(path)), folder=path.absolute().parent
-    )
+    content, mergekit = read_content(path, output)
+    if mergekit is not None and "output" not in content:
+        raise ValueError(
+            f"{path}: expected to be told where to write, got a configuration of "
+            "mergekit, which does not say it. Pass --output DIRECTORY."
+        )
+    recipe = parse_recipe(content, str(path))
+    folder = path.absolute().parent
+    return dataclasses.replace(recipe, folder=folder, mergekit=mergekit)
 
 
 def read_content(
     path: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
-) -> Any:
+) -> tuple[Any, str | None]:
     """Read the keys of a recipe and their values, and check none of them.
 
     Args:
         path: as for `read_recipe`.
         output: as for `read_recipe`.
 
+    Returns:
+        The keys and values, and the text of the configuration of mergekit that they
+        are from, None if they are from none.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no YAML, or listing all of a configuration of mergekit
             that cannot be translated.
     """
-    path = Path(path)
+    path, text = Path(path), None
     content = read_yaml(path, "a recipe")
     if is_mergekit(content):
+        text = decoded(str(path), path.read_bytes())
         found = translated(content, str(path), path.absolute().parent)
         for note in found.notes:
             _log.warning("%s: %s", path, note)
         content = found.content
     if output is not None and isinstance(content, dict):
         content = {**content, "output": os.path.abspath(output)}
-    return content
+    return content, text
 
 
 def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
@@ -94,12 +105,15 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
     return recipe
 
 
-def parse_keys(content: Any, where: str = "recipe") -> tuple[Recipe, list[str]]:
+def parse_keys(
+    content: Any, where: str = "recipe", optional: Sequence[str] = ()
+) -> tuple[Recipe, list[str]]:
     """Read what can be read of a recipe.
 
     Args:
         content: the keys of a recipe and their values.
         where: what to call it in an error.
+        optional: keys that a recipe must have, which may be missing here.
 
     Returns:
         A recipe of the keys that are right, with no models, no output or import paths
@@ -115,7 +129,8 @@ def parse_keys(content: Any, where: str = "recipe") -> tuple[Recipe, list[str]]:
             '"models:".'
         )
     family = family_for(content)
-    values, problems = read_keys(content, keys_of(family), family.required)
+    required = [key for key in family.required if key not in optional]
+    values, problems = read_keys(content, keys_of(family), required)
     options = family.options(values)
     functions = {key: values[key] for key in values if key in family.functions}
     there = dict.fromkeys(functions, lambda *_: None)  # what they do is seen later

@@ -73,6 +73,8 @@ class Recipe:
             separate, one task for each model, in their order, of its own variables.
             They do not decide the merge.
         folder: what relative paths are relative to: the folder of the recipe.
+        mergekit: the text of the configuration of mergekit that it was translated from;
+            None if it is from none.
     """
 
     models: tuple[Source, ...]
@@ -89,6 +91,7 @@ class Recipe:
     spec: str | None = None
     losses: Mapping[str, ImportPath] | None = None
     folder: Path = field(default=Path(), compare=False)
+    mergekit: str | None = field(default=None, compare=False)
 
     @property
     def import_paths(self) -> dict[str, ImportPath]:
