@@ -7,9 +7,9 @@
 mergekit needs torch, so it has an environment of its own; jmudsc and this script run
 without. A base and three fine-tunes of the Llama architecture are drawn at random and
 written as Hugging Face directories. Every configuration below is then given, as it is,
-to `mergekit-yaml` and to `jmudsc merge`. Printed is, for each, the
-largest difference of any parameter, relative to the largest change of that leaf from the
-base, and how many leaves differ by more than rounding.
+to `mergekit-yaml` and to `jmudsc merge`. Printed is, for each, the largest difference
+of a parameter, as a share of the largest change of its leaf from the base, and how many
+leaves differ by more than rounding.
 """
 
 import argparse

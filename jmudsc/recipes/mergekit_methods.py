@@ -8,11 +8,16 @@ from typing import Any, Literal
 Value = Callable[[Any], Any]
 
 
-def number(value: Any) -> float | int:
+def number(value: Any) -> float:
     """Read a number; YAML takes 1e-5 for text."""
-    if isinstance(value, str):
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, float | int):
+    if isinstance(value, bool) or not isinstance(value, float | int | str):
+        raise ValueError
+    return float(value)
+
+
+def whole(value: Any) -> int:
+    """Read a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError
     return value
 
@@ -118,7 +123,7 @@ METHODS: Mapping[str, Translation] = {
     "karcher": Translation(
         "karcher",
         (
-            Parameter("max_iter", "max_iter", "a whole number", default=10),
+            Parameter("max_iter", "max_iter", "a whole number", whole, 10),
             Parameter("tol", "tol", default=1e-5),
         ),
         "models",

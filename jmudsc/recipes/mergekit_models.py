@@ -152,7 +152,8 @@ def _listed_models(
             reading.problems.append(f"{here}.model: this key is missing.")
             continue
         name = model_path(reading, entry["model"], f"{here}.model")
-        found.append((name or "", [entry.get("parameters")]))
+        if name is not None:
+            found.append((name, [entry.get("parameters")]))
     return found
 
 

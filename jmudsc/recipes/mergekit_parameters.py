@@ -129,7 +129,7 @@ def _cases(reading: Reading, parameter: Parameter, given: Any, where: str) -> Ca
             f"{where}: expected values, or mappings with filter and value, got both in "
             "one list. Choose one."
         )
-        return []
+        return [(None, None)]
     if not conditional:
         return [(None, _value(reading, parameter, given, where))]
     cases: Cases = []
