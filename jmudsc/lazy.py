@@ -33,12 +33,15 @@ class LazyArray:
         shape: as it is stored.
         dtype: as it is stored; of kind `U` if it is text and no array.
         fetch: reads it, and others that are stored with it.
+        cost: bytes of memory that computing it takes beside the array itself; 0 if it
+            is only read.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     fetch: Fetch = field(repr=False)
+    cost: int = 0
 
     @property
     def ndim(self) -> int:

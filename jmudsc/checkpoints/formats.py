@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints import hugging_face, msgpack, npz, orbax, safetensors
+from jmudsc.checkpoints.filling import Table
 from jmudsc.checkpoints.orbax_layout import find_item, is_item
 from jmudsc.checkpoints.structure import Route
 from jmudsc.lazy import LazyArray
@@ -66,6 +67,8 @@ class Format:
             hold -> why.
         empty_arrays: whether it can hold arrays without elements.
         by_leaf: whether arrays are read and written one by one, not all at once.
+        table: arrays -> where each lies in a file that is written part by part; None
+            for a format of which that is not known beforehand.
         index: the ending of files that say which of several files an array is in.
         globs: what is looked for in a directory that is none of orbax; the first
             pattern that matches anything decides.
@@ -85,6 +88,7 @@ class Format:
     refused: Callable[[Mapping[str, Route]], Mapping[str, str]] = _any_name
     empty_arrays: bool = True
     by_leaf: bool = True
+    table: Callable[[Mapping[str, LazyArray]], Table] | None = None
     index: str | None = None
     globs: tuple[str, ...] = ()
     files: Callable[[Path], Sequence[Path]] = _itself
@@ -115,6 +119,7 @@ FORMATS = (
         write=safetensors.write_safetensors,
         holds=safetensors.holds,
         refused=safetensors.refused,
+        table=safetensors.table_of,
         index=safetensors.INDEX,
         globs=(f"*{safetensors.INDEX}", "*.safetensors"),
         files=safetensors.files_of,

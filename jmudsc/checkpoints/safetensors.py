@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jmudsc.checkpoints.filling import Table
 from jmudsc.checkpoints.reading import reading, steady
 from jmudsc.checkpoints.structure import Route
 from jmudsc.lazy import LazyArray
@@ -138,6 +139,23 @@ def write_safetensors(
         leaves: name -> array, of a type that safetensors has.
         metadata: text to be stored with them.
     """
+    table = table_of(leaves, metadata)
+    with file.open("wb") as opened:
+        opened.write(table.head)
+        for name in table.places:
+            array = np.ascontiguousarray(leaves[name].read())
+            opened.write(array.reshape(-1).view(np.uint8).data)
+
+
+def table_of(
+    leaves: Mapping[str, LazyArray], metadata: Mapping[str, str] | None = None
+) -> Table:
+    """Return the header of a file of some arrays, and where each lies in it.
+
+    Args:
+        leaves: name -> array, of a type that safetensors has.
+        metadata: text to be stored with them.
+    """
     order = sorted(leaves, key=lambda name: (-leaves[name].dtype.itemsize, name))
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     end = 0
@@ -151,11 +169,9 @@ def write_safetensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as opened:
-        opened.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            array = np.ascontiguousarray(leaves[name].read())
-            opened.write(array.reshape(-1).view(np.uint8).data)
+    head = len(text).to_bytes(8, "little") + text
+    places = {name: len(head) + header[name]["data_offsets"][0] for name in order}
+    return Table(head, places, len(head) + end)
 
 
 def holds(dtype: np.dtype) -> bool:

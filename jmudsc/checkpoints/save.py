@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from jmudsc.checkpoints import provenance
 from jmudsc.checkpoints.atomic import at_rest, building, building_both
 from jmudsc.checkpoints.binding import check_replaceable, files_of, records_of
 from jmudsc.checkpoints.dtypes import savable
+from jmudsc.checkpoints.filling import fill, filled, Filling, table_of
 from jmudsc.checkpoints.formats import check_ending, Format, format_of
 from jmudsc.checkpoints.structure import routes_of, structure_of
 from jmudsc.checkpoints.subtrees import nested
@@ -30,6 +32,7 @@ def save_with_record(
     *,
     overwrite: bool = False,
     kind: Format | None = None,
+    filling: Filling | None = None,
 ) -> Path:
     """Save variables in the format that the path ends in, with a record.
 
@@ -48,6 +51,8 @@ def save_with_record(
             complete, or an empty directory. Nothing else is ever replaced: what its
             record does not name, or is not as it was saved, is an error.
         kind: the format of a directory, if not that of orbax.
+        filling: how lazy arrays are computed side by side, and kept until all are
+            there; None to read one after the other.
 
     Returns:
         The absolute path of the checkpoint.
@@ -62,12 +67,12 @@ def save_with_record(
     check = partial(check_replaceable, target, quick=True)
     if not kind.endings:
         with building(target, overwrite, check) as temporary:
-            content |= _written(target, temporary, kind, variables)
+            content |= _written(target, temporary, kind, variables, filling)
             provenance.write(records_of(temporary), content, record)
         return target
     beside = Path(records_of(target))
     with building_both(target, beside, overwrite, check) as (temporary, folder):
-        content |= _written(target, temporary, kind, variables)
+        content |= _written(target, temporary, kind, variables, filling)
         provenance.write(epath.Path(folder), content, record)
     return target
 
@@ -159,26 +164,54 @@ def _laid_out(variables: PyTree[LazyArray], kind: Format) -> PyTree[LazyArray]:
 
 
 def _written(
-    target: Path, temporary: Path, kind: Format, variables: PyTree
+    target: Path,
+    temporary: Path,
+    kind: Format,
+    variables: PyTree,
+    filling: Filling | None = None,
 ) -> dict[str, Any]:
     """Write variables, compare what is read back; return what a record says of them."""
     lazy = savable(variables, kind)
     tree = _laid_out(lazy, kind)
-    leaves, digests = _digested(flatten(tree))
     try:
-        kind.write(temporary, unflatten(tree, leaves))
+        if filling is None:
+            leaves, digests = _digested(flatten(tree))
+            kind.write(temporary, unflatten(tree, leaves))
+        else:
+            digests = _filled(temporary, kind, tree, filling)
     except OSError as error:
         raise ValueError(
             f"{target}: expected room and the right to write, got an error ({error}). "
             "Make room or choose another path; nothing was left there."
         ) from error
-    if wrong := _changed(kind.open(temporary), digests):
-        raise ValueError(
-            f"{target}: expected to read back what was written, got {len(wrong)} of "
-            f"{len(leaves)} leaves changed. Save in another format:\n{listed(wrong)}"
-        )
-    structure = structure_of(lazy, stored_names(lazy, kind))
-    return {"structure": structure, "digests": digests, "files": files_of(temporary)}
+    with ThreadPoolExecutor(1) as pool:
+        files = pool.submit(files_of, temporary)
+        if wrong := _changed(kind.open(temporary), digests):
+            raise ValueError(
+                f"{target}: expected to read back what was written, got {len(wrong)} "
+                f"of {len(digests)} leaves changed. Save in another format:\n"
+                f"{listed(wrong)}"
+            )
+        structure = structure_of(lazy, stored_names(lazy, kind))
+        return {"structure": structure, "digests": digests, "files": files.result()}
+
+
+def _filled(
+    temporary: Path, kind: Format, tree: PyTree[LazyArray], filling: Filling
+) -> dict[str, str]:
+    """Compute all arrays side by side, put them into place, and return their digests.
+
+    They are kept in a file of their own, which becomes that of the format if that is
+    one with a table; else it is copied from there.
+    """
+    leaves = flatten(tree)
+    table = (kind.table or table_of)(leaves)
+    file, digests = fill(filling, leaves, table)
+    if kind.table:
+        os.link(file, temporary)  # until all is in place the other name is there too
+    else:
+        kind.write(temporary, unflatten(tree, filled(file, leaves, table)))
+    return digests
 
 
 def _digested(

@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,12 @@ from jmudsc.finetunes.job import (
     spot_of,
     widened,
 )
+from jmudsc.finetunes.leaf_memory import leaf_memory
 from jmudsc.finetunes.option import Number, Option
-from jmudsc.finetunes.piece import CHUNK, Piece, Rule
+from jmudsc.finetunes.piece import CHUNK, Entries, Piece, Rule
 from jmudsc.finetunes.settings import Spot, value_at
 from jmudsc.finetunes.spectral import calibrated
+from jmudsc.finetunes.votes import Ballot
 from jmudsc.lazy import is_lazy, LazyArray
 from jmudsc.progress import Progress, silent
 from jmudsc.sharding import placed_like
@@ -68,12 +72,7 @@ def merge_tree(job: Job, donor: PyTree, progress: Progress = silent) -> PyTree:
     """
     leaves = paths.flatten(donor)
     if any(map(is_lazy, [donor, *job.models])):
-        fetch = lambda names: {name: merge_leaf(job, name) for name in names}
-        lazy = {
-            path: LazyArray(path, tuple(leaf.shape), np.dtype(leaf.dtype), fetch)
-            for path, leaf in leaves.items()
-        }
-        return paths.unflatten(donor, lazy)
+        return paths.unflatten(donor, {p: _lazy(job, p, x) for p, x in leaves.items()})
     merged = {}
     for number, (path, leaf) in enumerate(leaves.items()):
         progress("merging", number, len(leaves))
@@ -81,6 +80,13 @@ def merge_tree(job: Job, donor: PyTree, progress: Progress = silent) -> PyTree:
         is_jax = isinstance(leaf, jax.Array)
         merged[path] = placed_like(jnp.asarray(value), leaf) if is_jax else value
     return paths.unflatten(donor, merged)
+
+
+def _lazy(job: Job, path: str, leaf: Any) -> LazyArray:
+    """Return a leaf that is merged when it is read."""
+    fetch = lambda names: {name: merge_leaf(job, name) for name in names}
+    cost = leaf_memory(job, job.plans[path])
+    return LazyArray(path, tuple(leaf.shape), np.dtype(leaf.dtype), fetch, cost)
 
 
 def copied(job: Job, path: str) -> np.ndarray:
@@ -96,7 +102,7 @@ def made(job: Job, leaves: Leaves) -> list[np.ndarray]:
     measures = leaves.plan.method.measures
     parts = []
     for piece in pieces(job, leaves):
-        known = measures(piece) if measures else piece.evidence
+        known = measures(piece.entries) if measures else piece.evidence
         parts.append(rule(replace(piece, evidence=known)))
     if job.made is not None and not np.iscomplexobj(leaves.donor):
         job.made[path] = parts
@@ -113,7 +119,7 @@ def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:
     """
     plan, layout = leaves.plan, leaves.plan.layout
     scaled = [
-        _scaled(job, leaves, part, number, len(parts))
+        _scaled(job, leaves, part, number=number, count=len(parts))
         for number, part in enumerate(parts)
     ]
     zeros = np.zeros(leaves.base.shape, leaves.base.dtype)
@@ -127,7 +133,9 @@ def joined(job: Job, leaves: Leaves, parts: Sequence[np.ndarray]) -> np.ndarray:
 def _added(base: np.ndarray, step: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Add to the base and round once; what nothing is added to keeps its bits."""
     total = (base + step).astype(base.dtype, copy=False)
-    np.copyto(total, base, where=step == 0)  # -0 + 0 is 0
+    zeros = total == 0
+    if zeros.any():  # -0 + 0 is 0
+        np.copyto(total, base, where=zeros & (step == 0))
     return total.astype(dtype, copy=False)
 
 
@@ -140,27 +148,63 @@ def _is_elementwise(job: Job, leaves: Leaves) -> bool:
 
 def _by_chunks(job: Job, leaves: Leaves) -> np.ndarray:
     """Merge a leaf a few entries at a time, which stay in a fast cache."""
-    plan, layout, method = leaves.plan, leaves.plan.layout, leaves.plan.method
-    assert method.rule is not None
+    layout = leaves.plan.layout
     models = [layout.runs(model) for model in leaves.stored_models]
     base = None if leaves.stored_base is None else layout.runs(leaves.stored_base)
     merged = np.empty(models[0].shape, leaves.donor.dtype)
-    whole = pieces(job, leaves) if method.measures else None
     for run in range(len(merged)):
-        evidence = evidence_of(job, plan, run)
-        if whole is not None and method.measures:
-            evidence = method.measures(next(whole))
-        options = options_at(plan, spot_of(leaves, run, len(merged)), len(models))
-        for start in range(0, merged[run].size, CHUNK):
-            part = run, slice(start, start + CHUNK)
-            own = tuple(widened(model[part], leaves.wide) for model in models)
-            zeros = np.zeros_like(own[0])
-            under = zeros if base is None else widened(base[part], leaves.wide)
-            _check_numbers(plan.path, under, own)
-            made_of = method.rule(Piece(under, own, options, evidence))
-            step = _scaled(job, leaves, made_of, run, len(merged))
-            merged[part] = _added(under, step, leaves.donor.dtype)
+        entries = _entries(job, leaves, run, models, base)
+        scaled = partial(_scaled, job, leaves, number=run, count=len(merged))
+        _merge_run(leaves, entries, scaled, merged[run])
     return layout.with_runs(leaves.donor, merged)
+
+
+def _merge_run(
+    leaves: Leaves,
+    entries: Entries,
+    scaled: Callable[[np.ndarray], np.ndarray],
+    merged: np.ndarray,
+) -> None:
+    """Merge the entries of one run into an array, a few at a time."""
+    method = leaves.plan.method
+    assert method.rule is not None
+    known, ballot = dict(entries.evidence), Ballot()
+    if method.measures:
+        known |= method.measures(entries)
+    if "majority" not in entries.evidence:  # not counted yet
+        known["ballot"] = ballot
+    later = []
+    for start in range(0, entries.size, CHUNK):
+        part = entries.read(start, min(start + CHUNK, entries.size))
+        _check_numbers(leaves.plan.path, part.base, part.models)
+        step = scaled(method.rule(replace(part, evidence=known)))
+        merged[start : start + len(step)] = _added(part.base, step, merged.dtype)
+        for places, other in ballot.undecided:
+            other = _added(part.base[places], scaled(other), merged.dtype)
+            later.append((start, places, other))
+        ballot.undecided = []
+    for start, places, other in later if ballot.most < 0 else ():
+        merged[start + places] = other
+
+
+def _entries(
+    job: Job,
+    leaves: Leaves,
+    run: int,
+    models: Sequence[np.ndarray],
+    base: np.ndarray | None,
+) -> Entries:
+    """Return the entries of one run of a leaf, widened when they are read."""
+    options = options_at(leaves.plan, spot_of(leaves, run, len(models[0])), len(models))
+    evidence = evidence_of(job, leaves.plan, run)
+
+    def part(start: int, stop: int) -> Piece:
+        own = tuple(widened(model[run, start:stop], leaves.wide) for model in models)
+        zeros = np.zeros_like(own[0])
+        under = zeros if base is None else widened(base[run, start:stop], leaves.wide)
+        return Piece(under, own, options, evidence)
+
+    return Entries(models[0].shape[1], part, options, evidence)
 
 
 def _check_finite(leaves: Leaves) -> None:
@@ -171,8 +215,7 @@ def _check_finite(leaves: Leaves) -> None:
 def _check_numbers(path: str, base: np.ndarray, models: Sequence[np.ndarray]) -> None:
     named = {f"models[{n}]": model for n, model in enumerate(models)}
     for name, leaf in {"base": base, **named}.items():
-        total = np.sum(leaf, dtype=np.promote_types(leaf.dtype, np.float64))
-        if not np.isfinite(total) and not np.isfinite(leaf).all():
+        if not np.isfinite(leaf).all():
             raise ValueError(
                 f"merge_finetunes: expected finite numbers, got NaN or infinity in "
                 f"{path} of {name}. Take an earlier checkpoint of that run."
@@ -211,7 +254,7 @@ def _rule(job: Job, leaves: Leaves) -> Rule:
 
 
 def _scaled(
-    job: Job, leaves: Leaves, part: np.ndarray, number: int, count: int
+    job: Job, leaves: Leaves, part: np.ndarray, *, number: int, count: int
 ) -> np.ndarray:
     plan = leaves.plan
     if plan.method.lambda_ is None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jmudsc.finetunes.matrix_work import Work
 from jmudsc.finetunes.option import Option
-from jmudsc.finetunes.piece import Piece, Rule
+from jmudsc.finetunes.piece import Entries, Rule
 
 # (option -> setting, number of models) -> lines that say what does not go together.
 Check = Callable[[dict[str, Any], int], list[str]]
@@ -46,7 +46,7 @@ class Method:
             more of them than to average.
         is_elementwise: whether a rule looks at each entry by itself, so that a leaf can
             be merged part by part in a fast cache.
-        measures: what a rule must know of a whole piece first, for its evidence.
+        measures: what a rule must know of all entries of a run first, for its evidence.
         work: about how many operations its linear algebra takes, by matrix.
         check: finds options that do not go together.
     """
@@ -68,7 +68,7 @@ class Method:
     by_column: tuple[str, bool] | None = None
     vectors: Rule | None = None
     is_elementwise: bool = False
-    measures: Callable[[Piece], Mapping[str, Any]] | None = None
+    measures: Callable[[Entries], Mapping[str, Any]] | None = None
     work: Work | None = None
     check: Check = no_problems
 

@@ -40,17 +40,42 @@ class Piece:
         pairs = zip(self.options["weight"], self.deltas, strict=True)
         return tuple(delta if w == 1 else float(w) * delta for w, delta in pairs)
 
-    def parts(self) -> "Iterator[Piece]":
-        """Yield the piece a few entries at a time, which stay in a fast cache."""
-        for start in range(0, len(self.base), CHUNK):
-            part = slice(start, start + CHUNK)
-            models = tuple(model[part] for model in self.models)
-            yield replace(self, base=self.base[part], models=models)
+    @property
+    def entries(self) -> "Entries":
+        """The entries of a piece that is a run, to be gone through."""
+
+        def read(start: int, stop: int) -> Piece:
+            models = tuple(model[start:stop] for model in self.models)
+            return replace(self, base=self.base[start:stop], models=models)
+
+        return Entries(len(self.base), read, self.options, self.evidence)
 
     @property
     def weights(self) -> tuple[float, ...]:
         """The weight of each model."""
         return tuple(map(float, self.options["weight"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """The entries of one run of all models, of which a few at a time are at hand.
+
+    Attributes:
+        size: how many there are.
+        read: returns those from one place to another, as a piece.
+        options: as of a piece.
+        evidence: as of a piece.
+    """
+
+    size: int
+    read: Callable[[int, int], Piece]
+    options: Mapping[str, Any]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def parts(self) -> Iterator[Piece]:
+        """Yield all of them, a few at a time, which stay in a fast cache."""
+        for start in range(0, self.size, CHUNK):
+            yield self.read(start, min(start + CHUNK, self.size))
 
 
 # Returns what a method makes of a piece: a leaf's entries, or what to add to the base.

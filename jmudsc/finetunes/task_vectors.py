@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from jmudsc.finetunes.piece import Piece
+from jmudsc.finetunes.largest import thresholds
+from jmudsc.finetunes.piece import Entries, Piece
+from jmudsc.finetunes.votes import count_signs, elected, summed, voted
 
 
 def task_arithmetic(piece: Piece) -> np.ndarray:
@@ -28,10 +30,10 @@ def ties(piece: Piece) -> np.ndarray:
     evidence. The sign is that of the weighted sum; where the sum is 0, that of most
     other entries.
     """
-    kept = trimmed(piece)
-    if piece.options["agg"] == "sum":
-        return functools.reduce(np.add, _agreeing(kept, _majority(piece, kept)))
-    return _voted(piece, kept)
+    weights = piece.weights if piece.options["normalize"] else None
+    weights = None if piece.options["agg"] == "sum" else weights
+    known = piece.evidence
+    return voted(trimmed(piece), weights, known.get("majority"), known.get("ballot"))
 
 
 def dare_linear(piece: Piece) -> np.ndarray:
@@ -78,13 +80,11 @@ def sce(piece: Piece) -> np.ndarray:
     if squares.sum() == 0:
         return np.zeros_like(piece.base)
     weights = (squares / squares.sum()).astype(deltas.dtype)
-    kept = _agreeing(list(deltas), _majority(piece, list(deltas)))
-    total = functools.reduce(
-        np.add, [w * delta for w, delta in zip(weights, kept, strict=True)]
-    )
-    taking_part = functools.reduce(
-        np.add, [w * (delta != 0) for w, delta in zip(weights, kept, strict=True)]
-    )
+    signs = elected(list(deltas))
+    kept = [delta * (delta * signs > 0) for delta in deltas]
+    pairs = list(zip(weights, kept, strict=True))
+    total = functools.reduce(np.add, [w * delta for w, delta in pairs])
+    taking_part = functools.reduce(np.add, [w * (delta != 0) for w, delta in pairs])
     return total / np.where(taking_part == 0, 1, taking_part)
 
 
@@ -101,19 +101,23 @@ def ram(piece: Piece) -> np.ndarray:
     return total / np.maximum(count, 1).astype(total.dtype)
 
 
-def measured(piece: Piece) -> Mapping[str, Any]:
+def measured(entries: Entries) -> Mapping[str, Any]:
     """Find what entries must reach to be among the largest, if that is not known."""
-    if "threshold" in piece.evidence:
-        return piece.evidence
-    pairs = zip(piece.deltas, piece.options["density"], strict=True)
-    found = {"threshold": [_threshold(delta, density) for delta, density in pairs]}
+    if "threshold" in entries.evidence:
+        return entries.evidence
+    found = {"threshold": thresholds(entries, entries.options["density"])}
+    return {**found, "majority": functools.cache(lambda: majority_of(entries, found))}
 
-    @functools.cache
-    def majority() -> int:
-        known = replace(piece, evidence=found)
-        return sum(elected(trimmed(part))[1] for part in known.parts())
 
-    return {**found, "majority": majority}
+def majority_of(entries: Entries, evidence: Mapping[str, Any]) -> int:
+    """Return how many more entries are elected above 0 than below.
+
+    Args:
+        entries: of all models.
+        evidence: with the `threshold` of each model.
+    """
+    parts = (replace(part, evidence=evidence) for part in entries.parts())
+    return sum(count_signs(summed(trimmed(part))) for part in parts)
 
 
 def trimmed(piece: Piece) -> list[np.ndarray]:
@@ -121,7 +125,7 @@ def trimmed(piece: Piece) -> list[np.ndarray]:
     triples = zip(
         piece.deltas, piece.weighted, piece.evidence["threshold"], strict=True
     )
-    return [np.where(np.abs(d) >= least, w, 0) for d, w, least in triples]
+    return [w * (np.abs(d) >= least) for d, w, least in triples]
 
 
 def least_of_largest(values: np.ndarray, share: float) -> np.floating:
@@ -134,12 +138,6 @@ def least_of_largest(values: np.ndarray, share: float) -> np.floating:
     flat = values.reshape(-1)
     kept = max(1, int(share * flat.size))
     return np.partition(flat, flat.size - kept)[flat.size - kept]
-
-
-def elected(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
-    """Return the sign of the sum of each entry, and that of most of them."""
-    signs = np.sign(functools.reduce(np.add, parts))
-    return signs, int(np.sum(signs, dtype=np.float64))
 
 
 def scope_problems(options: dict, models: int) -> list[str]:
@@ -168,38 +166,8 @@ def epsilon_problems(options: dict, models: int) -> list[str]:
     ]
 
 
-def _majority(piece: Piece, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the elected sign of each entry; 0 only where no model has one."""
-    signs = np.sign(functools.reduce(np.add, parts))
-    is_open = signs == 0
-    has_any = functools.reduce(np.logical_or, [part != 0 for part in parts])
-    if not (is_open & has_any).any():
-        return signs
-    majority = piece.evidence.get("majority")
-    most = elected(parts)[1] if majority is None else majority()
-    return np.where(is_open, -1 if most < 0 else 1, signs)
-
-
-def _threshold(delta: np.ndarray, density: float) -> np.floating:
-    if density >= 1:
-        return delta.dtype.type(0)
-    return least_of_largest(np.abs(delta), density)
-
-
-def _agreeing(parts: Sequence[np.ndarray], signs: np.ndarray) -> list[np.ndarray]:
-    return [np.where(np.sign(part) == signs, part, 0) for part in parts]
-
-
 def _voted(piece: Piece, parts: Sequence[np.ndarray]) -> np.ndarray:
-    kept = _agreeing(parts, _majority(piece, parts))
-    total = functools.reduce(np.add, kept)
-    if not piece.options["normalize"]:
-        return total
-    pairs = zip(piece.weights, kept, strict=True)
-    count = functools.reduce(
-        np.add, [np.float32(abs(w)) * (part != 0) for w, part in pairs]
-    )
-    return total / np.where(count == 0, 1, count).astype(total.dtype)
+    return voted(parts, piece.weights if piece.options["normalize"] else None)
 
 
 def _summed(piece: Piece, parts: Sequence[np.ndarray]) -> np.ndarray:

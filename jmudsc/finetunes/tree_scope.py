@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jmudsc.finetunes.job import Evidence, Job, pieces, read
-from jmudsc.finetunes.task_vectors import elected, trimmed
+from jmudsc.finetunes.task_vectors import majority_of
 
 _HALF = 1 << 16
 
@@ -41,7 +41,7 @@ def thresholds(job: Job, method: str) -> Evidence | None:
     majority = 0
     for path in merged:
         for piece in pieces(learned, read(learned, path)):
-            majority += sum(elected(trimmed(part))[1] for part in piece.parts())
+            majority += majority_of(piece.entries, found)
     evidence: Mapping[str, Any] = {**found, "majority": lambda: majority}
     return lambda path, number: evidence
 

@@ -91,19 +91,30 @@ def save(
         )
     record, kind = record_of(result, extra or {}, notes or {}), None
     if hugging_face is not None:
-        kind = _like_donor(path, result, hugging_face, record.notes)
+        kind = format_like(path, result, hugging_face, record.notes)
     return save_with_record(
         path, result.variables, record, overwrite=overwrite, kind=kind
     )
 
 
-def _like_donor(
+def format_like(
     path: str | os.PathLike[str],
     result: MergeResult,
     options: HuggingFace,
     notes: Mapping[str, str],
 ) -> Format:
-    """Return the format of a directory like that of another model, once checked."""
+    """Return the format of a directory that is like that of a Hugging Face model.
+
+    Args:
+        path: where the result is to be.
+        result: of one network.
+        options: how to write.
+        notes: file name -> text of what is stored beside it; the card shows the recipe.
+
+    Raises:
+        ValueError: if the path has an ending, there is no donor, or the leaves are not
+            like its own.
+    """
     where = os.fspath(path)
     if ending_of(where):
         raise ValueError(

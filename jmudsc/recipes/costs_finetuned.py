@@ -7,6 +7,7 @@ from typing import Any
 
 from jmudsc.derivation.program import Program, trace
 from jmudsc.finetunes.job import Job, LeafPlan
+from jmudsc.finetunes.leaf_memory import leaf_memory
 from jmudsc.finetunes.matrix_work import svd
 from jmudsc.finetunes.merge_finetunes import reads_all
 from jmudsc.finetunes.request import Request
@@ -168,18 +169,8 @@ def _times(costs: _Costs) -> int:
 
 
 def _one_leaf(costs: _Costs, plan: LeafPlan) -> int:
-    """Return the bytes that merging one leaf takes."""
-    stored = costs.read([plan])
-    shape = tuple(costs.job.donors[plan.path].shape)
-    merged, entries = leaf_bytes(costs.job.donors[plan.path]), math.prod(shape)
-    if plan.method.is_elementwise:
-        return stored + merged
-    copies = len(costs.trees) + len(costs.job.models) + 2
-    if not plan.cuts_matrices:
-        return stored + merged + 4 * copies * entries
-    _, rows, columns = plan.layout.sizes(shape)
-    apart = 8 * (copies * rows * columns + 3 * max(rows, columns) ** 2)
-    return stored + merged + 4 * len(costs.trees) * entries + apart
+    """Return the bytes that merging one leaf takes, what it becomes among them."""
+    return leaf_memory(costs.job, plan) + leaf_bytes(costs.job.donors[plan.path])
 
 
 def _work(costs: _Costs, plan: LeafPlan) -> float:

@@ -1,6 +1,8 @@
 """Finetuned: merge the fine-tunes of a recipe, whose models stay on disk."""
 
 import dataclasses
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,16 +10,23 @@ from typing import Any
 import jax
 
 from jmudsc.checkpoints.dtypes import cast
+from jmudsc.checkpoints.filling import Filling
 from jmudsc.finetunes.merge_finetunes import merge_requested
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.finetunes.request import Request
 from jmudsc.finetunes.task_batches import task_batches
+from jmudsc.matching.journal import Journal
+from jmudsc.merging.memory_budget import room
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import flatten
-from jmudsc.progress import Progress
+from jmudsc.progress import Progress, silent
+from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.hugging_face import axes_of, fitted
 from jmudsc.recipes.resolve import lazy_models, options_of, place
 from jmudsc.recipes.schema import Recipe
+
+# What the program itself takes; the least that leaves may take; and the most threads.
+_OWN, _LEAST, _MOST_THREADS = 2**29, 2**26, 8
 
 
 def merge_finetuned(
@@ -55,6 +64,37 @@ def _cast(result: MergeResult, dtype: str) -> MergeResult:
         variables=cast(result.variables, dtype),
         networks=tuple(cast(network, dtype) for network in result.networks),
         recipe={**result.recipe, "dtype": dtype},
+    )
+
+
+def filling_of(
+    recipe: Recipe,
+    journal: Journal | None,
+    target: Path,
+    memory: int | None,
+    progress: Progress | None,
+) -> Filling:
+    """Return how the leaves of a merge are kept until all are merged.
+
+    What is kept is taken up again for the same files and options only; and not where a
+    function decides how leaves are cut, of which nobody knows whether it was changed.
+
+    Args:
+        recipe: the recipe.
+        journal: that of the recipe; None where the models have no fingerprints.
+        target: the output.
+        memory: bytes that merging may take; half of what the machine has, if None.
+        progress: called with the stage, how much of it is done, and out of how much.
+    """
+    known = journal is not None and recipe.apply_fn is None
+    decisive = dump_recipe(recipe) if known else secrets.token_hex(8)
+    folder = target.with_name(f".{target.name}.jmudsc-journal")
+    return Filling(
+        folder if journal is None else journal.folder,
+        f"{journal.identity if journal else ''} {decisive}",
+        max((room() if memory is None else memory) - _OWN, _LEAST),
+        min(len(os.sched_getaffinity(0)), _MOST_THREADS),
+        progress or silent,
     )
 
 

@@ -4,16 +4,18 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jmudsc.batches import Chained
+from jmudsc.checkpoints.filling import Filling
 from jmudsc.checkpoints.hugging_face import HuggingFace
 from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
-from jmudsc.checkpoints.save import check_free
+from jmudsc.checkpoints.save import check_free, save_with_record
 from jmudsc.digests import digest_of
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.lazy import is_lazy
@@ -24,10 +26,10 @@ from jmudsc.merging.memory_budget import room
 from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
-from jmudsc.merging.save_result import save
+from jmudsc.merging.save_result import format_like, record_of
 from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
-from jmudsc.recipes.finetuned import merge_finetuned
+from jmudsc.recipes.finetuned import filling_of, merge_finetuned
 from jmudsc.recipes.hugging_face import written_like
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import report
@@ -115,7 +117,10 @@ def merge_recipe(
         )
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
-    _save(recipe, donor, like, result, places, text, overwrite)
+    filling = None
+    if isinstance(recipe.options, FinetuneOptions) and is_lazy(result.variables):
+        filling = filling_of(recipe, journal, target, memory, progress)
+    _save(_Saving(recipe, donor, like, overwrite, filling), result, places, text)
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
@@ -129,16 +134,30 @@ def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOp
     return dataclasses.replace(options, check=is_checked(recipe) or not on_disk)
 
 
+@dataclass(frozen=True)
+class _Saving:
+    """How what came of a recipe is saved.
+
+    Attributes:
+        recipe: the recipe.
+        donor: what each network is stored like.
+        like: how it is written as the directory of a Hugging Face model; None if not.
+        overwrite: whether an earlier merge may be replaced.
+        filling: how leaves that are merged while they are written are kept.
+    """
+
+    recipe: Recipe
+    donor: Stored
+    like: HuggingFace | None
+    overwrite: bool
+    filling: Filling | None
+
+
 def _save(
-    recipe: Recipe,
-    donor: Stored,
-    like: HuggingFace | None,
-    result: MergeResult,
-    places: Sequence[Path],
-    text: str,
-    overwrite: bool,
+    saving: _Saving, result: MergeResult, places: Sequence[Path], text: str
 ) -> None:
     """Write each network as its donor is, with report, recipe and spec."""
+    recipe = saving.recipe
     told = f"# Paths and modules are relative to {recipe.folder}\n{dump_recipe(recipe)}"
     notes = {"report.md": text, "recipe.yaml": told}
     if result.spec.labels:  # in fine-tunes no unit moves
@@ -147,9 +166,19 @@ def _save(
         notes["mergekit.yaml"] = recipe.mergekit
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
-        variables = stored_as(donor, network, where)
-        own = dataclasses.replace(result, variables=variables, networks=())
-        save(where, own, notes=notes, overwrite=overwrite, hugging_face=like)
+        variables = stored_as(saving.donor, network, where)
+        own = dataclasses.replace(result, variables=variables)
+        kind = None
+        if saving.like is not None:
+            kind = format_like(where, own, saving.like, notes)
+        save_with_record(
+            where,
+            own.variables,
+            record_of(result, {}, notes),
+            overwrite=saving.overwrite,
+            kind=kind,
+            filling=saving.filling,
+        )
 
 
 def is_checked(recipe: Recipe) -> bool:
