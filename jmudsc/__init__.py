@@ -49,6 +49,7 @@ Checkpoints:
     HuggingFace: how `save` writes the directory of a Hugging Face model.
 
 Submodules:
+    adapters: models of Flax, Equinox, Haiku, Keras, Hugging Face as pure functions.
     landscape: losses around and between networks, as numbers and figures.
     recipes: from a YAML file to a merge on disk, as the command line does it.
     experiments: the networks, data and training of the shipped experiments.
@@ -60,6 +61,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc import (
+        adapters as adapters,
         experiments as experiments,
         landscape as landscape,
         recipes as recipes,
@@ -148,7 +150,7 @@ _MODULE_OF = {
     for module, names in _NAMES_OF.items()
     for name in names.split()
 }
-_SUBMODULES = ("experiments", "landscape", "recipes")
+_SUBMODULES = ("adapters", "experiments", "landscape", "recipes")
 
 __all__ = [*_MODULE_OF, *_SUBMODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -143,11 +143,12 @@ def experiment(
         config: YAML file; there are some in configs/.
         seeds: everything is done anew for every seed.
         out: directory of networks, scores and the report; runs/NAME if not given.
-        data_dir: where TFDS keeps its datasets, if not in its own place.
+        data_dir: where TFDS keeps its datasets, if not in its own place; or an .npz
+            file of packed datasets.
     """
     from jmudsc.experiments.extra import check_extra
 
-    check_extra("experiment")
+    check_extra("experiment", packed=data_dir is not None and data_dir.suffix == ".npz")
     from jmudsc.experiments.class_split import run_experiment
 
     with _progress() as progress:

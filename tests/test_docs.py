@@ -108,6 +108,7 @@ PRINTED_LAST = {"spec": 'is frozen by "params/Conv_0/*"\n'}
 SILENT = ("index",)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras, saving
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_a_page_runs_and_prints_what_it_says(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -128,7 +129,7 @@ def test_every_page_is_in_the_navigation():
 
 def test_every_public_name_is_in_the_reference():
     names = re.findall(r"^::: jmudsc\.(\w+)$", PAGES["reference"], re.M)
-    submodules = {"experiments", "landscape", "recipes"}
+    submodules = {"adapters", "experiments", "landscape", "recipes"}
     assert sorted(names) == sorted(set(jmudsc.__all__) - submodules)
 
 

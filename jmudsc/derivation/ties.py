@@ -18,6 +18,7 @@ from jmudsc.derivation.rules.primitive import Ranking
 from jmudsc.derivation.rules.table import primitive_of
 from jmudsc.derivation.terms.genericity import (
     Along,
+    bounded,
     FLAT,
     Genericity,
     leaves_of,
@@ -226,10 +227,12 @@ def _of_constant(value: Any) -> Genericity:
         for n in range(array.ndim)
     )
     is_real = not np.iscomplexobj(array)
-    if is_real and (array > 0).all():
-        return Genericity(axes, sign=Sign.POSITIVE)
     sign = Sign.NONZERO if (array != 0).all() else Sign.UNKNOWN
-    return Genericity(axes, sign=sign)
+    if is_real and (array > 0).all():
+        sign = Sign.POSITIVE
+    finite = np.abs(array[np.isfinite(array)])
+    largest = float(finite.max(initial=0))
+    return Genericity(axes, sign=sign, size=bounded(largest or 1.0))
 
 
 def _in_type_of(var: Any, value: Genericity) -> Genericity:

@@ -27,6 +27,10 @@ from jmudsc.experiments.class_split_report import (
     write_whole,
 )
 from jmudsc.experiments.datasets import load_splits, only, Split
+from jmudsc.experiments.finetune_config import FineTuneExperiment
+from jmudsc.experiments.finetune_images import load_pictures
+from jmudsc.experiments.finetune_report import describe_finetunes
+from jmudsc.experiments.finetune_run import score_finetunes
 from jmudsc.experiments.seed_setup import SeedSetup, set_up_seed
 from jmudsc.experiments.tasks_config import TaskExperiment
 from jmudsc.experiments.tasks_report import describe_tasks, row_name
@@ -62,7 +66,8 @@ def run_experiment(
             drawn.
         out: directory of the results; if it holds some of this experiment, they are
             used. `runs/` and the name of the config, if None.
-        data_dir: where TFDS keeps its datasets; None for its own place.
+        data_dir: where TFDS keeps its datasets, None for its own place; or an npz file
+            of packed datasets.
         progress: called with the stage, how much of it is done, and out of how much.
 
     Returns:
@@ -75,11 +80,20 @@ def run_experiment(
     """
     experiment = read_experiment(config)
     out = Path("runs") / config.stem if out is None else out
+    _claim(out, experiment)
+    command = _command(config, seeds, data_dir)
+    if isinstance(experiment, FineTuneExperiment):
+        parts = experiment.digits, experiment.photos, experiment.side
+        pictures = load_pictures(*parts, data_dir)
+        runs = _runs(
+            partial(score_finetunes, experiment, pictures), seeds, out, progress
+        )
+        text = describe_finetunes(experiment, command, seeds, runs)
+        write_whole(out / "report.md", text)
+        return out / "report.md", text
     training, test = load_splits(
         experiment.dataset, experiment.train_split, experiment.test_split, data_dir
     )
-    _claim(out, experiment)
-    command = _command(config, seeds, data_dir)
     if isinstance(experiment, TaskExperiment):
         score = partial(score_pairs, experiment, training, test)
         runs = _runs(score, seeds, out, progress)
@@ -112,7 +126,9 @@ def _command(config: Path, seeds: Sequence[int], data_dir: Path | None) -> str:
     return f"jmudsc experiment configs/{config.name} --seeds {numbers}{data}"
 
 
-def _claim(out: Path, experiment: Experiment | TaskExperiment) -> None:
+def _claim(
+    out: Path, experiment: Experiment | TaskExperiment | FineTuneExperiment
+) -> None:
     """Write down whose results a directory holds, or compare."""
     file = out / "experiment.txt"
     if not file.exists():

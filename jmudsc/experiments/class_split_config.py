@@ -25,6 +25,11 @@ from jmudsc.experiments.config_readers import (
     some_of,
     text,
 )
+from jmudsc.experiments.finetune_config import (
+    FineTuneExperiment,
+    has_finetunes,
+    parse_finetunes,
+)
 from jmudsc.experiments.models import NETWORKS
 from jmudsc.experiments.tasks_config import (
     has_tasks,
@@ -81,14 +86,17 @@ class Experiment:
     search: int | None = None
 
 
-def read_experiment(path: str | os.PathLike[str]) -> Experiment | TaskExperiment:
+def read_experiment(
+    path: str | os.PathLike[str],
+) -> Experiment | TaskExperiment | FineTuneExperiment:
     """Read an experiment and check all of it.
 
     Args:
         path: a YAML file.
 
     Returns:
-        The experiment; one on several tasks if its `tasks` are names.
+        The experiment; one on several tasks if its `tasks` are names, one on
+        fine-tunes if it has `finetunes`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -97,6 +105,8 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment | TaskExperiment
     """
     path = Path(path)
     content = read_yaml(path, "the config of an experiment")
+    if has_finetunes(content):
+        return parse_finetunes(content, str(path))
     parse = parse_task_experiment if has_tasks(content) else parse_experiment
     return parse(content, str(path))
 

@@ -102,7 +102,7 @@ def describe(
         f"Test accuracy; seeds {', '.join(map(str, seeds))}; "
         "mean ± standard deviation (n - 1). Joint: the right class among all; task: "
         "among those of the task. alpha was chosen on training images. "
-        f"{total / 60:.0f} minutes in all on {_machine()}.",
+        f"{total / 60:.0f} minutes in all on {machine()}.",
         "",
         f"- network: {module_text(experiment.network)}",
         f"- training: {experiment.training}",
@@ -118,7 +118,7 @@ def describe(
     return "\n".join(lines) + "\n"
 
 
-def _machine() -> str:
+def machine() -> str:
     """Describe what this runs on."""
     device = jax.devices()[0]
     kind = (

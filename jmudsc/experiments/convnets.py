@@ -84,6 +84,31 @@ class ResNet20(nn.Module):
         return nn.Dense(self.outputs)(x.mean(axis=(1, 2)))
 
 
+class ResNet(nn.Module):
+    """A CIFAR ResNet of any depth: 6 n + 2 layers for three stages of n blocks.
+
+    Attributes:
+        width: as for `ResNet20`.
+        outputs: length of the embedding.
+        blocks: of each stage.
+        norm: as for `ResNet20`.
+        groups: of a group norm.
+    """
+
+    width: int
+    outputs: int
+    blocks: Sequence[int] = (1, 1, 1)
+    norm: str | None = "batch"
+    groups: int = 8
+
+    @nn.compact
+    def __call__(self, images: Images, train: bool = False) -> Embedding:
+        """Embed images; in training mode by the statistics of the batch itself."""
+        norm = {"norm": self.norm, "groups": self.groups}
+        x = _residual_stages(images, train, self.width, self.blocks, norm)
+        return nn.Dense(self.outputs)(x.mean(axis=(1, 2)))
+
+
 class ResNetEncoder(nn.Module):
     """A CIFAR ResNet without its head: images to a feature map.
 

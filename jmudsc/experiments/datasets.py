@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from jmudsc.experiments.packed_source import is_packed, read_packed
 from jmudsc.experiments.tfds_source import open_source, read_images
 
 
@@ -63,30 +64,42 @@ def load_splits(
             `mnist`, `fashion_mnist`, `cifar10`, `cifar100`.
         train: the training split; TFDS understands `train[:10000]` too.
         test: the test split.
-        data_dir: where TFDS keeps its datasets; None for its own place.
+        data_dir: where TFDS keeps its datasets, None for its own place; or an npz file
+            of packed datasets.
 
     Returns:
         The training and the test images.
 
     Raises:
         FileNotFoundError: if the dataset is not prepared, with the command that
-            prepares it.
+            prepares it, or there is no such file.
         ValueError: if there is no such dataset or split, or images differ in size.
     """
     if name == "digits":
         return _digits_splits(train, test)
-    sources = [open_source(name, split, data_dir) for split in (train, test)]
-    if None in (shape := sources[0].dataset_info.features["image"].shape):
-        raise ValueError(
-            f"{name}: expected images of one size, to hold them in memory, got images "
-            f"of shape {shape}. Read them with tfds_source.stream."
-        )
-    (images, classes), (test_images, test_classes) = map(read_images, sources)
+    if data_dir is not None and is_packed(data_dir):
+        pairs = [read_packed(data_dir, name, split) for split in (train, test)]
+    else:
+        pairs = _read_prepared(name, (train, test), data_dir)
+    (images, classes), (test_images, test_classes) = pairs
     shift, scale = _standard(images)
     return (
         Split((images - shift) * scale, classes),
         Split((test_images - shift) * scale, test_classes),
     )
+
+
+def _read_prepared(
+    name: str, splits: Sequence[str], data_dir: str | os.PathLike[str] | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Read splits that TFDS has prepared."""
+    sources = [open_source(name, split, data_dir) for split in splits]
+    if None in (shape := sources[0].dataset_info.features["image"].shape):
+        raise ValueError(
+            f"{name}: expected images of one size, to hold them in memory, got images "
+            f"of shape {shape}. Read them with tfds_source.stream."
+        )
+    return [read_images(source) for source in sources]
 
 
 def only(split: Split, classes: Sequence[int]) -> Split:

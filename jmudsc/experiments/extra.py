@@ -11,20 +11,24 @@ PACKAGES = {
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
 }
+# Of these, what training takes that reads its images from a packed file.
+_TRAINING = ("flax", "optax")
 
 
-def check_extra(where: str) -> None:
+def check_extra(where: str, packed: bool = False) -> None:
     """Check that the packages of the extra `experiments` are installed.
 
     Imports none of them, so that it is quick.
 
     Args:
         where: the caller, named in the error.
+        packed: whether images come from a packed file, which no data set package reads.
 
     Raises:
         ValueError: naming every package that is not installed.
     """
-    missing = [package for name, package in PACKAGES.items() if not find_spec(name)]
+    needed = _TRAINING if packed else tuple(PACKAGES)
+    missing = [PACKAGES[name] for name in needed if not find_spec(name)]
     if missing:
         raise ValueError(
             f"{where}: expected the extra `experiments` to be installed, got no "

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jmudsc import paths
 from jmudsc.experiments.convnets import (
     BottleneckResNet as BottleneckResNet,
+    ResNet as ResNet,
     ResNet20 as ResNet20,
     UNDIFFERENTIATED,
     VGG as VGG,
@@ -54,6 +55,7 @@ class MLP(nn.Module):
 NETWORKS: Mapping[str, type[nn.Module]] = {
     "mlp": MLP,
     "vgg": VGG,
+    "resnet": ResNet,
     "resnet20": ResNet20,
     "bottleneck-resnet": BottleneckResNet,
     "vit": ViT,

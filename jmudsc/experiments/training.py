@@ -45,6 +45,8 @@ class TrainConfig:
         weight_decay: times each parameter, added to its gradient.
         logit_scale: multiplies the cosines of embeddings and class vectors.
         augment: how images are changed at random: `none`, `crop`, `flip`, `crop-flip`.
+        optimizer: `sgd`; or `adam`, whose momentum is 0.9 and which takes the weight
+            decay off the parameters themselves (AdamW).
     """
 
     epochs: int
@@ -55,6 +57,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     logit_scale: float = LOGIT_SCALE
     augment: str = "none"
+    optimizer: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -299,10 +302,22 @@ def _optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     peak = math.ceil(config.warmup * total)
     climb = optax.linear_schedule(0.0, config.learning_rate, peak)
     fall = optax.linear_schedule(config.learning_rate, 0.0, total - peak)
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(optax.join_schedules([climb, fall], [peak]), config.momentum),
+    return OPTIMIZERS[config.optimizer](
+        config, optax.join_schedules([climb, fall], [peak])
     )
+
+
+def _sgd(config: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(config.weight_decay)
+    return optax.chain(decay, optax.sgd(rate, config.momentum))
+
+
+def _adam(config: TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(rate, weight_decay=config.weight_decay)
+
+
+# By the names that configs use.
+OPTIMIZERS = {"sgd": _sgd, "adam": _adam}
 
 
 def _unit(vectors: Float[Array, "n dimension"]) -> Float[Array, "n dimension"]:
@@ -336,6 +351,12 @@ def _check_config(split: Split, config: TrainConfig) -> None:
         raise ValueError(
             f"train: expected augment to be one of {', '.join(AUGMENTS)}, got "
             f'"{config.augment}"{hint} Change the config.'
+        )
+    if config.optimizer not in OPTIMIZERS:
+        hint = did_you_mean(config.optimizer, OPTIMIZERS) or "."
+        raise ValueError(
+            f"train: expected optimizer to be one of {', '.join(OPTIMIZERS)}, got "
+            f'"{config.optimizer}"{hint} Change the config.'
         )
     if not 1 <= config.batch_size <= len(split):
         raise ValueError(

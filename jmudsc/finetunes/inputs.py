@@ -103,13 +103,15 @@ def scale_moments(
         program = trace(apply_fn, variables, batch)
         scales = kernels_of(program).scales
         uses = [(path, use) for path in chosen for use in scales[path]]
-        places = [use.operand for _, use in uses]
-        values = _run(program, [*leaves, *jax.tree.leaves(batch)], places)
-        for (path, use), value in zip(uses, values, strict=True):
-            squares = np.square(to_host(value).astype(np.float64))
-            index = np.broadcast_to(use.view.index(), squares.shape).reshape(-1)
+        places = [place for _, use in uses for place in use.operands]
+        values = iter(_run(program, [*leaves, *jax.tree.leaves(batch)], places))
+        for path, use in uses:
+            parts = [to_host(next(values)).astype(np.float64) for _ in use.operands]
+            squares = np.square(math.prod(parts))
+            index, squares = np.broadcast_arrays(use.view.index(), squares)
+            index, squares = index.reshape(-1), squares.reshape(-1)
             size = total[path].size
-            summed = np.bincount(index, squares.reshape(-1), minlength=size)
+            summed = np.bincount(index, squares, minlength=size)
             total[path] += summed.reshape(shapes[path])
             count[path] += np.bincount(index, minlength=size).reshape(shapes[path])
     return {path: total[path] / np.maximum(count[path], 1) for path in chosen}

@@ -104,12 +104,14 @@ class Scale:
     """One use of a leaf as the scale of activations: the gamma of a norm.
 
     Attributes:
-        view: the factor, as a view of the leaf, as large as the activations.
-        operand: where the activations are.
+        view: the factor, as a view of the leaf.
+        operands: where the activations are: what it multiplies is their product. Norms
+            often multiply it by the reciprocal of the standard deviation, which has one
+            entry for all units, and that by the activations.
     """
 
     view: View
-    operand: Place
+    operands: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def _walk(
     found: Kernels,
 ) -> None:
     """Go through equations, adding to `views`, `data` and `found`."""
+    partial: dict[Any, Scale] = {}  # products with what is not there for every unit
     for eqn in eqns:
         name = eqn.primitive.name
         ins = [var for var in eqn.invars if not isinstance(var, jex.Literal)]
@@ -210,8 +213,14 @@ def _walk(
             _contract(eqn, views, data, loops, found)
         elif name == "mul" and len(seen) == 1 and data.intersection(ins):
             place = Place(next(var for var in ins if var in data), loops)
-            view = views[seen[0]]
-            found.scales.setdefault(view.path, []).append(Scale(view, place))
+            scale = Scale(views[seen[0]], (place,))
+            found.scales.setdefault(scale.view.path, []).append(scale)
+            if shape_of(place.var) != shape_of(eqn.outvars[0]):
+                partial[eqn.outvars[0]] = scale
+        elif name in _CASTS and ins and ins[0] in partial:
+            partial[eqn.outvars[0]] = partial[ins[0]]
+        elif name == "mul" and sum(var in partial for var in ins) == 1 < len(ins):
+            _complete(ins, partial, loops, found)
         elif name == "gather" and eqn.invars[0] in views:
             found.tables.add(views[eqn.invars[0]].path)
         if any(var in data for var in ins):
@@ -261,6 +270,21 @@ def _contract(
         place = Place(eqn.invars[1 - sides[0]], loops)
         use = Kernel(eqn, view, form, place, shape_of(eqn.invars[sides[0]]))
         found.uses.setdefault(view.path, []).append(use)
+
+
+def _complete(
+    ins: Sequence[Any],
+    partial: Mapping[Any, Scale],
+    loops: tuple[Any, ...],
+    found: Kernels,
+) -> None:
+    """Add to a scale what its product is multiplied by."""
+    (scale,) = (partial[var] for var in ins if var in partial)
+    (other,) = (Place(var, loops) for var in ins if var not in partial)
+    uses = found.scales[scale.view.path]
+    if scale in uses:  # else it is complete
+        whole = Scale(scale.view, (*scale.operands, other))
+        uses[uses.index(scale)] = whole
 
 
 def _is_in(var: Any, known: Any) -> bool:

@@ -105,8 +105,9 @@ def layout_of(path: str, shape: tuple[int, ...], given: Mapping[str, str]) -> La
 
     A leaf of two axes is a matrix (in, out), one called `weight` (out, in) as in torch;
     of three axes a stack of matrices, but for those of attention heads; of more a
-    convolution. A convolution of one input channel is no matrix, and neither is a bias,
-    a scale, a statistic or a table of embeddings.
+    convolution. A convolution of one input channel is no matrix, and neither is a stack
+    of single rows, a class token say, a bias, a scale, a statistic or a table of
+    embeddings.
 
     Args:
         path: the leaf.
@@ -128,7 +129,7 @@ def layout_of(path: str, shape: tuple[int, ...], given: Mapping[str, str]) -> La
         return Layout(_stack(path) * (rank - 3) + "ioo")
     if rank <= 4 and above in _HEADS_IN:
         return Layout(_stack(path) * (rank - 3) + "iio")
-    if rank == 3:
+    if rank == 3 and shape[-2] > 1:
         return Layout(_stack(path) + "io")
     return Layout("o" * rank if shape[-2] == 1 else "i" * (rank - 1) + "o")
 

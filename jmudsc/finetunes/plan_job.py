@@ -36,7 +36,9 @@ def plan_job(
     Args:
         where: the caller, named in errors.
         request: what is asked for; its trees are of one structure.
-        layouts: path -> how it is cut, where that is known of a function.
+        layouts: path -> how it is cut, where that is known of a function. None if
+            there is no function, or it has not been looked at yet; how large matrices
+            are is then not checked.
 
     Returns:
         The job.
@@ -74,7 +76,8 @@ def plan_job(
             _why_copied(leaf, path, common.excluded),
             is_statistic(path),
         )
-    _check_ranks(where, plans, shapes, len(models))
+    if layouts is not None or request.apply_fn is None or request.tasks is None:
+        _check_ranks(where, plans, shapes, len(models))
     alpha = common.calibrate_alpha
     alphas = {m.name: alpha or m.calibration for m in methods.values()}
     calibrate = alphas if common.calibrate else None

@@ -11,6 +11,9 @@ from typing import Any
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import cut, did_you_mean
 
+# The libraries that have an adapter.
+ADAPTERS = ("equinox", "haiku", "huggingface", "keras", "linen", "nnx")
+
 
 @dataclass(frozen=True)
 class ImportPath:
@@ -19,10 +22,13 @@ class ImportPath:
     Attributes:
         name: `module:name`, the name possibly dotted.
         args: None for the object itself, keyword arguments for what it returns.
+        adapter: the library of the model that it returns, by whose adapter it becomes
+            functions; None for an object that is taken as it is.
     """
 
     name: str
     args: Mapping[str, Any] | None = None
+    adapter: str | None = None
 
 
 def read_import_path(value: Any) -> ImportPath:
@@ -38,10 +44,11 @@ def read_import_path(value: Any) -> ImportPath:
     Raises:
         ValueError: if it is neither; a sentence to go after the key of the recipe.
     """
-    name, args = value, None
+    name, args, adapter = value, None, None
     if isinstance(value, dict):
-        args = {key: arg for key, arg in value.items() if key != "factory"}
-        name = value.get("factory")
+        args = {k: arg for k, arg in value.items() if k not in ("factory", "adapter")}
+        name, adapter = value.get("factory"), value.get("adapter")
+        _check_adapter(adapter)
         if wrong := [key for key in args if not isinstance(key, str)]:
             raise ValueError(
                 f"expected names of arguments beside factory, got {quoted(wrong[0])}. "
@@ -52,12 +59,41 @@ def read_import_path(value: Any) -> ImportPath:
             'expected "module:name" or {factory: "module:name", ...}, got '
             f"{quoted(value)}. Write the module, a colon and the name in it."
         )
-    return ImportPath(name, args)
+    return ImportPath(name, args, adapter)
+
+
+def read_model(value: Any) -> ImportPath:
+    """Read the import path of a model, with the adapter of its library.
+
+    Args:
+        value: `{adapter: nnx, factory: module:name, ...}`.
+
+    Raises:
+        ValueError: if it is no such thing; a sentence to go after the key.
+    """
+    path = read_import_path(value)
+    if path.adapter is None:
+        raise ValueError(
+            f"expected an adapter beside the factory, got {quoted(value)}. Add one of "
+            f"{', '.join(ADAPTERS)}."
+        )
+    return path
+
+
+def _check_adapter(adapter: Any) -> None:
+    if adapter is not None and adapter not in ADAPTERS:
+        raise ValueError(
+            f"adapter: expected one of {', '.join(ADAPTERS)}, got {quoted(adapter)}"
+            f"{did_you_mean(str(adapter), ADAPTERS) or '.'}"
+        )
 
 
 def plain_import_path(path: ImportPath) -> Any:
     """Write an import path as a plain value that `read_import_path` reads back."""
-    return path.name if path.args is None else {"factory": path.name, **path.args}
+    if path.args is None:
+        return path.name
+    adapter = {} if path.adapter is None else {"adapter": path.adapter}
+    return {**adapter, "factory": path.name, **path.args}
 
 
 def resolve(path: ImportPath, folder: Path) -> Any:
@@ -87,6 +123,38 @@ def resolve(path: ImportPath, folder: Path) -> Any:
             )
         named = getattr(named, part)
     return named if path.args is None else _called(path, named)
+
+
+def adapted(path: ImportPath, made: Any, part: str) -> Any:
+    """Turn a model into one of the functions that a merge takes of it.
+
+    Args:
+        path: from a recipe, with an adapter.
+        made: what its factory returned: a model, or a tuple of what the adapter's
+            `functions` takes (a linen module and its variables, say).
+        part: `"apply_fn"` or `"update_fn"`.
+
+    Returns:
+        The function; None for an `update_fn` of a model without running statistics.
+
+    Raises:
+        ValueError: if it is for another key, or the library is not installed; a
+            sentence to go after the key of the recipe.
+    """
+    if part not in ("apply_fn", "update_fn"):
+        raise ValueError(
+            "expected an import path without an adapter, got "
+            f"{path.adapter}. An adapter gives apply_fn and update_fn alone."
+        )
+    try:
+        adapter = importlib.import_module(f"jmudsc.adapters.{path.adapter}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'expected what the adapter "{path.adapter}" takes, got no module '
+            f'"{error.name}". Install it with pip.'
+        ) from error
+    parts = made if isinstance(made, tuple) else (made,)
+    return getattr(adapter.functions(*parts), part)
 
 
 def _module(name: str, folder: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import plural
 from jmudsc.recipes.families import Family, family_for, Options
-from jmudsc.recipes.import_path import ImportPath, read_import_path
+from jmudsc.recipes.import_path import ImportPath, read_import_path, read_model
 from jmudsc.recipes.mergekit import is_mergekit, translated
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import read_sources, Source
@@ -129,8 +129,10 @@ def parse_keys(
             '"models:".'
         )
     family = family_for(content)
+    content, problems = _with_functions(content)
     required = [key for key in family.required if key not in optional]
-    values, problems = read_keys(content, keys_of(family), required)
+    values, found = read_keys(content, keys_of(family), required)
+    problems += found
     options = family.options(values)
     functions = {key: values[key] for key in values if key in family.functions}
     there = dict.fromkeys(functions, lambda *_: None)  # what they do is seen later
@@ -145,6 +147,26 @@ def parse_keys(
         functions=functions,
     )
     return recipe, problems
+
+
+def _with_functions(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Put what an adapter makes of a model in the place of the key `model`."""
+    content = dict(content)
+    if "model" not in content or isinstance(content["model"], list):
+        return content, []  # a list is of models
+    model = content.pop("model")
+    beside = [key for key in _OF_MODEL if key in content]
+    problems = []
+    if beside:
+        problems.append(
+            f"model: expected it in the place of {' and '.join(_OF_MODEL)}, got "
+            f"{' and '.join(beside)} too. Leave out one of them."
+        )
+    try:
+        read_model(model)
+    except ValueError as error:
+        return {"apply_fn": "a:model", **content}, [*problems, f"model: {error}"]
+    return {**dict.fromkeys(_OF_MODEL, model), **content}, problems
 
 
 def keys_of(family: Family) -> dict[str, Reader]:
@@ -225,6 +247,8 @@ SHARED_KEYS: Mapping[str, Reader] = {
     "losses": _losses,
     "output": path_text,
 }
+# What the key `model` stands for.
+_OF_MODEL = ("apply_fn", "update_fn")
 # Those keys whose values a recipe has itself, not among its options or functions.
 _RECIPE_KEYS = {
     *SHARED_KEYS,

@@ -18,7 +18,7 @@ from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
 from jmudsc.paths import listed, plural
 from jmudsc.progress import Progress
-from jmudsc.recipes.import_path import ImportPath, resolve
+from jmudsc.recipes.import_path import adapted, ImportPath, resolve
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.recipes.yaml_text import decoded
@@ -233,7 +233,8 @@ def _imported(recipe: Recipe, import_paths: Mapping[str, ImportPath]) -> dict[st
     named, problems = {}, []
     for key, path in import_paths.items():
         try:
-            named[key] = resolve(path, recipe.folder)
+            made = resolve(path, recipe.folder)
+            named[key] = made if path.adapter is None else adapted(path, made, key)
         except ValueError as error:
             problems.append(f"{key}: {error}")
     if problems:

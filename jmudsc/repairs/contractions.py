@@ -7,7 +7,7 @@ by outgoing units per group. All sums are taken in float32 at the highest precis
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
+
+from jmudsc.reordering.blocks import library_of, Values
 
 _PARAMS = {
     "dot_general": ("dimension_numbers",),
@@ -147,25 +149,27 @@ def rows(
     return x.reshape(*_sizes(x.shape, len(batch), len(free)))
 
 
-def columns(form: Form, output: Array) -> Shaped[Array, "groups samples outgoing"]:
+def columns(form: Form, output: Values) -> Shaped[Any, "groups samples outgoing"]:
     """Lay the output out as `rows(activations) @ matrix(kernel)`.
 
     Args:
         form: of the contraction.
-        output: of the contraction, or of size 1 on all axes of samples.
+        output: of the contraction, or of size 1 on all axes of samples; of numpy or
+            of JAX.
 
     Returns:
         One row per sample.
     """
+    library = library_of(output)
     if form.is_convolution:
         groups = form.param["feature_group_count"]
         batch, feature, *space = form.param["dimension_numbers"].out_spec
-        y = jnp.transpose(output, (batch, *space, feature))
-        return jnp.moveaxis(y.reshape(-1, groups, y.shape[-1] // groups), 1, 0)
+        y = library.transpose(output, (batch, *space, feature))
+        return library.moveaxis(y.reshape(-1, groups, y.shape[-1] // groups), 1, 0)
     units = unit_axes(form, output.ndim)
     batch = len(_numbers(form)[1][0])
     samples = [axis for axis in range(output.ndim) if axis not in units]
-    y = jnp.transpose(output, (*units[:batch], *samples, *units[batch:]))
+    y = library.transpose(output, (*units[:batch], *samples, *units[batch:]))
     return y.reshape(*_sizes(y.shape, batch, len(samples)))
 
 
@@ -191,6 +195,63 @@ def matrix(form: Form, kernel: np.ndarray) -> np.ndarray:
     return k.reshape(*_sizes(k.shape, len(batch), len(contracted)))
 
 
+@dataclass(frozen=True)
+class Sliding:
+    """How windows slide along one axis of space.
+
+    Attributes:
+        window: number of entries of a window.
+        dilation: distance of two entries of a window.
+        stride: distance of two windows.
+        count: number of windows.
+    """
+
+    window: int
+    dilation: int
+    stride: int
+    count: int
+
+
+def sliding_of(
+    form: Form, shape: Sequence[int], kernel_shape: Sequence[int]
+) -> tuple[Sliding, ...]:
+    """Return how windows slide along each axis of space.
+
+    Args:
+        form: of a convolution.
+        shape: the shape of the activations.
+        kernel_shape: that of the kernel.
+    """
+    param, numbers = form.param, form.param["dimension_numbers"]
+    found = []
+    for axis, (low, high) in enumerate(param["padding"]):
+        window = kernel_shape[numbers.rhs_spec[axis + 2]]
+        size, between = shape[numbers.lhs_spec[axis + 2]], param["lhs_dilation"][axis]
+        size = low + high + max((size - 1) * between + 1, 0)
+        dilation, stride = param["rhs_dilation"][axis], param["window_strides"][axis]
+        count = (size - (window - 1) * dilation - 1) // stride + 1
+        found.append(Sliding(window, dilation, stride, count))
+    return tuple(found)
+
+
+def padded(form: Form, x: Array) -> Shaped[Array, "batch features *space"]:
+    """Pad the activations of a convolution, features before space.
+
+    Args:
+        form: of the convolution.
+        x: the activations.
+    """
+    param = form.param
+    edges = [
+        (low, high, dilation - 1)
+        for (low, high), dilation in zip(
+            param["padding"], param["lhs_dilation"], strict=True
+        )
+    ]
+    x = jnp.transpose(x, param["dimension_numbers"].lhs_spec)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])
+
+
 def _numbers(form: Form) -> Any:
     return form.param["dimension_numbers"]
 
@@ -203,33 +264,19 @@ def _sizes(shape: tuple[int, ...], first: int, second: int) -> tuple[int, int, i
 
 
 def _windows(form: Form, x: Array, kernel_shape: tuple[int, ...]) -> Array:
-    param, numbers = form.param, form.param["dimension_numbers"]
-    groups = param["feature_group_count"]
-    x = jnp.transpose(x, numbers.lhs_spec)  # batch, features, space
-    edges = [
-        (low, high, dilation - 1)
-        for (low, high), dilation in zip(
-            param["padding"], param["lhs_dilation"], strict=True
-        )
-    ]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])
-    window = [kernel_shape[axis] for axis in numbers.rhs_spec[2:]]
-    steps, strides = param["rhs_dilation"], param["window_strides"]
-    spans = [(n - 1) * step + 1 for n, step in zip(window, steps, strict=True)]
-    counts = [
-        (size - span) // stride + 1
-        for size, span, stride in zip(x.shape[2:], spans, strides, strict=True)
-    ]
+    axes = sliding_of(form, x.shape, kernel_shape)
+    groups = form.param["feature_group_count"]
+    x, strides = padded(form, x), [axis.stride for axis in axes]
     parts = []
-    for place in np.ndindex(*window):
-        starts = [i * step for i, step in zip(place, steps, strict=True)]
+    for place in np.ndindex(*(axis.window for axis in axes)):
+        starts = [i * axis.dilation for i, axis in zip(place, axes, strict=True)]
         ends = [
-            start + (count - 1) * stride + 1
-            for start, count, stride in zip(starts, counts, strides, strict=True)
+            start + (axis.count - 1) * axis.stride + 1
+            for start, axis in zip(starts, axes, strict=True)
         ]
         parts.append(
             jax.lax.slice(x, (0, 0, *starts), (*x.shape[:2], *ends), (1, 1, *strides))
         )
     y = jnp.stack(parts, axis=2)  # batch, features, window, space
-    y = y.reshape(y.shape[0], groups, -1, math.prod(counts))
+    y = y.reshape(y.shape[0], groups, -1, math.prod(axis.count for axis in axes))
     return jnp.transpose(y, (1, 0, 3, 2)).reshape(groups, -1, y.shape[2])

@@ -6,6 +6,7 @@ cast), so that a new kernel can be written back into it. No module is looked for
 name.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,17 @@ class Linear:
     def unit_axes(self) -> tuple[int, ...]:
         """The axes of the output that run over units."""
         return unit_axes(self.form, len(self.makes))
+
+    @property
+    def sample_axes(self) -> tuple[int, ...]:
+        """The axes of the output that run over samples."""
+        return tuple(n for n in range(len(self.makes)) if n not in self.unit_axes)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in the output."""
+        shape = shape_of(self.eqn.outvars[0])
+        return math.prod(shape[axis] for axis in self.sample_axes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,30 +2,30 @@
 
 What a layer of the merged network should be depends on what the layers before it make
 of the data once they have been changed. So all networks are run over all batches
-together, one equation after another; at every layer the merged one is given new leaves
-before the layer is computed. Equations are evaluated one at a time: no value is
-computed twice, nothing is compiled that layers of one shape do not share.
+together, from layer to layer; at every layer the merged one is given new leaves before
+the layer is computed. No activation is computed twice, and what lies between two layers
+is compiled once for all stretches of the network that are alike.
 """
 
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
-from jmudsc.derivation.program import Program, trace
-from jmudsc.repairs.contractions import contract
+from jmudsc.derivation.program import trace
 from jmudsc.repairs.find_layers import find_layers, Layers, Linear, Norm
-from jmudsc.repairs.leaf_entries import read
+from jmudsc.repairs.leaf_entries import Entries, read
 from jmudsc.repairs.merger import Merger
-from jmudsc.repairs.stepwise import values_at
+from jmudsc.repairs.stepwise import Values, Way, way_through
 from jmudsc.repairs.targets import arrays, Leaves, Targets, targets_of
+from jmudsc.sharding import from_host, sharding_of
 from jmudsc.spec.check_variables import check_same
 
 
@@ -82,14 +82,11 @@ def change_layers(
     check_same(where, [*merger.parents, merged])
     targets = targets_of(where, merger)
     leaves = arrays(merged)
-    runs = _runs(where, merger, merged, [*targets.leaves, leaves], batches)
+    runs = _runs(where, merger, merged, batches)
     first = runs[0].layers
     notes = {p: n for p, n in first.skipped.items() if within is None or p in within}
     for number, layer in enumerate(first.steps):
-        seen = []
-        for run in runs:
-            *olds, new = [next(network) for network in run.networks]
-            seen.append(Seen(run.layers.steps[number], new, olds))
+        seen = [run.seen(number, leaves, targets) for run in runs]
         if within is not None and any(p not in within for p in paths_of(layer)):
             continue
         changed, done = change(seen, leaves, targets)
@@ -105,23 +102,20 @@ def paths_of(layer: Linear | Norm) -> list[str]:
     return [layer.kernel.path, *([layer.bias.path] if layer.bias else [])]
 
 
-def outputs(layer: Linear, inputs: ArrayLike, leaves: Leaves) -> Float[Array, "..."]:
-    """Compute what a linear layer makes of some inputs, bias included, in float32.
+def operands_of(layer: Linear, leaves: Leaves) -> tuple[ArrayLike, ArrayLike]:
+    """Return the kernel and the bias of a linear layer, in float32.
 
     Args:
         layer: the linear layer.
-        inputs: what goes into it.
         leaves: those of the network.
 
     Returns:
-        An array with the axes `layer.makes`.
+        The operand of the contraction, and what is added to its output.
     """
-    kernel = read(leaves[layer.kernel.path], layer.kernel.index)
+    kernel = _placed(leaves, layer.kernel)
     if layer.bias is None:
-        bias = np.zeros((1,) * len(layer.makes), np.float32)
-    else:
-        bias = read(leaves[layer.bias.path], layer.bias.index)
-    return contract(layer.form, inputs, kernel, bias)
+        return kernel, np.zeros((1,) * len(layer.makes), np.float32)
+    return kernel, _placed(leaves, layer.bias)
 
 
 def log_skipped(log: logging.Logger, where: str, notes: Mapping[str, str]) -> None:
@@ -140,37 +134,46 @@ def log_skipped(log: logging.Logger, where: str, notes: Mapping[str, str]) -> No
         log.warning("%s: %s:\n%s", where, stay, paths.listed(lines))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """All networks on their way through one batch.
 
     Attributes:
         layers: those of the model, for batches of this shape.
-        networks: per network what goes into each layer, one after another.
+        way: the way through it that stops at each of them.
+        values: per network what is alive where it is, the merged one last.
     """
 
     layers: Layers
-    networks: Sequence[Iterator[jax.Array]]
+    way: Way
+    values: list[Values]
+
+    def seen(self, number: int, leaves: Leaves, targets: Targets) -> Seen:
+        """Go on to a layer, from the one before it."""
+        self.values = [
+            self.way.after(number, values, own)
+            for values, own in zip(self.values, [*targets.leaves, leaves], strict=True)
+        ]
+        layer = self.layers.steps[number]
+        *parents, merged = (values[layer.operand] for values in self.values)
+        return Seen(layer, merged, parents)
 
 
 def _runs(
-    where: str,
-    merger: Merger,
-    variables: PyTree,
-    networks: Sequence[Leaves],
-    batches: Iterable[PyTree],
+    where: str, merger: Merger, variables: PyTree, batches: Iterable[PyTree]
 ) -> list[_Run]:
-    programs: dict[Any, tuple[Program, Layers]] = {}
+    programs: dict[Any, tuple[Layers, Way]] = {}
     runs = []
     for batch in checked(where, batches):
         kind = batch_kind(batch)
         if kind not in programs:
             program = trace(merger.apply_fn, variables, batch)
-            programs[kind] = program, find_layers(program, merger.spec)
-        program, layers = programs[kind]
-        stops = [(step.eqn, step.operand) for step in layers.steps]
-        ways = [values_at(program, stops, n, batch) for n in networks]
-        runs.append(_Run(layers, ways))
+            layers = find_layers(program, merger.spec)
+            stops = [(step.eqn, step.operand) for step in layers.steps]
+            programs[kind] = layers, way_through(program, stops)
+        layers, way = programs[kind]
+        networks = len(merger.parents) + 1
+        runs.append(_Run(layers, way, [way.start(batch)] * networks))
     if not runs:
         raise no_batches(where)
     found = {tuple(tuple(paths_of(s)) for s in run.layers.steps) for run in runs}
@@ -180,3 +183,10 @@ def _runs(
             "others for some. Pass batches of one shape."
         )
     return runs
+
+
+def _placed(leaves: Leaves, entries: Entries) -> ArrayLike:
+    """Put entries of a leaf where it is; on the host if it is spread."""
+    leaf = leaves[entries.path]
+    values = read(leaf, entries.index)
+    return values if sharding_of(leaf) else from_host(values, leaf)

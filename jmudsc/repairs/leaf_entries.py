@@ -6,11 +6,10 @@ the same way, so that values computed for it can be written back into the leaf.
 """
 
 import math
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,7 @@ from jaxtyping import Array, Float
 from jmudsc.derivation.program import Program, shape_of, variables_of
 from jmudsc.derivation.rules.primitive import Moves
 from jmudsc.derivation.rules.table import primitive_of
-from jmudsc.sharding import placed_like
+from jmudsc.sharding import from_host, placed_like, sharding_of, to_host
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +43,14 @@ class Origins:
         program: the traced model.
         moved: value -> the leaf that it is but for `moves`, and the equations of them.
         users: value -> the equations that use it, and None if it is an output.
+        uses: leaf -> how many equations each of its entries goes into, as far as it is
+            known: 2 for more than one.
     """
 
     program: Program
     moved: Mapping[Any, tuple[str, tuple[Any, ...]]]
     users: Mapping[Any, list[Any]]
+    uses: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def origins_of(program: Program) -> Origins:
@@ -89,13 +91,11 @@ def entries_of(origins: Origins, var: Any) -> Entries | None:
     if isinstance(var, jex.Literal) or var not in origins.moved:
         return None
     path, eqns = origins.moved[var]
-    shape = shape_of(origins.program.leaves[path])
-    index = jnp.arange(np.prod(shape, dtype=int), dtype=jnp.int32).reshape(shape)
+    index, eqns = _first(shape_of(origins.program.leaves[path]), eqns)
     for eqn in eqns:
         if primitive_of(eqn).entries is not Moves.KEPT:
-            ins = [v.val if isinstance(v, jex.Literal) else index for v in eqn.invars]
-            index = eqn.primitive.bind(*ins, **eqn.params)
-    return Entries(path, np.asarray(index))
+            index = _laid_out(eqn, index)
+    return Entries(path, index)
 
 
 def per_unit(entries: Entries) -> Entries:
@@ -110,17 +110,15 @@ def per_unit(entries: Entries) -> Entries:
 
 def is_used_once(origins: Origins, entries: Entries) -> bool:
     """Return whether each entry is there once, and goes into one equation only."""
-    size = math.prod(shape_of(origins.program.leaves[entries.path]))
-    if (_counts(entries, size) > 1).any():
-        return False
-    uses = np.zeros(size, int)
-    for var, (path, _) in origins.moved.items():
-        if path == entries.path:
-            users = [u for u in origins.users.get(var, ()) if not _hands_on(origins, u)]
-            found = entries_of(origins, var) if users else None
-            if found is not None:
-                uses += len(users) * (_counts(found, size) > 0)
-    return bool((uses[entries.index] == 1).all())
+    return is_there_once(entries) and bool(
+        (_uses(origins, entries.path)[entries.index] == 1).all()
+    )
+
+
+def is_there_once(entries: Entries) -> bool:
+    """Return whether no entry of the leaf is there twice."""
+    places = entries.index.ravel()
+    return places.size == 0 or int(np.bincount(places - places.min()).max()) == 1
 
 
 def leaves_below(origins: Origins, eqn: Any, data: Set[Any]) -> list[str]:
@@ -147,26 +145,87 @@ def leaves_below(origins: Origins, eqn: Any, data: Set[Any]) -> list[str]:
     return list(found)
 
 
-@jax.jit
-def read(leaf: ArrayLike, index: ArrayLike) -> Float[Array, "..."]:
+def read(leaf: ArrayLike, index: np.ndarray) -> Float[np.ndarray, "..."]:
     """Read entries of a leaf by their places in the flattened leaf, in float32."""
-    return jnp.take(jnp.ravel(jnp.asarray(leaf)), jnp.asarray(index)).astype("float32")
+    return to_host(leaf).ravel()[index].astype(np.float32)
 
 
-def write(leaf: ArrayLike, index: ArrayLike, values: ArrayLike) -> Array:
+def write(leaf: ArrayLike, index: np.ndarray, values: np.ndarray) -> Array:
     """Return a leaf with some entries set, by their places; its dtype stays."""
-    return placed_like(_write(leaf, index, values), leaf)
+    here = to_host(leaf)
+    flat = here.flatten()
+    flat[index] = values.astype(here.dtype)
+    new = flat.reshape(here.shape)
+    return placed_like(new, leaf) if sharding_of(leaf) else from_host(new, leaf)
 
 
-@jax.jit
-def _write(leaf: ArrayLike, index: ArrayLike, values: ArrayLike) -> Array:
-    leaf = jnp.asarray(leaf)
-    flat = jnp.ravel(leaf).at[index].set(jnp.asarray(values).astype(leaf.dtype))
-    return flat.reshape(leaf.shape)
+def _first(
+    shape: tuple[int, ...], eqns: Sequence[Any]
+) -> tuple[np.ndarray, Sequence[Any]]:
+    """Return the places of the entries of a leaf, and what becomes of them then.
+
+    Of a leaf that is cut first, as a stack of layers is, no places are made but those
+    that stay.
+    """
+    starts, sizes = (0,) * len(shape), shape
+    if eqns and eqns[0].primitive.name == "slice" and not eqns[0].params["strides"]:
+        starts, sizes = eqns[0].params["start_indices"], shape_of(eqns[0].outvars[0])
+        eqns = eqns[1:]
+    kind = np.int32 if math.prod(shape) < 2**31 else np.int64
+    index = np.zeros(sizes, kind)
+    for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        along = (np.arange(size) + start) * math.prod(shape[axis + 1 :])
+        others = [n for n in range(len(shape)) if n != axis]
+        index += np.expand_dims(along.astype(kind), others)
+    return index, eqns
 
 
-def _counts(entries: Entries, size: int) -> np.ndarray:
-    return np.bincount(entries.index.ravel(), minlength=size)
+def _laid_out(eqn: Any, index: np.ndarray) -> np.ndarray:
+    """Do to places, on the host, what an equation does to entries."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in _ON_HOST:
+        return _ON_HOST[name](index, params)
+    ins = [v.val if isinstance(v, jex.Literal) else index for v in eqn.invars]
+    return np.asarray(eqn.primitive.bind(*map(jnp.asarray, ins), **params))
+
+
+def _broadcast(index: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
+    where, shape = params["broadcast_dimensions"], params["shape"]
+    others = [axis for axis in range(len(shape)) if axis not in where]
+    return np.broadcast_to(np.expand_dims(index, others), shape)
+
+
+def _cut(index: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
+    starts, limits = params["start_indices"], params["limit_indices"]
+    steps = params["strides"] or (1,) * index.ndim
+    return index[tuple(map(slice, starts, limits, steps))]
+
+
+# Primitive -> the same on the host, where nothing is compiled.
+_ON_HOST: dict[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
+    "broadcast_in_dim": _broadcast,
+    "reshape": lambda x, params: x.reshape(params["new_sizes"]),
+    "rev": lambda x, params: np.flip(x, params["dimensions"]),
+    "slice": _cut,
+    "squeeze": lambda x, params: np.squeeze(x, params["dimensions"]),
+    "transpose": lambda x, params: x.transpose(params["permutation"]),
+}
+
+
+def _uses(origins: Origins, path: str) -> np.ndarray:
+    """Count the equations that each entry of a leaf goes into, up to 2."""
+    if path not in origins.uses:
+        size = math.prod(shape_of(origins.program.leaves[path]))
+        uses = np.zeros(size, np.uint8)
+        for var, (leaf, _) in origins.moved.items():
+            if leaf == path:
+                users = origins.users.get(var, ())
+                count = sum(not _hands_on(origins, eqn) for eqn in users)
+                found = entries_of(origins, var) if count else None
+                if found is not None:
+                    uses[found.index] = np.minimum(uses[found.index] + count, 2)
+        origins.uses[path] = uses
+    return origins.uses[path]
 
 
 def _hands_on(origins: Origins, eqn: Any) -> bool:

@@ -6,37 +6,38 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from jmudsc.reordering.combine import shares_of
-from jmudsc.repairs.contractions import columns, Form, matrix, rows
-from jmudsc.repairs.find_layers import Norm
+from jmudsc.repairs.contractions import columns, matrix
+from jmudsc.repairs.find_layers import Linear, Norm
 from jmudsc.repairs.layer_by_layer import (
     Change,
     change_layers,
     log_skipped,
-    outputs,
+    operands_of,
     Seen,
 )
 from jmudsc.repairs.leaf_entries import write
 from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.regression import (
+    added,
+    Fit,
+    nothing,
+    over_all_processes,
+    Regression,
+    solve,
+)
 from jmudsc.repairs.rescale import reset_norm
 from jmudsc.repairs.targets import Leaves, Targets
-from jmudsc.sharding import over_processes, to_host
+from jmudsc.sharding import to_host
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
 _log = logging.getLogger(__name__)
 
 RIDGE = 1e-2
-
-MeanAndComoment = tuple[
-    Float[Array, "groups 1 both"], Float[Array, "groups incoming both"]
-]
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,6 @@ class LeastSquares:
 
     ridge: float = RIDGE
     owners: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Regression:
-    """Moments of what goes into a layer and of what is missing from what comes out.
-
-    Attributes:
-        count: number of samples.
-        mean: of the incoming entries, and after them of the outgoing residuals.
-        comoment: sum over samples of the products of distances from the mean, of
-            incoming entries with both.
-    """
-
-    count: int
-    mean: Float[Array, "groups 1 both"]
-    comoment: Float[Array, "groups incoming both"]
 
 
 def refit(
@@ -227,9 +212,8 @@ def _change(
             f"refit: owners: expected one for each of the {len(seen)} batches, got "
             f"{len(owners)}. Count the batches of each task."
         )
-    total = functools.reduce(joined, _regressions(seen, leaves, targets, owners))
-    total = _of_all_processes(total)
-    if not (jnp.isfinite(total.mean).all() and jnp.isfinite(total.comoment).all()):
+    total = _gathered(seen, leaves, targets, owners)
+    if not (np.isfinite(total.mean).all() and np.isfinite(total.comoment).all()):
         raise ValueError(
             f"refit: {layer.kernel.path}: expected finite activations, got some that "
             "are not. Check the range of the input."
@@ -237,109 +221,39 @@ def _change(
     has_shift = layer.bias is not None or layer.is_normed
     kernel_change, bias_change = solve(total, settings.ridge, has_shift)
     index = matrix(layer.form, layer.kernel.index)
-    new = {layer.kernel.path: _added(leaves[layer.kernel.path], index, kernel_change)}
+    new = {layer.kernel.path: _changed(leaves[layer.kernel.path], index, kernel_change)}
     if layer.bias is not None:
-        index = np.asarray(columns(layer.form, jnp.asarray(layer.bias.index)))
-        new[layer.bias.path] = _added(leaves[layer.bias.path], index, bias_change)
+        index = columns(layer.form, layer.bias.index)
+        new[layer.bias.path] = _changed(leaves[layer.bias.path], index, bias_change)
     return new, "refit by least squares"
 
 
-def solve(
-    total: Regression, ridge: float, has_shift: bool
-) -> tuple[Float[np.ndarray, "groups incoming outgoing"], np.ndarray]:
-    """Find the change of a kernel and its bias that leaves the least residual.
-
-    Args:
-        total: moments of what goes in and of the residual before the change.
-        ridge: strength of the penalty on the change, times the mean square of what
-            goes in.
-        has_shift: whether there is a bias to change too, which is not penalised.
-
-    Returns:
-        The change of the kernel, and that of the bias, (groups, 1, outgoing).
-    """
-    into = total.comoment.shape[1]
-    mean = to_host(total.mean).astype(float)
-    second = to_host(total.comoment).astype(float) / total.count
-    if not has_shift:
-        second += np.swapaxes(mean[..., :into], 1, 2) * mean
-    changes = []
-    for group in second:
-        gram, cross = group[:, :into], group[:, into:]
-        penalty = ridge * np.trace(gram) / into or 1.0  # of inputs that are all zero
-        changes.append(
-            scipy.linalg.solve(gram + penalty * np.eye(into), cross, assume_a="pos")
-        )
-    change = np.stack(changes)
-    return change, mean[..., into:] - mean[..., :into] @ change
-
-
-def joined(a: Regression, b: Regression) -> Regression:
-    """Combine the moments of two sets of samples, exactly (see `merge_moments`).
-
-    Args:
-        a: of one set.
-        b: of another.
-
-    Returns:
-        The moments over both.
-    """
-    count = a.count + b.count
-    share, weight = np.float32(b.count / count), np.float32(a.count * b.count / count)
-    parts = _joined((a.mean, a.comoment), (b.mean, b.comoment), share, weight)
-    return Regression(count, *parts)
-
-
-def _of_all_processes(total: Regression) -> Regression:
-    """Put together what every process gathered from batches of its own."""
-    parts = total.count, total.mean, total.comoment
-    gathered = [Regression(int(n), *rest) for n, *rest in over_processes(parts, parts)]
-    return functools.reduce(joined, gathered)
-
-
-def _regressions(
+def _gathered(
     seen: Sequence[Seen],
     leaves: Leaves,
     targets: Targets,
     owners: Sequence[int] | None,
-) -> Iterable[Regression]:
-    """Yield, batch by batch, what goes in and how far from the parents it comes out."""
+) -> Regression:
+    """Gather what goes in and how far from the parents it comes out, of all batches."""
+    first = seen[0].layer
+    assert isinstance(first, Linear)
+    merged = operands_of(first, leaves)
+    parents = [operands_of(first, of_parent) for of_parent in targets.leaves]
+    shape = first.kernel.index.shape
+    total = nothing(matrix(first.form, first.kernel.index).shape, seen[0].merged)
     for each, owner in zip(seen, owners or [None] * len(seen), strict=True):
         layer = each.layer
-        assert not isinstance(layer, Norm)
-        of_parent = lambda number, each=each, layer=layer: outputs(
-            layer, each.parents[number], targets.leaves[number]
-        )
-        target = targets.target(of_parent, layer.makes, owner)
-        residual = target - outputs(layer, each.merged, leaves)
-        shape = layer.kernel.index.shape
-        count = residual.size // math.prod(residual.shape[a] for a in layer.unit_axes)
-        yield Regression(count, *_moments(layer.form, shape, each.merged, residual))
+        assert isinstance(layer, Linear)
+        wanted, axes = targets.of_layer(layer.makes, owner)
+        order = sorted(range(len(parents)), key=lambda n: (n != owner, n))
+        own = [(each.parents[n], *parents[n]) for n in order]
+        fit = Fit(layer.form, shape, axes, None if owner is None else 0)
+        into = each.merged, *merged
+        total = added(total, layer.samples, fit, into, own, wanted)
+    return over_all_processes(total)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "shape"))
-def _moments(
-    form: Form, shape: tuple[int, ...], x: Array, residual: Array
-) -> MeanAndComoment:
-    into = rows(form, jnp.asarray(x, jnp.float32), shape)
-    both = jnp.concatenate([into, columns(form, residual)], axis=-1)
-    mean = both.mean(axis=1, keepdims=True)
-    apart = both - mean
-    first, highest = apart[..., : into.shape[-1]], jax.lax.Precision.HIGHEST
-    return mean, jnp.einsum("gsi,gsj->gij", first, apart, precision=highest)
-
-
-@jax.jit
-def _joined(
-    a: MeanAndComoment, b: MeanAndComoment, share: Array, weight: Array
-) -> MeanAndComoment:
-    (mean_a, comoment_a), (mean_b, comoment_b) = a, b
-    step = mean_b - mean_a
-    outer = jnp.swapaxes(step[..., : comoment_a.shape[1]], 1, 2) * step
-    return mean_a + share * step, comoment_a + comoment_b + weight * outer
-
-
-def _added(leaf: Array, index: np.ndarray, change: np.ndarray) -> Array:
+def _changed(leaf: Array, index: np.ndarray, change: np.ndarray) -> Array:
     """Return a leaf with something added to some of its entries."""
     before = to_host(leaf).ravel()[index].astype(float)
     return write(leaf, index, before + change)

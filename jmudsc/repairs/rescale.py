@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from jmudsc.reordering.combine import shares_of
-from jmudsc.repairs.contractions import columns, matrix
+from jmudsc.repairs.contractions import columns, contract, Form, matrix
 from jmudsc.repairs.find_layers import Linear, Norm
-from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, outputs, Seen
+from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, operands_of, Seen
 from jmudsc.repairs.leaf_entries import read, write
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.targets import Leaves, Targets
@@ -125,7 +126,11 @@ def reset_norm(
     """
     index = layer.mean.index
     samples = tuple(axis for axis, size in enumerate(index.shape) if size == 1)
-    mean, variance = _pooled(where, layer.mean.path, [(x, samples) for x in inputs])
+    parts = [
+        (math.prod(x.shape[axis] for axis in samples), *_mean_and_variance(x, samples))
+        for x in inputs
+    ]
+    mean, variance = _pooled(where, layer.mean.path, parts)
     new = {
         layer.mean.path: write(leaves[layer.mean.path], index, mean),
         layer.variance.path: write(leaves[layer.variance.path], index, variance),
@@ -149,12 +154,7 @@ def _change(
         _of_units([(s.layer, s.parents[number]) for s in seen], leaves_of_parent)
         for number, leaves_of_parent in enumerate(targets.leaves)
     ]
-    wanted = [
-        to_host(
-            targets.mean([jnp.asarray(v, jnp.float32) for v in values], axes)
-        ).astype(float)
-        for values in zip(*own, strict=True)
-    ]
+    wanted = [targets.mean(values, axes) for values in zip(*own, strict=True)]
     lives = spread > _STILL * np.abs(mean)
     scale = np.where(lives, wanted[1] / np.where(lives, spread, 1), 1)
     shift = np.where(lives, wanted[0] - scale * mean, 0)
@@ -166,7 +166,7 @@ def _folded(
 ) -> tuple[Leaves, str]:
     """Fold `scale * output + shift` into kernel and bias."""
     path, index = layer.kernel.path, matrix(layer.form, layer.kernel.index)
-    factor = columns(layer.form, jnp.asarray(scale, jnp.float32))
+    factor = columns(layer.form, scale.astype(np.float32))
     new = {path: write(leaves[path], index, read(leaves[path], index) * factor)}
     if layer.bias is None:
         return (
@@ -174,21 +174,22 @@ def _folded(
             "rescaled to the parents' standard deviation; there is no bias to shift",
         )
     path, index = layer.bias.path, layer.bias.index
-    bias = scale * to_host(read(leaves[path], index)).astype(float) + shift
+    bias = scale * read(leaves[path], index).astype(float) + shift
     new[path] = write(leaves[path], index, bias)
     return new, "rescaled to the parents' mean and standard deviation"
 
 
 def _of_units(
-    inputs: Iterable[tuple[Any, Array]], leaves: Leaves
+    inputs: Sequence[tuple[Any, Array]], leaves: Leaves
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of the units of a layer, over batches."""
-    values, path = [], ""
-    for layer, x in inputs:
-        samples = [n for n in range(len(layer.makes)) if n not in layer.unit_axes]
-        values.append((outputs(layer, x, leaves), tuple(samples)))
-        path = layer.kernel.path
-    mean, variance = _pooled("repair", path, values)
+    first, _ = inputs[0]
+    operands = operands_of(first, leaves)
+    parts = [
+        (layer.samples, *_of_outputs(layer.form, layer.sample_axes, x, *operands))
+        for layer, x in inputs
+    ]
+    mean, variance = _pooled("repair", first.kernel.path, parts)
     return mean, np.sqrt(variance)
 
 
@@ -201,17 +202,13 @@ def _axes_of_units(layer: Linear) -> tuple[Axis, ...]:
 
 
 def _pooled(
-    where: str, path: str, values: Sequence[tuple[Array, tuple[int, ...]]]
+    where: str, path: str, parts: Sequence[tuple[int, Array, Array]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance over some axes of all arrays, those axes of size 1."""
-    counts, means, variances = [], [], []
-    for array, samples in values:
-        counts.append(math.prod(array.shape[axis] for axis in samples))
-        parts = _mean_and_variance(array, samples)
-        means.append(to_host(parts[0]).astype(float))
-        variances.append(to_host(parts[1]).astype(float))
+    """Return mean and variance over all parts, by count, mean and variance of each."""
+    counts, *moments = zip(*parts, strict=True)
+    means, variances = ([to_host(x).astype(float) for x in each] for each in moments)
     here = sum(counts), *_mixed(counts, means, variances)
-    gathered = over_processes(here, [array for array, _ in values])
+    gathered = over_processes(here, moments)
     mean, variance = _mixed(*zip(*gathered, strict=True))
     if bad := int((~np.isfinite(mean + variance)).sum()):
         raise ValueError(
@@ -236,3 +233,10 @@ def _mean_and_variance(x: Array, samples: tuple[int, ...]) -> tuple[Array, Array
     x = x.astype(jnp.float32)
     mean = x.mean(axis=samples, keepdims=True)
     return mean, jnp.square(x - mean).mean(axis=samples, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnames=("form", "samples"))
+def _of_outputs(
+    form: Form, samples: tuple[int, ...], x: Array, kernel: ArrayLike, bias: ArrayLike
+) -> tuple[Array, Array]:
+    return _mean_and_variance(contract(form, x, kernel, bias), samples)

@@ -1,4 +1,4 @@
-"""Stepwise: a program evaluated one equation after another, stopped on the way.
+"""Stepwise: a program evaluated segment by segment, stopped in between.
 
 What a layer should be depends on what the layers before it make of the data once they
 have been changed. So a program stops before a layer, its leaves may be changed, and it
@@ -6,14 +6,96 @@ goes on with what they are then.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jmudsc.derivation.program import Program, variables_of
+from jmudsc.repairs.segments import Given, run_segment, Segment, segment_of
+
+# What is alive between two segments: variable -> array.
+Values = dict[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """The way through a program, with stops.
+
+    Attributes:
+        program: the traced model.
+        segments: what is computed before each stop, after the one before it.
+        dropped: for each segment the variables that nothing needs after it.
+    """
+
+    program: Program
+    segments: tuple[Segment, ...]
+    dropped: tuple[tuple[Any, ...], ...]
+
+    def start(self, batch: PyTree) -> Values:
+        """Return what is alive before the first segment: the leaves of the batch."""
+        data = map(jnp.asarray, jax.tree.leaves(batch))
+        return dict(zip(self.program.inputs, data, strict=True))
+
+    def after(self, number: int, values: Values, leaves: Mapping[str, Any]) -> Values:
+        """Evaluate one segment.
+
+        What is made of leaves alone is computed where it is used, with the leaves that
+        are handed in.
+
+        Args:
+            number: which segment.
+            values: what is alive before it; not changed.
+            leaves: path -> array.
+
+        Returns:
+            What is alive after it.
+        """
+        segment, program = self.segments[number], self.program
+        path_of = {var: path for path, var in program.leaves.items()}
+
+        def value(x: Any) -> Any:
+            if isinstance(x, Given):
+                return x.value
+            if x in values:
+                return values[x]
+            return leaves[path_of[x]] if x in path_of else program.consts[x]
+
+        alive = dict(values)
+        if segment.outs:
+            made = run_segment(segment, [value(x) for x in segment.ins])
+            alive |= zip(segment.outs, made, strict=True)
+        for var in self.dropped[number]:
+            alive.pop(var, None)
+        return alive
+
+
+def way_through(program: Program, stops: Sequence[tuple[Any, Any]]) -> Way:
+    """Cut a program into segments.
+
+    Args:
+        program: the traced model.
+        stops: equations in program order, and for each a value that is needed there.
+
+    Returns:
+        The way through it, up to the last stop.
+    """
+    made = {var: eqn for eqn in program.eqns for var in eqn.outvars}
+    parts = _parts(program, stops)
+    data = {*program.inputs, *(v for part in parts for e in part for v in e.outvars)}
+    used: set[Any] = set()
+    segments: list[Segment] = []
+    dropped: list[tuple[Any, ...]] = []
+    needed: set[Any] = set()
+    for part, (_, operand) in zip(reversed(parts[:-1]), reversed(stops), strict=True):
+        used |= needed | {operand}
+        segment = segment_of(part, made, data, used)
+        needed = {x for x in segment.ins if x in data}
+        segments.insert(0, segment)
+        dropped.insert(0, tuple(x for x in needed if x not in used))
+    return Way(program, tuple(segments), tuple(dropped))
 
 
 def values_at(
@@ -24,8 +106,7 @@ def values_at(
 ) -> Iterator[jax.Array]:
     """Evaluate a program, stopping before some equations to yield a value of each.
 
-    `leaves` may be changed while it stops. What is made of leaves alone is therefore
-    computed where it is used, and again after every stop.
+    `leaves` may be changed while it stops.
 
     Args:
         program: the traced model.
@@ -36,41 +117,23 @@ def values_at(
     Yields:
         The values.
     """
-    path_of = {var: path for path, var in program.leaves.items()}
-    made = {var: eqn for eqn in program.eqns for var in eqn.outvars}
-    last = {id(var): eqn for eqn in program.eqns for var in eqn.invars}
-    wanted = {id(eqn): var for eqn, var in stops}
-    data = map(jnp.asarray, jax.tree.leaves(batch))
-    values: dict[Any, Any] = dict(zip(program.inputs, data, strict=True))
-    constant: dict[Any, Any] = {}
+    way = way_through(program, stops)
+    values = way.start(batch)
+    for number, (_, operand) in enumerate(stops):
+        values = way.after(number, values, leaves)
+        yield values[operand]
 
-    def value(var: Any) -> Any:
-        if isinstance(var, jex.Literal):
-            return var.val
-        if var in values:
-            return values[var]
-        if var in path_of:
-            return leaves[path_of[var]]
-        if var in program.consts:
-            return program.consts[var]
-        if var not in constant:
-            eqn = made[var]
-            constant.update(_evaluated(eqn, [value(v) for v in eqn.invars]))
-        return constant[var]
 
+def _parts(program: Program, stops: Sequence[tuple[Any, Any]]) -> list[list[Any]]:
+    """Cut the equations that depend on the batch before every stop."""
+    parts: list[list[Any]] = [[]]
+    todo = [eqn for eqn, _ in stops]
+    data = set(program.inputs)
     for eqn in program.eqns:
-        if id(eqn) in wanted:
-            yield values[wanted[id(eqn)]]
-            constant.clear()
-        inputs = variables_of(eqn.invars)
-        if any(var in values for var in inputs):
-            values |= _evaluated(eqn, [value(var) for var in eqn.invars])
-            for var in inputs:
-                if last[id(var)] is eqn:
-                    values.pop(var, None)
-
-
-def _evaluated(eqn: Any, ins: list[Any]) -> dict[Any, Any]:
-    outs = eqn.primitive.bind(*ins, **eqn.params)
-    outs = outs if eqn.primitive.multiple_results else [outs]
-    return dict(zip(eqn.outvars, outs, strict=True))
+        while todo and eqn is todo[0]:
+            parts.append([])
+            todo.pop(0)
+        if data.intersection(variables_of(eqn.invars)):
+            data.update(eqn.outvars)
+            parts[-1].append(eqn)
+    return parts

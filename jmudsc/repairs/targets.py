@@ -1,6 +1,7 @@
 """Targets: what the parents make of some samples, brought to the merged order."""
 
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,16 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.reordering.blocks import Block, map_blocks, placed
+from jmudsc.reordering.blocks import Block, map_blocks, placed, Values
 from jmudsc.reordering.combine import check_assignment
 from jmudsc.reordering.transport import (
     Move,
     move_units,
     moves_of,
-    OuterLabels as Nesting,
+    OuterLabels,
 )
 from jmudsc.repairs.merger import Merger
 from jmudsc.spec.axes import Axis
@@ -26,6 +28,11 @@ from jmudsc.spec.check_variables import check_covers
 Leaves = dict[str, Any]
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("leaves", "shares", "moves", "alone"),
+    meta_fields=("nesting",),
+)
 @dataclass(frozen=True)
 class Targets:
     """What a merged network should do: the parents, and where their units went.
@@ -35,24 +42,51 @@ class Targets:
         shares: the share of each, summing to 1.
         moves: label -> how its units move, for each parent.
         alone: label -> how its units would move if there were no other parent.
-        nesting: label -> its outer labels.
+        nesting: every label with its outer labels.
     """
 
     leaves: Sequence[Leaves]
-    shares: tuple[float, ...]
+    shares: tuple[ArrayLike, ...]
     moves: Mapping[str, Sequence[Move]]
     alone: Mapping[str, Sequence[Move]]
-    nesting: Mapping[str, tuple[str, ...]]
+    nesting: OuterLabels
 
-    def mean(self, values: Sequence[jax.Array], axes: Sequence[Axis]) -> jax.Array:
+    def of_layer(
+        self, axes: Sequence[Axis], first: int | None = None
+    ) -> tuple["Targets", tuple[Axis, ...]]:
+        """Return as much as a layer needs, to be handed to a compiled function.
+
+        Labels have numbers for names, so that layers of one kind share the function.
+
+        Args:
+            axes: of what the layer makes.
+            first: the parent to come first; None for their order.
+
+        Returns:
+            The targets, without leaves, and what the axes are in them.
+        """
+        names = self._names(axes)
+        new = {name: str(number) for number, name in enumerate(names)}
+        outer = dict(self.nesting)
+        order = sorted(range(len(self.shares)), key=lambda n: (n != first, n))
+        moves, alone = (
+            {new[n]: [each[n][parent] for parent in order] for n in names}
+            for each in (self.moves, self.alone)
+        )
+        shares = tuple(self.shares[parent] for parent in order)
+        nesting = tuple((new[n], tuple(new[o] for o in outer[n])) for n in names)
+        renamed = tuple(axis.renamed(new) for axis in axes)
+        return Targets((), shares, moves, alone, nesting), renamed
+
+    def mean(self, values: Sequence[Values], axes: Sequence[Axis]) -> Values:
         """Average a value of all parents in the merged order, by their shares."""
         moved = [
-            np.float32(share) * self._moved(value, axes, self.moves, model)
+            share * self._moved(value, axes, self.moves, model)
             for model, (share, value) in enumerate(
                 zip(self.shares, values, strict=True)
             )
         ]
-        return functools.reduce(jnp.add, moved)
+        return functools.reduce(operator.add, moved)
 
     def target(
         self,
@@ -72,7 +106,7 @@ class Targets:
             its units that went there; where none did, and without an owner, `mean`.
         """
         if owner is None:
-            return self.mean([value_of(n) for n in range(len(self.leaves))], axes)
+            return self.mean([value_of(n) for n in range(len(self.shares))], axes)
         value = value_of(owner)
         own = self._moved(value, axes, self.alone, owner)
         moves = [self.alone[name][owner] for name in self._names(axes)]
@@ -84,21 +118,26 @@ class Targets:
     def _names(self, axes: Sequence[Axis]) -> list[str]:
         """Return the labels of some axes, and after them their outer labels."""
         used = dict.fromkeys(name for axis in axes for name in axis.labels())
-        return list(dict.fromkeys([*used, *(p for n in used for p in self.nesting[n])]))
+        outer = dict(self.nesting)
+        return list(dict.fromkeys([*used, *(o for n in used for o in outer[n])]))
 
     def _moved(
         self,
-        array: jax.Array,
+        array: Values,
         axes: Sequence[Axis],
         moves: Mapping[str, Sequence[Move]],
         model: int,
-    ) -> jax.Array:
+    ) -> Values:
         """Bring a value of one parent to the merged order, shared units averaged."""
-        names = self._names(axes)
-        new = {name: str(number) for number, name in enumerate(names)}
-        nesting = tuple((new[n], tuple(new[p] for p in self.nesting[n])) for n in names)
-        axes = tuple(axis.renamed(new) for axis in axes)
-        return _moved(array, [moves[n][model] for n in names], axes, nesting)
+        outer = dict(self.nesting)
+
+        def visit(values: Values, block: Block) -> Values:
+            for axis, lead, name in placed(block, outer):
+                move = moves[name][model]
+                values = move_units(values, axis, lead, move, consumed=False)
+            return values
+
+        return map_blocks(array, axes, visit)
 
 
 def targets_of(where: str, merger: Merger) -> Targets:
@@ -126,22 +165,10 @@ def targets_of(where: str, merger: Merger) -> Targets:
             name: [moves_of(r[None], (1.0,))[0] for r in row]
             for name, row in rows.items()
         },
-        nesting={name: label.parents for name, label in spec.labels.items()},
+        nesting=tuple((name, label.parents) for name, label in spec.labels.items()),
     )
 
 
 def arrays(variables: PyTree) -> Leaves:
     """Return the leaves of variables as JAX arrays, by path."""
     return {path: jnp.asarray(leaf) for path, leaf in paths.flatten(variables).items()}
-
-
-@functools.partial(jax.jit, static_argnames=("axes", "nesting"))
-def _moved(
-    array: jax.Array, moves: list[Move], axes: tuple[Axis, ...], nesting: Nesting
-) -> jax.Array:
-    def visit(values: jax.Array, block: Block) -> jax.Array:
-        for axis, lead, name in placed(block, dict(nesting)):
-            values = move_units(values, axis, lead, moves[int(name)], consumed=False)
-        return values
-
-    return map_blocks(array, axes, visit)

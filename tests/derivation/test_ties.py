@@ -68,6 +68,10 @@ FREE = {
         ),
         {**HIDDEN, "scale": (6,), "shift": (6,)},
     ),
+    "softmax of some temperature": (
+        lambda v, x: jax.nn.softmax(logits(v, x) / 0.5),
+        {},
+    ),
     "half precision before the router": (lambda v, x: logits(v, half(x)), {}),
     "cosines": (
         lambda v, x: x @ (v["router"] / jnp.linalg.norm(v["router"], axis=0)),
@@ -84,6 +88,18 @@ FIXED = {
     "half precision": (lambda v, x: half(logits(v, x)), {}),
     "sigmoid": (lambda v, x: jax.nn.sigmoid(30 * logits(v, x)), {}),
     "tanh": (lambda v, x: jnp.tanh(30 * logits(v, x)), {}),
+    "sharp softmax": (lambda v, x: jax.nn.softmax(1e4 * logits(v, x)), {}),
+    "sharp in two steps": (
+        lambda v, x: jax.nn.softmax(50 * (logits(v, x) / 0.01)),
+        {},
+    ),
+    "underflow": (lambda v, x: jnp.exp(-900 * jnp.abs(logits(v, x))), {}),
+    "high power": (lambda v, x: (logits(v, x) / 4) ** 80, {}),
+    "rounded away": (lambda v, x: (logits(v, x) + 1e8) - 1e8, {}),
+    "rounded away by a mask": (
+        lambda v, x: logits(v, x) + (x.sum(-1, keepdims=True) < 0) * -1e9,
+        {},
+    ),
     "masked": (lambda v, x: jnp.where(logits(v, x) > 0, logits(v, x), -1e9), {}),
     "all equal": (
         lambda v, x: jnp.broadcast_to(logits(v, x).sum(-1, keepdims=True), (9, 4)),

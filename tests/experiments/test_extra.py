@@ -26,6 +26,22 @@ def test_without_the_extra_a_command_says_how_to_install_it(
     )
 
 
+def test_a_packed_file_needs_no_package_of_datasets(monkeypatch, tmp_path):
+    hidden = ("sklearn", "PIL", "tensorflow_datasets", "importlib_resources")
+    for name in hidden:
+        monkeypatch.setitem(sys.modules, name, None)
+    check_extra("experiment", packed=True)
+    file = tmp_path / "images.npz"
+    arguments = ["experiment", "configs/mnist-mlp.yaml", "--data-dir", str(file)]
+    assert fails(monkeypatch, *arguments, "--out", str(tmp_path / "out")) == (
+        f"jmudsc: {file}: expected a file of packed datasets, got no such file. Write "
+        "it with scripts/pack_datasets.py, or check the path."
+    )
+    monkeypatch.setitem(sys.modules, "optax", None)
+    with pytest.raises(ValueError, match="got no optax"):
+        check_extra("experiment", packed=True)
+
+
 def test_merging_needs_nothing_of_the_extra(tmp_path):
     """Hide the extra from a process that merges by a recipe, reads and writes files."""
     (tmp_path / "net.py").write_text(NET)

@@ -237,3 +237,25 @@ def test_an_augmentation_that_is_not_there_is_an_error(key):
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         trained(key, config=replace(CONFIG, augment="crops"))
+
+
+def test_adam_takes_steps_of_the_size_of_the_rate_and_decays_the_parameters(key):
+    """One epoch of one batch: the step is at the start of the climb, so of no size."""
+    config = replace(CONFIG, optimizer="adam", learning_rate=0.01, epochs=10)
+    assert accuracy(trained(key, config=config), (3, 7)) > 0.95
+    still = replace(config, warmup=0.0, epochs=1, batch_size=60, weight_decay=0.5)
+    start = init(MODEL, jax.random.key(6), SHAPE)["params"]["Dense_0"]["kernel"]
+    moved = trained(key, config=still)["params"]["Dense_0"]["kernel"]
+    step = np.asarray(moved - start * (1 - 0.01 * 0.5))
+    sizes = np.abs(step[np.abs(step) > 1e-4])
+    np.testing.assert_allclose(sizes, 0.01, rtol=1e-2)
+    assert len(sizes) > 0.5 * step.size
+
+
+def test_an_optimizer_that_is_not_there_is_an_error(key):
+    message = (
+        'train: expected optimizer to be one of sgd, adam, got "adamw"; did you mean '
+        '"adam"? Change the config.'
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trained(key, config=replace(CONFIG, optimizer="adamw"))

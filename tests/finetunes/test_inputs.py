@@ -193,7 +193,16 @@ def normed(v, x):
 NORMED = tiny.Tiny(normed, {"scale": (6,), "bias": (6,), "kernel": (6, 4)}, (6,))
 
 
-def test_lot_weights_the_scales_of_norms_by_what_they_multiply():
+def normed_by_scaled_reciprocal(v, x):
+    """The same, multiplied in the order of Flax."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(variance + 1e-6) * v["scale"][None]
+    return (centred * factor + v["bias"][None]) @ v["kernel"]
+
+
+@pytest.mark.parametrize("normed", [normed, normed_by_scaled_reciprocal])
+def test_lot_weights_the_scales_of_norms_by_what_they_multiply(normed):
     base = tiny.variables(NORMED, 0)
     models, xs = fine_tunes(base, 2, size=1.0), [data(n) for n in range(2)]
     found = run("lot", models, xs, normed, base)

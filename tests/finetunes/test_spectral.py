@@ -164,6 +164,28 @@ def test_tsv_needs_a_direction_for_each_model_and_says_where_there_is_none():
     )
 
 
+def test_what_the_model_multiplies_nothing_by_needs_no_directions():
+    """A class token has the shape of a matrix; only its use says that it is none."""
+
+    def apply_fn(v, x):
+        return (x + v["token"]) @ v["kernel"]
+
+    base = {
+        "token": np.zeros((1, 9), np.float32),
+        "kernel": np.zeros((9, 7), np.float32),
+    }
+    models = [
+        {"token": base["token"] + n, "kernel": d} for n, d in enumerate(deltas(3))
+    ]
+    with pytest.raises(ValueError, match="token has matrices 1 x 9"):
+        merged(models, base, "tsv")
+    batch = np.ones((2, 9), np.float32)
+    found = merged(models, base, "tsv", apply_fn=apply_fn, batches=[batch])
+    np.testing.assert_allclose(found["token"], 1)  # the mean of 0, 1 and 2
+    again = matrix("tsv", [model["kernel"] for model in models])
+    np.testing.assert_allclose(found["kernel"], again, atol=1e-5)
+
+
 def svc_oracle(delta, ds, alpha):
     """Singular value calibration in torch's order (out, in), transposed back."""
     u, s, vt = np.linalg.svd(delta.T.astype(float), full_matrices=False)

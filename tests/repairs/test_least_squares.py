@@ -12,8 +12,9 @@ from assignments import draw, shuffled, stay, zipped
 from mlp import images, preactivations
 
 from jmudsc import combine, infer_spec, permute, random_permutations, refit
-from jmudsc.repairs.least_squares import refit_layers, Regression, solve
+from jmudsc.repairs.least_squares import refit_layers
 from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.regression import Regression, solve
 
 MLP = tiny.MLP
 

@@ -124,8 +124,9 @@ def _read(axis: Any, position: int, splits: Mapping[int, int]) -> list[tuple]:
             return [(name, position)]
         case Product(factors):
             digits = np.unravel_index(position, [factor.size for factor in factors])
-            pairs = zip(factors, digits, strict=True)
-            return [unit for f, digit in pairs for unit in _read(f, digit, splits)]
+            pairs = [*zip(factors, digits, strict=True)]
+            own = _beside(pairs, splits)
+            return [unit for f, digit in pairs for unit in _read(f, digit, own)]
         case Concat(parts):
             part, start = _part(parts, position)
             return _read(part, position - start, splits)
@@ -141,8 +142,9 @@ def _write(axis: Any, position: int, splits: Mapping[int, int], units: Any) -> i
             return next(units)
         case Product(factors):
             sizes = [factor.size for factor in factors]
-            pairs = zip(factors, np.unravel_index(position, sizes), strict=True)
-            new = [_write(factor, digit, splits, units) for factor, digit in pairs]
+            pairs = [*zip(factors, np.unravel_index(position, sizes), strict=True)]
+            own = _beside(pairs, splits)
+            new = [_write(factor, digit, own, units) for factor, digit in pairs]
             return int(np.ravel_multi_index(new, sizes))
         case Concat(parts):
             part, start = _part(parts, position)
@@ -150,6 +152,12 @@ def _write(axis: Any, position: int, splits: Mapping[int, int], units: Any) -> i
         case Family(split, members):
             return _write(members[splits[split]], position, splits, units)
     raise TypeError(axis)
+
+
+def _beside(pairs: Sequence[Any], splits: Mapping[int, int]) -> Mapping[int, int]:
+    """Families run over the axis in the same product where it is there twice."""
+    own = {f.split: int(digit) for f, digit in pairs if isinstance(f, Fixed)}
+    return {**splits, **own}
 
 
 def _part(parts: Sequence[Any], position: int) -> tuple[Any, int]:

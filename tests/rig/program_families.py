@@ -20,6 +20,10 @@ jnp.floor({v})
 ({v} > 0) * 1.0
 jnp.tanh(30 * {v})
 jax.nn.sigmoid(60 * {v})
+jax.nn.softmax(1e4 * {v}, {a})
+jnp.exp(-900 * jnp.abs({v}))
+({v} + 1e16) - 1e16
+(0.01 * {v}) ** 200
 {v}.astype(jnp.bfloat16).astype(jnp.float32)
 {v}.astype(jnp.float8_e4m3fn).astype(jnp.float32)
 lax.reduce_precision({v}, 8, 2)

@@ -12,19 +12,30 @@ from jmudsc.derivation.rules.common import shape_of
 from jmudsc.derivation.rules.primitive import Flow
 from jmudsc.derivation.terms.genericity import (
     Along,
+    bounded,
     FLAT,
     Genericity,
     leaves_of,
     NOTHING,
     nothing,
     Sign,
+    size_of,
     with_free,
 )
+
+# An exponential of what is larger becomes zero or infinite for several units at once:
+# e^-103 is zero in float32, and units differ by 10 or more now and then.
+_STEEP = 8.0
+
+# A summand so much larger rounds the other away, in part: float32 has 23 bits.
+_SWALLOWS = 2.0**10
 
 
 def unknown(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     """Say only which leaves the outputs depend on."""
-    return [nothing(len(shape_of(out)), leaves_of(ins)) for out in eqn.outvars]
+    return [
+        nothing(len(shape_of(out)), leaves_of(ins), size_of(ins)) for out in eqn.outvars
+    ]
 
 
 def entrywise(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
@@ -34,7 +45,7 @@ def entrywise(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
         Along(is_flat=all(a.is_flat for a in same))
         for same in zip(*(value.axes for value in operands), strict=True)
     )
-    return [Genericity(axes, leaves_of(ins)) for _ in eqn.outvars]
+    return [Genericity(axes, leaves_of(ins), size=size_of(ins)) for _ in eqn.outvars]
 
 
 def at_least(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
@@ -73,6 +84,32 @@ def increasing(sign: Sign = Sign.UNKNOWN) -> Flow:
     return flow
 
 
+def exponential(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """No two numbers have one, but of large ones it is zero or infinite."""
+    flow = entrywise if ins[0].size >= _STEEP else increasing(Sign.POSITIVE)
+    return [replace(out, size=_STEEP) for out in flow(eqn, ins)]
+
+
+def logarithm(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """No two numbers have one, and it is never large."""
+    (out,) = increasing()(eqn, ins)
+    return [replace(out, size=1.0)]
+
+
+def power(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Some two numbers have one; high powers are zero or infinite."""
+    exponent = eqn.params["y"]
+    flow = entrywise if abs(exponent) >= _STEEP else smooth(Sign.NONZERO)
+    size = bounded(ins[0].size ** min(max(exponent, -8), 8))
+    return [replace(out, size=size) for out in flow(eqn, ins)]
+
+
+def squared(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
+    """Some two numbers have one, and what is large gets larger."""
+    (out,) = smooth(Sign.POSITIVE)(eqn, ins)
+    return [replace(out, size=bounded(ins[0].size ** 2))]
+
+
 def negated(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     """Only the sign changes."""
     return [replace(ins[0], sign=min(ins[0].sign, Sign.NONZERO))]
@@ -93,7 +130,8 @@ def smooth(sign: Sign = Sign.UNKNOWN, is_saturating: bool = False) -> Flow:
             for a in value.axes
         )
         known = sign if value.sign or value.is_atomless else Sign.UNKNOWN
-        return [replace(value, axes=axes, sign=known)]
+        size = 1.0 if is_saturating else value.size
+        return [replace(value, axes=axes, sign=known, size=size)]
 
     return flow
 
@@ -111,13 +149,14 @@ def added(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     """A sum is generic if one summand is, by a leaf that the other does not have.
 
     Two functions of the same unit are taken not to cancel, unless they are the same
-    value.
+    value. Of what a far larger summand is added to, entries become equal by rounding.
     """
     if eqn.invars[0] is eqn.invars[1]:
         return increasing()(eqn, ins[:1]) if _is_sum(eqn) else _constant(eqn, ins)
     a, b = _aligned(eqn, ins)
+    a, b = _unswallowed(a, b), _unswallowed(b, a)
     axes = tuple(_sum_along(a, b, *pair) for pair in zip(a.axes, b.axes, strict=True))
-    out = Genericity(axes, a.leaves | b.leaves)
+    out = Genericity(axes, a.leaves | b.leaves, size=max(a.size, b.size))
     out = with_free(out, (a.free & ~b.leaves, a), (b.free & ~a.leaves, b))
     sign = Sign.NONZERO if out.is_atomless else Sign.UNKNOWN
     if _is_sum(eqn) and a.sign == b.sign == Sign.POSITIVE:
@@ -132,8 +171,7 @@ def multiplied(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
     """
     is_quotient = eqn.primitive.name == "div"
     if eqn.invars[0] is eqn.invars[1]:
-        square = smooth(Sign.POSITIVE)
-        return _constant(eqn, ins) if is_quotient else square(eqn, ins[:1])
+        return _constant(eqn, ins) if is_quotient else squared(eqn, ins[:1])
     a, b = _aligned(eqn, ins)
     if is_quotient:
         b = replace(b, sign=max(b.sign, Sign.NONZERO))
@@ -142,7 +180,8 @@ def multiplied(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
         _product_along(a, b, *pair, is_scaled)
         for pair in zip(a.axes, b.axes, strict=True)
     )
-    out = Genericity(axes, a.leaves | b.leaves, sign=_sign_of_product(a, b))
+    size = bounded(a.size / b.size if is_quotient else a.size * b.size)
+    out = Genericity(axes, a.leaves | b.leaves, sign=_sign_of_product(a, b), size=size)
     free = a.free & ~b.leaves if b.sign else 0, b.free & ~a.leaves if a.sign else 0
     return [with_free(out, (free[0], a), (free[1], b))]
 
@@ -204,7 +243,8 @@ def contracted(
                 known = _either(known, told)
             is_flat = beside.is_flat and kernel.axes[axis].is_flat and not is_grouped
             axes[new] = _either(axes[new], replace(known, is_flat=is_flat))
-    out = Genericity(tuple(axes), leaves_of(ins))
+    size = bounded(ins[0].size * ins[1].size)
+    out = Genericity(tuple(axes), leaves_of(ins), size=size)
     sign = Sign.NONZERO if out.is_atomless else Sign.UNKNOWN
     if all(value.sign == Sign.POSITIVE for value in ins):
         sign = Sign.POSITIVE
@@ -244,6 +284,14 @@ def _constant(eqn: Any, ins: Sequence[Genericity]) -> list[Genericity]:
 
 def _either(x: Along, y: Along) -> Along:
     return Along(x.units | y.units, x.is_apart or y.is_apart, x.is_flat or y.is_flat)
+
+
+def _unswallowed(value: Genericity, other: Genericity) -> Genericity:
+    """Return what is known of a summand beside one that may be far larger."""
+    if other.size < _SWALLOWS * value.size:
+        return value
+    axes = tuple(Along(is_flat=axis.is_flat) for axis in value.axes)
+    return replace(value, axes=axes, free=0, sign=Sign.UNKNOWN)
 
 
 def _sum_along(a: Genericity, b: Genericity, x: Along, y: Along) -> Along:

@@ -43,6 +43,9 @@ class Along:
 
 NOTHING, FLAT = Along(), Along(is_flat=True)
 
+# The largest size told from others, and that of what grows in a loop.
+MOST = 1e30
+
 
 @dataclass(frozen=True)
 class Genericity:
@@ -55,6 +58,8 @@ class Genericity:
             are independent; 0 if there is none.
         sign: of every entry.
         is_in_place: whether each is made of the one of the free leaf at its place.
+        size: about how large entries are, those of leaves and inputs taken as 1: what
+            the numbers in the program make of it.
     """
 
     axes: tuple[Along, ...]
@@ -62,6 +67,7 @@ class Genericity:
     free: int = 0
     sign: Sign = Sign.UNKNOWN
     is_in_place: bool = False
+    size: float = 1.0
 
     @property
     def is_atomless(self) -> bool:
@@ -100,9 +106,19 @@ def with_free(value: Genericity, *sources: tuple[int, Genericity]) -> Genericity
     return replace(value, axes=axes, free=leaf)
 
 
-def nothing(rank: int, leaves: int = 0) -> Genericity:
-    """Say of a value only which leaves it depends on."""
-    return Genericity((NOTHING,) * rank, leaves)
+def nothing(rank: int, leaves: int = 0, size: float = 1.0) -> Genericity:
+    """Say of a value only which leaves it depends on, and how large it is."""
+    return Genericity((NOTHING,) * rank, leaves, size=size)
+
+
+def size_of(values: Iterable[Genericity]) -> float:
+    """Return the size of the largest of some values."""
+    return max((value.size for value in values), default=1.0)
+
+
+def bounded(size: float) -> float:
+    """Return a size, as large or small as any that makes a difference."""
+    return min(max(size, 1 / MOST), MOST)
 
 
 def leaves_of(values: Iterable[Genericity]) -> int:
@@ -124,4 +140,10 @@ def weaker(a: Genericity, b: Genericity) -> Genericity:
         )
         for x, y in zip(a.axes, b.axes, strict=True)
     )
-    return Genericity(axes, a.leaves | b.leaves, a.free & b.free, min(a.sign, b.sign))
+    return Genericity(
+        axes,
+        a.leaves | b.leaves,
+        a.free & b.free,
+        min(a.sign, b.sign),
+        size=a.size if a.size == b.size else MOST,
+    )

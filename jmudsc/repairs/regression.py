@@ -1,0 +1,209 @@
+"""Regression: the moments that a fit by least squares needs, and its solution.
+
+All of a batch is gathered by one compiled function, which layers of one kind share,
+whatever network they are in.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jmudsc.repairs.contractions import columns, contract, Form, rows
+from jmudsc.repairs.lags import lags_are_cheaper, moments_by_lags
+from jmudsc.repairs.targets import Targets
+from jmudsc.sharding import from_host, over_processes, sharding_of, to_host
+from jmudsc.spec.axes import Axis
+
+MeanAndComoment = tuple[
+    Float[Array | np.ndarray, "groups 1 both"],
+    Float[Array | np.ndarray, "groups incoming both"],
+]
+# What goes into a layer of one network, its kernel and its bias.
+Operands = tuple[ArrayLike, ArrayLike, ArrayLike]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted; layers of which all this is the same share a function.
+
+    Attributes:
+        form: how the contraction is computed.
+        shape: the shape of the kernel.
+        axes: what the axes of the output are.
+        owner: the parent that the samples belong to; None if that is not known.
+    """
+
+    form: Form
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    owner: int | None
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Moments of what goes into a layer and of what is missing from what comes out.
+
+    Attributes:
+        count: number of samples.
+        mean: of the incoming entries, and after them of the outgoing residuals.
+        comoment: sum over samples of the products of distances from the mean, of
+            incoming entries with both.
+    """
+
+    count: int
+    mean: Float[Array | np.ndarray, "groups 1 both"]
+    comoment: Float[Array | np.ndarray, "groups incoming both"]
+
+
+def nothing(sizes: tuple[int, int, int], x: Array) -> Regression:
+    """Return the moments of no samples, where those of some are to be.
+
+    Args:
+        sizes: the numbers of groups, incoming and outgoing entries.
+        x: what goes into the layer.
+    """
+    groups, incoming, outgoing = sizes
+    mean, comoment = (
+        _zeros((groups, n, incoming + outgoing), x) for n in (1, incoming)
+    )
+    return Regression(0, mean, comoment)
+
+
+def added(
+    total: Regression,
+    count: int,
+    fit: Fit,
+    merged: Operands,
+    parents: Sequence[Operands],
+    targets: Targets,
+) -> Regression:
+    """Add a batch to the moments of those before it, exactly (see `merge_moments`).
+
+    Args:
+        total: the moments of those before it.
+        count: number of samples of the batch.
+        fit: what is fitted.
+        merged: what goes into the layer in the merged network, and its leaves.
+        parents: the same for each parent, the owner first.
+        targets: what the parents want, `of_layer`.
+
+    Returns:
+        The moments of all.
+    """
+    both = total.count + count
+    share, weight = np.float32(count / both), np.float32(total.count * count / both)
+    before = total.mean, total.comoment
+    steps = share, weight
+    return Regression(both, *_added(fit, before, steps, merged, list(parents), targets))
+
+
+def over_all_processes(total: Regression) -> Regression:
+    """Put together what every process gathered from batches of its own, on the host."""
+    source = total.mean, total.comoment
+    here = total.count, *map(to_host, source)
+    gathered = [
+        Regression(int(count), *map(np.asarray, parts))
+        for count, *parts in over_processes(here, source)
+    ]
+    return functools.reduce(joined, gathered)
+
+
+def joined(a: Regression, b: Regression) -> Regression:
+    """Combine the moments of two sets of samples, exactly (see `merge_moments`).
+
+    Args:
+        a: of one set.
+        b: of another.
+
+    Returns:
+        The moments over both.
+    """
+    count = a.count + b.count
+    share, weight = np.float32(b.count / count), np.float32(a.count * b.count / count)
+    before, more = (a.mean, a.comoment), (b.mean, b.comoment)
+    mean, comoment = _joined(before, more, share, weight)
+    return Regression(count, mean, comoment)
+
+
+def solve(
+    total: Regression, ridge: float, has_shift: bool
+) -> tuple[Float[np.ndarray, "groups incoming outgoing"], np.ndarray]:
+    """Find the change of a kernel and its bias that leaves the least residual.
+
+    Args:
+        total: moments of what goes in and of the residual before the change.
+        ridge: strength of the penalty on the change, times the mean square of what
+            goes in.
+        has_shift: whether there is a bias to change too, which is not penalised.
+
+    Returns:
+        The change of the kernel, and that of the bias, (groups, 1, outgoing).
+    """
+    into = total.comoment.shape[1]
+    mean = to_host(total.mean).astype(float)
+    second = to_host(total.comoment).astype(float) / total.count
+    if not has_shift:
+        second += np.swapaxes(mean[..., :into], 1, 2) * mean
+    changes = []
+    for group in second:
+        gram, cross = group[:, :into], group[:, into:]
+        penalty = ridge * np.trace(gram) / into or 1.0  # of inputs that are all zero
+        changes.append(
+            scipy.linalg.solve(gram + penalty * np.eye(into), cross, assume_a="pos")
+        )
+    change = np.stack(changes)
+    return change, mean[..., into:] - mean[..., :into] @ change
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _added(
+    fit: Fit,
+    total: MeanAndComoment,
+    steps: tuple[ArrayLike, ArrayLike],
+    merged: Operands,
+    parents: list[Operands],
+    targets: Targets,
+) -> MeanAndComoment:
+    return _joined(total, _of_batch(fit, merged, parents, targets), *steps)
+
+
+def _of_batch(
+    fit: Fit, merged: Operands, parents: Sequence[Operands], targets: Targets
+) -> MeanAndComoment:
+    """Return the moments of a batch; use under `jit`."""
+    of_parent = lambda number: contract(fit.form, *parents[number])
+    target = targets.target(of_parent, fit.axes, fit.owner)
+    residual = columns(fit.form, target - contract(fit.form, *merged))
+    x = jnp.asarray(merged[0], jnp.float32)
+    if lags_are_cheaper(fit.form, x.shape, fit.shape):
+        return moments_by_lags(fit.form, x, residual, fit.shape)
+    into = rows(fit.form, x, fit.shape)
+    both = jnp.concatenate([into, residual], axis=-1)
+    mean = both.mean(axis=1, keepdims=True)
+    apart = both - mean
+    first, highest = apart[..., : into.shape[-1]], jax.lax.Precision.HIGHEST
+    return mean, jnp.einsum("gsi,gsj->gij", first, apart, precision=highest)
+
+
+def _joined(a: Any, b: Any, share: ArrayLike, weight: ArrayLike) -> MeanAndComoment:
+    (mean_a, comoment_a), (mean_b, comoment_b) = a, b
+    step = mean_b - mean_a
+    outer = step[..., : comoment_a.shape[1]].mT * step
+    return mean_a + share * step, comoment_a + comoment_b + weight * outer
+
+
+def _zeros(shape: tuple[int, ...], x: Array) -> Array:
+    """Return zeros where what is computed of an array will be; nothing is compiled."""
+    sharding, zeros = sharding_of(x), np.zeros(shape, np.float32)
+    if sharding is None:
+        return from_host(zeros, x)
+    everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(zeros, everywhere)
