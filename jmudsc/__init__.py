@@ -7,6 +7,17 @@ Merging:
     FINETUNE_METHODS: the methods of `merge_finetunes`, by name.
     MergeResult: what `merge` returns: variables, spec, assignment and history.
 
+Low-rank adapters of a base (LoRA):
+    load_lora: read an adapter as PEFT writes it.
+    lora_from_tree: take an adapter from a tree of JAX arrays.
+    fold_lora: fold an adapter into its base.
+    merge_loras: merge several adapters of one base, and fold what they become.
+    factor_loras: merge several adapters of one base to one adapter.
+    save_lora: write an adapter so that PEFT loads it.
+    lora_to_tree: the factors of an adapter as a tree of JAX arrays.
+    Lora: a LoRA adapter: low-rank updates, and leaves that are replaced.
+    Factored: what `factor_loras` returns: an adapter, and what its rank lost.
+
 The steps of a merge, each usable alone:
     collect: activation moments of several models, in one pass over batches.
     Moments: what `collect` returns.
@@ -78,6 +89,19 @@ if TYPE_CHECKING:  # what type checkers and editors read
     from jmudsc.finetunes.merge_finetunes import merge_finetunes as merge_finetunes
     from jmudsc.finetunes.methods import FINETUNE_METHODS as FINETUNE_METHODS
     from jmudsc.finetunes.run_soup import soup_of_run as soup_of_run
+    from jmudsc.lora.factor_loras import (
+        factor_loras as factor_loras,
+        Factored as Factored,
+    )
+    from jmudsc.lora.flax_pairs import lora_from_tree as lora_from_tree
+    from jmudsc.lora.fold_lora import fold_lora as fold_lora
+    from jmudsc.lora.load_lora import load_lora as load_lora
+    from jmudsc.lora.lora import Lora as Lora
+    from jmudsc.lora.merge_loras import merge_loras as merge_loras
+    from jmudsc.lora.save_lora import (
+        lora_to_tree as lora_to_tree,
+        save_lora as save_lora,
+    )
     from jmudsc.matching.assignment import align as align, zip_units as zip_units
     from jmudsc.matching.coordinate_descent import (
         Match as Match,
@@ -129,6 +153,13 @@ _NAMES_OF = {
     "finetunes.merge_finetunes": "merge_finetunes",
     "finetunes.methods": "FINETUNE_METHODS",
     "finetunes.run_soup": "soup_of_run",
+    "lora.lora": "Lora",
+    "lora.factor_loras": "Factored factor_loras",
+    "lora.flax_pairs": "lora_from_tree",
+    "lora.fold_lora": "fold_lora",
+    "lora.load_lora": "load_lora",
+    "lora.merge_loras": "merge_loras",
+    "lora.save_lora": "lora_to_tree save_lora",
     "matching.assignment": "align zip_units",
     "matching.coordinate_descent": "Match match matcher",
     "matching.methods": "METHODS",

@@ -24,6 +24,8 @@ _DESCRIPTION = (
 )
 
 _File = Annotated[Path, tyro.conf.Positional]
+# A path or a URL: Path would take `s3://bucket` for a folder of the name `s3:`.
+_Place = Annotated[str, tyro.conf.Positional]
 
 
 def demo(
@@ -52,40 +54,55 @@ def demo(
 
 
 def merge(
-    recipe: _File,
-    output: Path | None = None,
+    recipe: _Place,
+    output: str | None = None,
     overwrite: bool = False,
     memory: float | None = None,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
 ) -> None:
     """Merge checkpoints as a recipe says, and save the result as a checkpoint.
 
-    A merge that was interrupted goes on where it stopped.
+    A merge that was interrupted goes on where it stopped. Several processes, each
+    started with this command, merge together models that one cannot hold.
 
     Args:
-        recipe: YAML file; `jmudsc demo` writes examples. A configuration of mergekit
-            is one too.
+        recipe: YAML file, or its URL; `jmudsc demo` writes examples. A configuration
+            of mergekit is one too.
         output: the checkpoint to write, in the place of the recipe's output.
         overwrite: replace an earlier merge at the recipe's output.
         memory: GiB that the models may take; models that need more stay on disk and
             are read leaf by leaf. Half of the machine's memory, if not given.
+        distributed: merge in several processes, which JAX finds by itself on a TPU
+            slice, under SLURM and under Open MPI.
+        coordinator: HOST:PORT at which the first of several processes listens.
+        processes: how many processes there are.
+        process: which of them this is, from 0.
     """
     from jmudsc.recipes.merge import merge_recipe
 
+    if distributed or (coordinator, processes, process) != (None, None, None):
+        from jmudsc.processes import join
+
+        join(coordinator, processes, process)
     with _progress() as progress:
         path, text = merge_recipe(
-            recipe,
+            _place(recipe),
             output=output,
             overwrite=overwrite,
             memory=_bytes(memory),
             progress=progress,
         )
-    print(text)
-    print(f"Wrote {path}")
+    if _speaks():
+        print(text)
+        print(f"Wrote {path}")
 
 
 def plan(
-    recipe: _File,
-    output: Path | None = None,
+    recipe: _Place,
+    output: str | None = None,
     overwrite: bool = False,
     memory: float | None = None,
 ) -> None:
@@ -104,7 +121,7 @@ def plan(
 
     with _progress() as progress:
         planned = plan_recipe(
-            recipe,
+            _place(recipe),
             output=output,
             overwrite=overwrite,
             memory=_bytes(memory),
@@ -115,7 +132,7 @@ def plan(
         sys.exit(1)
 
 
-def spec(recipe: _File) -> None:
+def spec(recipe: _Place) -> None:
     """Print the permutation spec of a recipe's model as a table.
 
     Args:
@@ -124,7 +141,7 @@ def spec(recipe: _File) -> None:
     from jmudsc.recipes.merge import spec_of
 
     with _progress() as progress:
-        derived = spec_of(recipe, progress)
+        derived = spec_of(_place(recipe), progress)
     print(derived)
 
 
@@ -157,7 +174,7 @@ def experiment(
     print(f"Wrote {path}")
 
 
-def evaluate(recipe: _File, checkpoint: str | None = None) -> None:
+def evaluate(recipe: _Place, checkpoint: str | None = None) -> None:
     """Measure a merged network and its parents by a recipe's losses and score.
 
     Args:
@@ -167,12 +184,12 @@ def evaluate(recipe: _File, checkpoint: str | None = None) -> None:
     from jmudsc.recipes.evaluate import evaluate_recipe
 
     with _progress() as progress:
-        text = evaluate_recipe(recipe, checkpoint, progress)
+        text = evaluate_recipe(_place(recipe), checkpoint, progress)
     print(text)
 
 
 def landscape(
-    recipe: _File,
+    recipe: _Place,
     out: Path | None = None,
     points: int = 21,
     overwrite: bool = False,
@@ -189,15 +206,19 @@ def landscape(
 
     with _progress() as progress:
         path, text = draw_landscape(
-            recipe, out=out, points=points, overwrite=overwrite, progress=progress
+            _place(recipe),
+            out=out,
+            points=points,
+            overwrite=overwrite,
+            progress=progress,
         )
     print(text)
     print(f"Wrote {path}")
 
 
 def soup(
-    run: _File,
-    out: Path,
+    run: _Place,
+    out: str,
     last: int | None = None,
     steps: tuple[int, ...] = (),
     weights: Literal["mean", "ema", "wsm", "greedy"] = "mean",
@@ -211,9 +232,9 @@ def soup(
     are averaged with the rest.
 
     Args:
-        run: directory of the run, with a directory for each step.
+        run: directory of the run, or its URL, with a directory for each step.
         out: the checkpoint to write: a directory, or a .safetensors, .npz or .msgpack
-            file.
+            file, or a URL of one.
         last: how many of the last steps to take; all if neither last nor steps is
             given.
         steps: which steps to take.
@@ -241,9 +262,74 @@ def soup(
     print(f"Wrote {out}")
 
 
+def lora(
+    adapters: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    base: Path,
+    out: Path,
+    method: str | None = None,
+    space: Literal["full", "knots", "core"] = "full",
+    rank: int | None = None,
+    weights: tuple[float, ...] = (),
+    scale: float | None = None,
+    options: tuple[str, ...] = (),
+    rename: tuple[str, ...] = (),
+    axes: tuple[str, ...] = (),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Fold a LoRA adapter into its base, or merge several adapters of one base.
+
+    Writes the base with what the adapters become folded in, or one adapter of the rank
+    that is asked for. The base is read, and written, leaf by leaf.
+
+    Args:
+        adapters: folders as PEFT writes them.
+        base: the checkpoint that they were trained on.
+        out: the checkpoint to write, a directory or a .safetensors, .npz or .msgpack
+            file; with a rank the folder of an adapter.
+        method: how to merge what the adapters add to each leaf, one of the methods of
+            merge_finetunes that need no data; task_arithmetic (the sum) if not given.
+        space: in which numbers low-rank updates are merged.
+        rank: write one adapter of this rank.
+        weights: how much each adapter counts, one for each.
+        scale: what is added to the base is times this (lambda_).
+        options: of the method, NAME=VALUE, such as density=0.2.
+        rename: OLD=NEW, pattern of names in the adapters and path in the base.
+        axes: PATTERN=LETTERS, the axes of leaves whose names do not tell.
+        seed: for methods that draw numbers.
+        overwrite: replace an earlier merge at out.
+    """
+    from jmudsc.lora.command import Command, run
+
+    chosen = {name: _yaml(value) for name, value in _pairs("options", options)}
+    command = Command(
+        method,
+        space,
+        rank,
+        {**chosen, **({"weight": list(weights)} if weights else {})},
+        scale,
+        dict(_pairs("rename", rename)),
+        dict(_pairs("axes", axes)),
+        seed,
+        overwrite,
+    )
+    print(run(adapters, base, out, command))
+    print(f"Wrote {out}")
+
+
 COMMANDS = {
     command.__name__: command
-    for command in (demo, evaluate, experiment, landscape, merge, plan, soup, spec)
+    for command in (
+        demo,
+        evaluate,
+        experiment,
+        landscape,
+        lora,
+        merge,
+        plan,
+        soup,
+        spec,
+    )
 }
 
 
@@ -259,11 +345,32 @@ def main() -> None:
             COMMANDS, prog="jmudsc", description=_DESCRIPTION
         )
     except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"jmudsc: {error}")
+        sys.exit(f"jmudsc: {_told(error)}")
     except KeyboardInterrupt:
         sys.exit(
             "jmudsc: interrupted. Start merge or experiment again to go on from here."
         )
+
+
+def _place(text: str) -> Any:
+    """Return the path that a text or a URL names."""
+    from jmudsc.checkpoints.urls import path_of
+
+    return path_of(text)
+
+
+def _told(error: Exception) -> str:
+    """Return what an error says, of URLs where it is about copies of them."""
+    from jmudsc.checkpoints.urls import by_urls
+
+    return by_urls(str(error))
+
+
+def _speaks() -> bool:
+    """Whether this process prints: the only one, or the first of several."""
+    from jmudsc.processes import is_first
+
+    return is_first()
 
 
 def _number_or_name(text: str | None) -> float | str | None:
@@ -271,6 +378,21 @@ def _number_or_name(text: str | None) -> float | str | None:
         return text if text is None else float(text)
     except ValueError:
         return text
+
+
+def _pairs(flag: str, given: tuple[str, ...]) -> list[tuple[str, str]]:
+    wrong = [text for text in given if "=" not in text]
+    if wrong:
+        raise ValueError(
+            f"--{flag}: expected NAME=VALUE, got {', '.join(wrong)}. Put = between."
+        )
+    return [(name, value) for name, _, value in (x.partition("=") for x in given)]
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)
 
 
 def _bytes(gib: float | None) -> int | None:

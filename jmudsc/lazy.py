@@ -19,6 +19,8 @@ from jmudsc.paths import flatten, unflatten
 Key = TypeVar("Key")
 # Reads the arrays of some names at once.
 Fetch = Callable[[Sequence[str]], Mapping[str, Any]]
+# Puts the arrays of some names where shardings say; reads no more than what is here.
+FetchSpread = Callable[[Mapping[str, jax.sharding.Sharding]], Mapping[str, jax.Array]]
 
 # Arrays that take no more bytes together are read at once: each takes time to find.
 _PART = 2**26
@@ -35,6 +37,8 @@ class LazyArray:
         fetch: reads it, and others that are stored with it.
         cost: bytes of memory that computing it takes beside the array itself; 0 if it
             is only read.
+        fetch_spread: reads it, and others that are stored with it, to the devices of
+            several processes, each its own parts; None if it is only read as a whole.
     """
 
     name: str
@@ -42,6 +46,7 @@ class LazyArray:
     dtype: np.dtype
     fetch: Fetch = field(repr=False)
     cost: int = 0
+    fetch_spread: FetchSpread | None = field(default=None, repr=False)
 
     @property
     def ndim(self) -> int:

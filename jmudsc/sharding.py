@@ -4,7 +4,7 @@ Everything that is computed under `jit` runs where its operands are. What remain
 keep results spread as their operands were, and to bring small results to the host.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 
@@ -44,6 +44,68 @@ class Automatic:
     def __iter__(self) -> Iterator[PyTree]:
         """Go through the batches."""
         return map(automatic, self.batches)
+
+
+def mesh_of_all() -> Mesh:
+    """Return all devices of all processes in a row."""
+    return jax.make_mesh(
+        (jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,)
+    )
+
+
+def along_longest(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Spread an array along its longest axis that divides among the devices of a row.
+
+    Args:
+        mesh: of one axis.
+        shape: of the array.
+
+    Returns:
+        How it is spread; every device has all of it if no axis divides.
+    """
+    axes = [n for n, length in enumerate(shape) if length and length % mesh.size == 0]
+    longest = max(axes, key=lambda n: shape[n], default=None)
+    return _along(mesh, longest)
+
+
+def _along(mesh: Mesh, axis: int | None) -> NamedSharding:
+    if axis is None:
+        return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, *mesh.axis_names))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Batches that every process reads whole, each spread over the devices of a row.
+
+    Samples are spread where their number divides among the devices.
+
+    Attributes:
+        batches: a re-iterable, of the same batches in every process.
+        mesh: of one axis.
+    """
+
+    batches: Iterable[PyTree]
+    mesh: Mesh
+
+    def __iter__(self) -> Iterator[PyTree]:
+        """Go through the batches."""
+        return (jax.tree.map(self._spread, batch) for batch in self.batches)
+
+    def _spread(self, leaf: Any) -> Any:
+        if not hasattr(leaf, "dtype"):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, _along(self.mesh, None))
+        array = np.asarray(leaf)
+        divides = array.ndim and len(array) and len(array) % self.mesh.size == 0
+        return spread(array, _along(self.mesh, 0 if divides else None))
+
+
+def spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process has whole on the devices of all of them."""
+    kept = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    return jax.make_array_from_callback(kept.shape, sharding, lambda part: kept[part])
 
 
 def sharding_of(leaf: Any) -> NamedSharding | None:

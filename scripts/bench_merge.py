@@ -4,7 +4,7 @@
     python scripts/bench_merge.py resnet20x1 resnet20x2 resnet20x4 resnet20x8
     python scripts/bench_merge.py vit-s vit-b decoder-10m decoder-100m --samples 16
     python scripts/bench_merge.py decoder-256x4 decoder-256x8 decoder-256x16
-    python scripts/bench_merge.py --stages resnet20x4 vit-s vit-b --limit 240
+    python scripts/bench_merge.py --stages resnet20x4 vit-b --repairs resnet20x4
 
 Pairs of networks from different initializations are merged by mudsc-zip; images and
 tokens are random. A decoder is named by its size or by width x layers; its parameters
@@ -18,8 +18,10 @@ are bfloat16. In the same process are measured:
   consist of at the rate of a large matrix product.
 
 With `--stages`, instead, all in one process: for every stage, repairs too, how many
-programs are compiled, and the seconds of compiling and of all else, first and again.
-Repairs are begun while `--limit` seconds have not passed.
+programs are compiled, and the seconds of compiling, of waiting for devices and of work
+of the host, first and again. Repairs, of the networks after `--repairs` or of all, are
+begun while `--limit` seconds have not passed. The table is Markdown; `--json` writes a
+file too.
 
 Every network is measured in a process of its own: `first` is a merge in a new process,
 compilation included, `again` the least of the merges after it. Where other work shares
@@ -44,7 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from plain_merge import is_plain, plain_combine, plain_match
-from stage_table import Case, print_stages
+from stage_table import Case, Options, print_stages
 
 import jmudsc
 from jmudsc.experiments import models
@@ -291,12 +293,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--plain-up-to", type=int, default=256, help="units of a label; it is slow"
     )
     parser.add_argument("--stages", action="store_true", help="what is compiled")
-    parser.add_argument("--limit", type=float, default=240, help="with --stages")
+    parser.add_argument("--limit", type=float, default=300, help="with --stages")
+    parser.add_argument("--repairs", nargs="*", help="with --stages: of which networks")
+    parser.add_argument("--json", help="with --stages: a file to write")
     options = parser.parse_args(arguments)
     if options.stages:
         sizes = options.samples, options.batch
         cases = {n: functools.partial(case_of, n, *sizes) for n in options.networks}
-        print_stages(cases, options.method, options.limit)
+        repaired = options.networks if options.repairs is None else options.repairs
+        measured = Options(options.method, options.limit, repaired, options.json)
+        print_stages(cases, measured)
         return
     rows = {}
     spawn = multiprocessing.get_context("spawn")

@@ -15,6 +15,7 @@ GROUND = {
     "keys",
     "lazy",
     "paths",
+    "processes",
     "progress",
     "sharding",
     "types",
@@ -36,6 +37,7 @@ MAY_IMPORT = {
         "spec reordering derivation derivation.terms checkpoints matching repairs "
         "merging"
     ),
+    "lora": "checkpoints merging finetunes",
     "landscape": "",
     "adapters": "",
     "recipes": (

@@ -162,7 +162,9 @@ def lazily_typed(where: str, tree: PyTree[LazyArray]) -> PyTree[LazyArray]:
             return {name: _to_jax_type(where, path, leaf.read()) for name in names}
 
         dtype = shapes[path].dtype
-        return leaf if dtype == leaf.dtype else replace(leaf, dtype=dtype, fetch=fetch)
+        if dtype == leaf.dtype:
+            return leaf
+        return replace(leaf, dtype=dtype, fetch=fetch, fetch_spread=None)
 
     return unflatten(tree, {name: typed(name, x) for name, x in flatten(tree).items()})
 

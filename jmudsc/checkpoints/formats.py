@@ -21,6 +21,7 @@ from jmudsc.checkpoints import hugging_face, msgpack, npz, orbax, safetensors
 from jmudsc.checkpoints.filling import Table
 from jmudsc.checkpoints.orbax_layout import find_item, is_item
 from jmudsc.checkpoints.structure import Route
+from jmudsc.checkpoints.urls import copied, is_url
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import listed
 
@@ -223,28 +224,30 @@ def find(path: str | os.PathLike[str]) -> os.PathLike[str]:
 
     Args:
         path: a file, the index of several files, a directory with one of either, or
-            a checkpoint of orbax.
+            a checkpoint of orbax; or the URL of one.
 
     Returns:
-        The file, the directory of a Hugging Face model, or the item of orbax.
+        The file, the directory of a Hugging Face model, or the item of orbax; of a URL,
+        but for what orbax reads itself at `gs://`, a local copy.
 
     Raises:
         FileNotFoundError: if nothing is there.
-        ValueError: if the path is a URL of a file, or it is no checkpoint, or several.
+        ValueError: if it is no checkpoint, or several.
     """
     text = os.fspath(path)
-    if "://" in text:
-        if ending_of(text):
-            raise ValueError(
-                f"{text}: expected a file of a local file system, got a URL. Copy it "
-                "here."
-            )
-        return find_item(text)
+    if is_url(text):
+        by_orbax = text.startswith("gs://") and not ending_of(text)
+        return find_item(text) if by_orbax else copied(text, _found)
+    return _found(text)
+
+
+def _found(path: str | os.PathLike[str]) -> Path:
+    text = os.fspath(path)
     place = Path(os.path.abspath(os.path.expanduser(text)))
     if place.is_file() or _is_hugging_face(place):
         return place
     inside = _file_in(place) if place.is_dir() and not is_item(place) else None
-    return inside or find_item(text)
+    return inside or Path(find_item(text))
 
 
 def format_at(place: str | os.PathLike[str]) -> Format:

@@ -33,6 +33,7 @@ from jmudsc.checkpoints.subtrees import (
     nnx_keys,
     unwrap,
 )
+from jmudsc.checkpoints.urls import is_url, named_by_urls
 from jmudsc.checkpoints.verify import check_files, recorded
 from jmudsc.digests import digest_of
 from jmudsc.lazy import LazyArray, read_all
@@ -90,8 +91,10 @@ def load(
 
     Args:
         path: a file, or its directory; for orbax a step of a `CheckpointManager`, an
-            item of a step, or what a checkpointer or jmudsc saved. URLs such as `gs://`
-            go to `etils.epath`, for orbax only.
+            item of a step, or what a checkpointer or jmudsc saved. Or a URL of any of
+            these (`gs://`, `s3://`, `az://`, `hf://`, with the package of its file
+            system installed): orbax reads `gs://` itself, all else is copied to a
+            temporary folder and read there.
         subtree: the part to load, `"params"` or `"model/params"`; several parts give
             a dict with the last word of each as key, so that
             `("params", "batch_stats")` gives linen variables. All, if None.
@@ -213,6 +216,9 @@ def _chosen(
 
 def _settled(path: str | os.PathLike[str], read: Callable[[], Value]) -> Value:
     """Read something, again if what is at the path was replaced meanwhile."""
+    if is_url(path):
+        with named_by_urls():
+            return read()
     for _ in range(_TRIES):
         before = stamps(path)
         try:
@@ -240,11 +246,11 @@ def load_record(path: str | os.PathLike[str]) -> Bound:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if jmudsc did not write the checkpoint, or its record was changed.
     """
-    place = find(path)
-    bound = _settled(path, lambda: find_record(place))
+    bound = _settled(path, lambda: find_record(find(path)))
     if bound is None:
+        where = path if is_url(path) else find(path)
         raise ValueError(
-            f"{place}: expected a checkpoint that jmudsc saved, got one without its "
+            f"{where}: expected a checkpoint that jmudsc saved, got one without its "
             "record. Load its arrays with jmudsc.load(path)."
         )
     return bound
@@ -263,7 +269,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str | None:
         FileNotFoundError: if there is nothing at `path`.
         ValueError: if what is there is not a whole checkpoint, or is several.
     """
-    if "://" in os.fspath(path):
+    if is_url(path):
         return None
     place = Path(find(path))
     files = [Path(x) for x in format_at(place).files(place)]

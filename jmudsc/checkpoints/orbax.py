@@ -64,6 +64,12 @@ def open_tree(item: os.PathLike[str]) -> PyTree[LazyArray]:
         routes = [route(str(item), structure, name) for name in names]
         return flatten(_read(item, structure, routes))
 
+    def fetch_spread(
+        shardings: Mapping[str, jax.sharding.Sharding],
+    ) -> Mapping[str, jax.Array]:
+        routes = [route(str(item), structure, name) for name in shardings]
+        return flatten(_read(item, structure, routes, shardings))
+
     read = fetch
     if "://" not in os.fspath(item):
         read = steady(str(item), Path(item / "_METADATA"), fetch)
@@ -71,7 +77,9 @@ def open_tree(item: os.PathLike[str]) -> PyTree[LazyArray]:
     for name, leaf in flatten(structure).items():
         text = isinstance(leaf, ocp.metadata.StringMetadata)
         dtype = np.dtype("U" if text else leaf.dtype)
-        lazy[name] = LazyArray(name, () if text else tuple(leaf.shape), dtype, read)
+        shape = () if text else tuple(leaf.shape)
+        spread = None if text else fetch_spread
+        lazy[name] = LazyArray(name, shape, dtype, read, fetch_spread=spread)
     return unflatten(structure, lazy)
 
 
@@ -96,6 +104,28 @@ def write_tree(directory: Path, variables: PyTree[LazyArray]) -> None:
     except Exception as error:  # orbax and tensorstore have errors of many kinds
         if failed:
             raise failed[0] from None
+        raise OSError(first_line(error)) from error
+
+
+def write_spread(directory: Path, variables: PyTree[jax.Array]) -> None:
+    """Write variables as one item, each process the parts that it has.
+
+    Every process must call this alike.
+
+    Args:
+        directory: to make, on a file system that all processes see.
+        variables: arrays on the devices of all processes.
+
+    Raises:
+        OSError: if orbax cannot write them.
+    """
+    import orbax.checkpoint as ocp
+
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        with _without_late_reports(), ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(directory, args=ocp.args.PyTreeSave(variables))
+    except Exception as error:  # orbax and tensorstore have errors of many kinds
         raise OSError(first_line(error)) from error
 
 
@@ -168,8 +198,16 @@ def _lazy_types(failed: list[Exception]) -> Any:
     )
 
 
-def _read(item: epath.Path, structure: PyTree, routes: list[Route]) -> PyTree:
-    """Read the leaves under `routes` to the host, in a tree cut down to those."""
+def _read(
+    item: epath.Path,
+    structure: PyTree,
+    routes: list[Route],
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> PyTree:
+    """Read the leaves under `routes`, in a tree cut down to those.
+
+    They are read to the host, or to where the shardings of their names say.
+    """
     import orbax.checkpoint as ocp
 
     asked = prune(structure, routes)
@@ -186,6 +224,9 @@ def _read(item: epath.Path, structure: PyTree, routes: list[Route]) -> PyTree:
     array, text = ocp.RestoreArgs(restore_type=np.ndarray), ocp.RestoreArgs()
     kind = ocp.metadata.StringMetadata
     types = jax.tree.map(lambda leaf: text if isinstance(leaf, kind) else array, asked)
+    if shardings is not None:
+        spread = {n: ocp.ArrayRestoreArgs(sharding=x) for n, x in shardings.items()}
+        types = unflatten(types, flatten(types) | spread)
     args = ocp.args.PyTreeRestore(item=asked, restore_args=types, partial_restore=True)
     with _reading(item):
         return ocp.PyTreeCheckpointHandler().restore(item, args=args)

@@ -1,6 +1,7 @@
 """Save: write variables, whole or not at all, and a record of how they were made."""
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,8 +20,17 @@ from jmudsc.checkpoints.binding import check_replaceable, files_of, records_of
 from jmudsc.checkpoints.dtypes import savable
 from jmudsc.checkpoints.filling import fill, filled, Filling, table_of
 from jmudsc.checkpoints.formats import check_ending, Format, format_of
+from jmudsc.checkpoints.publishing import publish
 from jmudsc.checkpoints.structure import routes_of, structure_of
 from jmudsc.checkpoints.subtrees import nested
+from jmudsc.checkpoints.urls import (
+    AnyPath,
+    copied,
+    file_system,
+    is_url,
+    named_by_urls,
+    reached,
+)
 from jmudsc.lazy import LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, listed, unflatten
 
@@ -33,8 +43,10 @@ def save_with_record(
     overwrite: bool = False,
     kind: Format | None = None,
     filling: Filling | None = None,
-) -> Path:
+) -> AnyPath:
     """Save variables in the format that the path ends in, with a record.
+
+    What is saved at a URL is built locally and then put there, see `publishing`.
 
     The record is in a folder `jmudsc` inside a directory; beside a file, in a folder
     that is called as the file with `.jmudsc` after it.
@@ -61,7 +73,14 @@ def save_with_record(
         FileExistsError: if something is at `path` that may not be replaced.
         ValueError: if the format cannot hold the variables.
     """
+    _check_alone(path)
     target = check_free(path, overwrite)
+    if isinstance(target, epath.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / target.name
+            save_with_record(built, variables, record, kind=kind, filling=filling)
+            publish(built, target, overwrite)
+        return target
     kind = kind or format_of(target)
     content = provenance.described(record)
     check = partial(check_replaceable, target, quick=True)
@@ -77,12 +96,12 @@ def save_with_record(
     return target
 
 
-def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
+def save_variables(path: str | os.PathLike[str], variables: PyTree) -> AnyPath:
     """Save variables as training code would, in the format that the path ends in.
 
     Args:
-        path: a directory, or a file with an ending as for `save`, to make on a local
-            file system; missing parents are made.
+        path: a directory, or a file with an ending as for `save`, or a URL of one;
+            missing parents are made.
         variables: the arrays; lazy ones are read one by one.
 
     Returns:
@@ -92,13 +111,30 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> Path:
         FileExistsError: if something is at `path`.
         ValueError: if the format cannot hold the variables.
     """
+    _check_alone(path)
     target = check_free(path)
+    if isinstance(target, epath.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            built = save_variables(Path(folder) / target.name, variables)
+            publish(Path(built), target, overwrite=False)
+        return target
     with building(target) as temporary:
         _written(target, temporary, format_of(target), variables)
     return target
 
 
-def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+def _check_alone(path: str | os.PathLike[str]) -> None:
+    """Check that orbax, which waits for all processes, is not called in one of them."""
+    is_first_with_file = bool(format_of(path).endings) and jax.process_index() == 0
+    if jax.process_count() > 1 and not is_first_with_file:
+        raise ValueError(
+            f"{os.fspath(path)}: expected variables that are spread over all "
+            f"{jax.process_count()} processes, got some that this one holds alone. "
+            "Spread them, or save them in process 0 as a file, merged.safetensors say."
+        )
+
+
+def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> AnyPath:
     """Check that a checkpoint can be saved at a path, before anything is computed.
 
     Args:
@@ -110,32 +146,39 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
     Raises:
         FileExistsError: if something is at `path` that may not be replaced.
-        ValueError: if `path` is a URL or ends as files of other formats do, or several
-            processes would save: of several only the first may, and only a file.
+        ValueError: if `path` ends as files of other formats do, or the file system of
+            a URL cannot be reached.
     """
-    if "://" in os.fspath(path):
-        raise ValueError(
-            f"{os.fspath(path)}: expected a local directory, where a rename is atomic, "
-            "got a URL. Save locally and copy the directory."
-        )
     check_ending(path)
-    is_first_with_file = bool(format_of(path).endings) and jax.process_index() == 0
-    if jax.process_count() > 1 and not is_first_with_file:
-        raise ValueError(
-            f"{os.fspath(path)}: expected a single process to save, got one of "
-            f"{jax.process_count()}. Gather the variables, and save them there, or in "
-            "process 0 as a file, merged.safetensors say."
-        )
+    if is_url(path):
+        return _check_free_url(os.fspath(path), overwrite)
     target = Path(path).expanduser().resolve()
     if target.exists() and not overwrite:
-        raise FileExistsError(
-            f"{target}: expected a free path, got one that exists. Choose another or "
-            "pass overwrite=True (--overwrite)."
-        )
+        raise FileExistsError(_not_free(target))
     if target.parent.is_dir():
         with at_rest(target.parent):
             check_replaceable(target)
     return target
+
+
+def _check_free_url(url: str, overwrite: bool) -> epath.Path:
+    """Check the same at a URL; what is there is copied here to be looked at."""
+    target = reached(url)
+    system, at = file_system(url)
+    if not system.exists(at):
+        return target
+    if not overwrite:
+        raise FileExistsError(_not_free(target))
+    with named_by_urls():
+        check_replaceable(copied(url, lambda here: here))
+    return target
+
+
+def _not_free(target: AnyPath) -> str:
+    return (
+        f"{target}: expected a free path, got one that exists. Choose another or "
+        "pass overwrite=True (--overwrite)."
+    )
 
 
 def stored_names(variables: PyTree, kind: Format) -> dict[str, str]:
@@ -180,20 +223,39 @@ def _written(
         else:
             digests = _filled(temporary, kind, tree, filling)
     except OSError as error:
-        raise ValueError(
-            f"{target}: expected room and the right to write, got an error ({error}). "
-            "Make room or choose another path; nothing was left there."
-        ) from error
+        raise ValueError(no_room(target, error)) from error
     with ThreadPoolExecutor(1) as pool:
         files = pool.submit(files_of, temporary)
         if wrong := _changed(kind.open(temporary), digests):
-            raise ValueError(
-                f"{target}: expected to read back what was written, got {len(wrong)} "
-                f"of {len(digests)} leaves changed. Save in another format:\n"
-                f"{listed(wrong)}"
-            )
-        structure = structure_of(lazy, stored_names(lazy, kind))
-        return {"structure": structure, "digests": digests, "files": files.result()}
+            raise ValueError(not_as_written(target, wrong, len(digests)))
+        return told(lazy, kind, digests, files.result())
+
+
+def no_room(target: Path, error: OSError) -> str:
+    """Say that a checkpoint could not be written."""
+    return (
+        f"{target}: expected room and the right to write, got an error ({error}). "
+        "Make room or choose another path; nothing was left there."
+    )
+
+
+def not_as_written(target: Path, wrong: Sequence[str], count: int) -> str:
+    """Say which of how many leaves are not read back as they were written."""
+    return (
+        f"{target}: expected to read back what was written, got {len(wrong)} of "
+        f"{count} leaves changed. Save in another format:\n{listed(wrong)}"
+    )
+
+
+def told(
+    variables: PyTree[LazyArray],
+    kind: Format,
+    digests: Mapping[str, str],
+    files: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what a record says of variables that were written."""
+    structure = structure_of(variables, stored_names(variables, kind))
+    return {"structure": structure, "digests": dict(digests), "files": dict(files)}
 
 
 def _filled(
@@ -233,7 +295,12 @@ def _digested(
 
 def _changed(found: PyTree[LazyArray], digests: Mapping[str, str]) -> list[str]:
     """Return the leaves that are not read back as they were written."""
+    return provenance.changed(digests_of(found), digests)
+
+
+def digests_of(found: PyTree[LazyArray]) -> dict[str, str]:
+    """Return the digest of every leaf, read part by part."""
     seen: dict[str, str] = {}
     for part in parts_of(flatten(found)):
         seen |= {n: provenance.leaf_digest(x) for n, x in read_all(part).items()}
-    return provenance.changed(seen, digests)
+    return seen

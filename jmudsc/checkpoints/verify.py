@@ -100,7 +100,11 @@ def _verified(
 
         return checked.setdefault(fetch, read)
 
-    return jax.tree.map(lambda leaf: replace(leaf, fetch=checking(leaf.fetch)), tree)
+    def whole(leaf: LazyArray) -> LazyArray:
+        # A digest is of all of an array, so none is read by parts.
+        return replace(leaf, fetch=checking(leaf.fetch), fetch_spread=None)
+
+    return jax.tree.map(whole, tree)
 
 
 def _check_unchanged(

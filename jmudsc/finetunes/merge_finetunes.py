@@ -25,9 +25,14 @@ from jmudsc.finetunes.options import parted
 from jmudsc.finetunes.plan_job import plan_job
 from jmudsc.finetunes.recorded import changes_of, recorded
 from jmudsc.finetunes.request import in_memory, Request, trunk_of
+from jmudsc.finetunes.settings import matched
 from jmudsc.finetunes.shared_start import strangers_hint, wrong_base_hint
 from jmudsc.finetunes.task_batches import task_batches
-from jmudsc.finetunes.tree_checks import check_all_finite, check_trees
+from jmudsc.finetunes.tree_checks import (
+    check_all_finite,
+    check_no_factors,
+    check_trees,
+)
 from jmudsc.merging.result import MergeResult
 from jmudsc.progress import silent, timed
 from jmudsc.types import ApplyFn
@@ -136,6 +141,7 @@ def merge_requested(whole: Request) -> MergeResult:
     """
     common, request = whole.common, trunk_of(_WHERE, whole)
     check_trees(_WHERE, request.models, request.base)
+    check_no_factors(_WHERE, merged_paths(request))
     plan = plan_job(_WHERE, request)  # all that may be wrong is told before any work
     if reads_all(plan, request):
         whole = in_memory(whole)
@@ -158,6 +164,12 @@ def merge_requested(whole: Request) -> MergeResult:
         networks=tuple(end.networks) if common.separated else (),
         seconds=seconds,
     )
+
+
+def merged_paths(request: Request) -> list[str]:
+    """Return the paths of the leaves that are not taken from the base as they are."""
+    leaves, excluded = paths.flatten(request.donor), request.common.excluded
+    return [path for path in leaves if matched(path, excluded) is None]
 
 
 def reads_all(job: Job, request: Request) -> bool:

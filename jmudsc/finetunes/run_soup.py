@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxtyping import PyTree
 
 from jmudsc.checkpoints.load import load, load_shapes
+from jmudsc.checkpoints.urls import AnyPath, is_url, path_of
 from jmudsc.finetunes.merge_finetunes import merge_finetunes
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import listed
@@ -37,7 +38,7 @@ def soup_of_run(
 
     Args:
         run: the directory of the run, with a directory for each step, as a
-            `CheckpointManager` makes it.
+            `CheckpointManager` makes it; or the URL of one.
         last: how many of the last steps to take.
         steps: which steps to take, instead; all if neither is given.
         weights: `mean`, `ema` or `wsm`, the shares of the method `window`, or `greedy`
@@ -55,7 +56,7 @@ def soup_of_run(
         ValueError: if it has no such steps, no parameters are found, or an option does
             not fit.
     """
-    place = Path(run).expanduser().resolve()
+    place = path_of(run) if is_url(run) else Path(run).expanduser().resolve()
     found = steps_of(place)
     chosen = _chosen(place, sorted(found), last, steps)
     parts = _parts(place, found[chosen[0]]) if subtree is None else subtree
@@ -68,7 +69,7 @@ def soup_of_run(
     return replace(result, recipe={**result.recipe, "steps": chosen})
 
 
-def steps_of(run: Path) -> dict[int, Path]:
+def steps_of(run: AnyPath) -> dict[int, AnyPath]:
     """Return the directory of every finished step of a run.
 
     Args:
@@ -98,7 +99,7 @@ def steps_of(run: Path) -> dict[int, Path]:
 
 
 def _chosen(
-    run: Path, known: list[int], last: int | None, steps: Sequence[int] | None
+    run: AnyPath, known: list[int], last: int | None, steps: Sequence[int] | None
 ) -> list[int]:
     """Return the steps that are asked for, the oldest first."""
     if last is not None and steps is not None:
@@ -121,7 +122,7 @@ def _chosen(
     return known if last is None else known[-last:]
 
 
-def _parts(run: Path, step: Path) -> tuple[str, ...]:
+def _parts(run: AnyPath, step: AnyPath) -> tuple[str, ...]:
     """Return the subtrees of a checkpoint that are of its model."""
     tree = load_shapes(step)
     for name, part in {"": tree, **(tree if isinstance(tree, Mapping) else {})}.items():

@@ -1,6 +1,7 @@
 """Tree checks: whether the models, and the base, are different trees of one kind."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,11 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.lazy import is_lazy
+
+# How the leaves of low-rank adapters are called: of PEFT, NNX, qwix.
+_FACTOR = re.compile(
+    r"(?:^|[/._])lora_(?:embedding_)?([abAB])(?:[/.](?:weight|value))?$"
+)
 
 
 def check_trees(where: str, models: Sequence[PyTree], base: PyTree | None) -> None:
@@ -52,6 +58,26 @@ def check_trees(where: str, models: Sequence[PyTree], base: PyTree | None) -> No
         )
 
 
+def check_no_factors(where: str, leaves: Iterable[str]) -> None:
+    """Check that what is merged are weights, not the factors of low-rank adapters.
+
+    Args:
+        where: the caller, named in errors.
+        leaves: the paths of what is merged.
+
+    Raises:
+        ValueError: if both factors of an update are among them.
+    """
+    found = {path: match for path in leaves if (match := _FACTOR.search(path))}
+    if {match[1].lower() for match in found.values()} == {"a", "b"}:
+        raise ValueError(
+            f"{where}: expected weights, got factors of low-rank adapters: "
+            f"{paths.listed_in_line(found)}. The product of mean factors is not the "
+            "mean of products: merge them with merge_loras, or fold each into its "
+            "base first."
+        )
+
+
 def check_all_finite(where: str, models: Sequence[PyTree], base: PyTree | None) -> None:
     """Check that what is in memory is finite; what is on disk is checked when read.
 
@@ -82,7 +108,8 @@ def check_all_finite(where: str, models: Sequence[PyTree], base: PyTree | None) 
 
 def is_float(leaf: Any) -> bool:
     """Whether a leaf holds real or complex numbers, by its dtype."""
-    return jnp.issubdtype(jnp.result_type(getattr(leaf, "dtype", leaf)), jnp.inexact)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from jmudsc.checkpoints.hugging_face import (
 from jmudsc.checkpoints.load import load_record
 from jmudsc.checkpoints.provenance import check_json, read_arrays, Record
 from jmudsc.checkpoints.save import save_with_record, stored_names
+from jmudsc.checkpoints.spread import is_spread, save_spread
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.model_card import model_card
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import flatten, listed
@@ -37,7 +38,7 @@ def save(
     notes: Mapping[str, str] | None = None,
     overwrite: bool = False,
     hugging_face: HuggingFace | None = None,
-) -> Path:
+) -> AnyPath:
     """Save merged variables so that the training code of the parents restores them.
 
     `orbax.checkpoint.StandardCheckpointer().restore(path, target)` reads the result
@@ -57,9 +58,14 @@ def save(
     Variables that are on disk, as `merge` gives them for models that are, are read and
     merged leaf by leaf while they are written; only a msgpack file is written at once.
 
+    Variables that are spread over several processes are saved by a call in each of
+    them: orbax writes one directory, each process its own parts, and a file is written
+    by the first.
+
     Args:
-        path: a directory or file to make, on a local file system; missing parents are
-            made.
+        path: a directory or file to make, or a URL of one; missing parents are made.
+            What is saved at a URL is built in a temporary folder and then put there:
+            see `docs/checkpoints.md` for how whole that is.
         result: the merge.
         extra: plain JSON values of your own to store in the record.
         notes: file name -> text, written beside the record for people to read.
@@ -92,6 +98,8 @@ def save(
     record, kind = record_of(result, extra or {}, notes or {}), None
     if hugging_face is not None:
         kind = format_like(path, result, hugging_face, record.notes)
+    if is_spread(result.variables) and kind is None:
+        return save_spread(path, result.variables, record, overwrite=overwrite)
     return save_with_record(
         path, result.variables, record, overwrite=overwrite, kind=kind
     )

@@ -1,11 +1,11 @@
 """Evaluate: measure merged networks and their parents as a recipe says."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import PyTree
 
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.landscape.losses import Loss, measure_by, real_number, with_sum
 from jmudsc.progress import Progress
 from jmudsc.recipes.reader import read_recipe
@@ -14,7 +14,7 @@ from jmudsc.recipes.resolve import load_merged, load_model, losses_of, resolved
 
 
 def evaluate_recipe(
-    path: Path, checkpoint: str | None = None, progress: Progress | None = None
+    path: AnyPath, checkpoint: str | None = None, progress: Progress | None = None
 ) -> str:
     """Measure the parents of a recipe, their base, and what they were merged to.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints.formats import ending_of, HUGGING_FACE
+from jmudsc.checkpoints.formats import ending_of, find, HUGGING_FACE
 from jmudsc.checkpoints.hugging_face import (
     check_donor,
     config_of,
@@ -58,7 +58,7 @@ def written_like(recipe: Recipe, donor: Stored) -> HuggingFace | None:
     if recipe.tokenizer is not None:
         tokenizer = place(recipe, recipe.tokenizer)
     like = HuggingFace(
-        place(recipe, source.path),
+        find(place(recipe, source.path)),  # of a URL the local copy
         parents=tuple(place(recipe, each.path) for each in recipe.sources),
         shard_size=recipe.shard_size,
         tokenizer=tokenizer,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jmudsc.checkpoints.urls import AnyPath, is_url
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import cut, did_you_mean
 
@@ -96,10 +97,11 @@ def plain_import_path(path: ImportPath) -> Any:
     return {**adapter, "factory": path.name, **path.args}
 
 
-def resolve(path: ImportPath, folder: Path) -> Any:
+def resolve(path: ImportPath, folder: AnyPath) -> Any:
     """Import what an import path names, and call it if it has arguments.
 
-    Modules are looked for in `folder` too, beside a recipe's own code.
+    Modules are looked for in `folder` too, beside a recipe's own code; in the current
+    directory if the recipe is at a URL, since no code is fetched.
 
     Args:
         path: from a recipe.
@@ -157,8 +159,10 @@ def adapted(path: ImportPath, made: Any, part: str) -> Any:
     return getattr(adapter.functions(*parts), part)
 
 
-def _module(name: str, folder: Path) -> Any:
+def _module(name: str, folder: AnyPath) -> Any:
     """Import a module that is installed or in a folder."""
+    if is_url(folder):
+        folder = Path.cwd()
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jmudsc.checkpoints.atomic import building
+from jmudsc.checkpoints.urls import AnyPath, is_url
 from jmudsc.landscape import figures
 from jmudsc.landscape.losses import (
     barrier,
@@ -26,6 +27,7 @@ from jmudsc.recipes.landscape_networks import landscape_networks, LandscapeNetwo
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import table
 from jmudsc.recipes.resolve import losses_of, place
+from jmudsc.recipes.schema import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class Landscape:
 
 
 def draw_landscape(
-    path: Path,
+    path: AnyPath,
     *,
     out: Path | None = None,
     points: int = 21,
@@ -100,7 +102,7 @@ def draw_landscape(
         )
     recipe, say = read_recipe(path), progress or silent
     losses = losses_of(path, recipe, "landscape")
-    target = _free(out or Path(place(recipe, f"{recipe.output}-landscape")), overwrite)
+    target = _free(out or _beside(recipe), overwrite)
     is_matched = isinstance(recipe.options, MergeOptions)
     load_networks = landscape_networks if is_matched else finetuned_networks
     networks = load_networks(path, recipe, say)
@@ -123,6 +125,16 @@ def _measured(
     as_is = measure_by(losses)
     own = {name: as_is([tree], [1.0]) for name, tree in networks.networks.items()}
     return Landscape(networks.plane, xs, ys, grid, steps, lines, own)
+
+
+def _beside(recipe: Recipe) -> Path:
+    where = place(recipe, f"{recipe.output}-landscape")
+    if is_url(where):
+        raise ValueError(
+            f"landscape: expected a local directory to write to, got {where}, beside "
+            "the recipe's output. Pass one with --out."
+        )
+    return Path(where)
 
 
 def _free(out: Path, overwrite: bool) -> Path:

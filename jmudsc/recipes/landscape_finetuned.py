@@ -4,7 +4,6 @@ Their units are in one order, so that they are compared as they are.
 """
 
 from collections.abc import Callable, Container, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.finetunes.plan_job import is_statistic
 from jmudsc.landscape.plane import plane_through
 from jmudsc.progress import Progress
@@ -20,7 +20,9 @@ from jmudsc.recipes.resolve import load_merged, load_model, resolved
 from jmudsc.recipes.schema import Recipe
 
 
-def finetuned_networks(path: Path, recipe: Recipe, say: Progress) -> LandscapeNetworks:
+def finetuned_networks(
+    path: AnyPath, recipe: Recipe, say: Progress
+) -> LandscapeNetworks:
     """Load the fine-tunes of a recipe, their base, and what they were merged to.
 
     Where all of them are on one line, a corner of the plane is what is as far from

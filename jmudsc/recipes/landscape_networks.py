@@ -9,7 +9,6 @@ parents, so it is aligned to them as one more network, and is a corner of the pl
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.batches import first_batch
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.landscape.plane import Plane, plane_through
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import aligning, method_of, TABLE
@@ -70,7 +70,7 @@ class _Saved:
         prepared: the parents, then what they were merged to.
     """
 
-    path: Path
+    path: AnyPath
     recipe: Recipe
     batches: Any
     prepared: Prepared
@@ -81,7 +81,9 @@ class _Saved:
         return len(self.recipe.models)
 
 
-def landscape_networks(path: Path, recipe: Recipe, say: Progress) -> LandscapeNetworks:
+def landscape_networks(
+    path: AnyPath, recipe: Recipe, say: Progress
+) -> LandscapeNetworks:
     """Load the parents of a recipe and the merged network, and bring them together.
 
     Args:
@@ -118,7 +120,7 @@ def landscape_networks(path: Path, recipe: Recipe, say: Progress) -> LandscapeNe
 
 
 def _prepared(
-    path: Path, recipe: Recipe, named: Mapping[str, Any], networks: Sequence[PyTree]
+    path: AnyPath, recipe: Recipe, named: Mapping[str, Any], networks: Sequence[PyTree]
 ) -> Prepared:
     """Find the spec of the networks, and what is merged of each."""
     options = recipe.options

@@ -3,12 +3,13 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.filling import Filling
@@ -16,6 +17,8 @@ from jmudsc.checkpoints.hugging_face import HuggingFace
 from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free, save_with_record
+from jmudsc.checkpoints.spread import is_spread, save_spread
+from jmudsc.checkpoints.urls import AnyPath, is_url, path_of
 from jmudsc.digests import digest_of
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.lazy import is_lazy
@@ -27,6 +30,7 @@ from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import format_like, record_of
+from jmudsc.processes import is_first
 from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.finetuned import filling_of, merge_finetuned
@@ -44,6 +48,8 @@ from jmudsc.recipes.resolve import (
     spec_by,
 )
 from jmudsc.recipes.schema import Recipe
+from jmudsc.recipes.together import check_together, spread_models
+from jmudsc.sharding import mesh_of_all, Spread
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -51,24 +57,29 @@ _log = logging.getLogger(__name__)
 
 
 def merge_recipe(
-    path: Path,
+    path: AnyPath,
     *,
-    output: Path | None = None,
+    output: AnyPath | str | None = None,
     overwrite: bool = False,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> tuple[Path, str]:
+) -> tuple[AnyPath, str]:
     """Merge the checkpoints of a recipe and save the result.
 
     Until all is saved, the steps of matching are kept in a hidden folder beside the
-    output; if the process dies, the next one for the same models takes them up.
+    output; if the process dies, the next one for the same models takes them up. None
+    are kept where a model or the output is a URL.
+
+    Where several processes call this, with the same recipe on disks that all of them
+    see, models and batches are spread over the devices of all, each process reads and
+    writes its own parts, and no steps are kept.
 
     Models that have no room in memory stay on disk and are read leaf by leaf. The spec
     is then checked only where activations are collected or it was written by hand,
     since it takes a whole model.
 
     Args:
-        path: the recipe, a YAML file.
+        path: the recipe, a YAML file, on any file system, as all that it names.
         output: where to write, in the place of the recipe's output.
         overwrite: replace an earlier merge at the recipe's output.
         memory: bytes that the models and the merged one may take together; half of what
@@ -87,30 +98,26 @@ def merge_recipe(
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
     recipe = read_recipe(path, output)
+    if jax.process_count() > 1:
+        check_together(path, recipe, memory)
     places = free_places(recipe, overwrite)
     named = resolved(recipe, ("apply_fn", "batches", *recipe.functions))
     # Before the models are read: one that is replaced meanwhile is another later on.
     target = places[0].parent if recipe.options.separate else places[0]
     journal = _journal(recipe, target)
-    if journal and journal.folder.is_dir():
-        _log.warning(
-            "%s: an interrupted merge left its steps here. Those of the same models "
-            "are taken up.",
-            journal.folder,
-        )
     donor = open_model(recipe, recipe.donor)
     like = written_like(recipe, donor)
     if isinstance(recipe.options, FinetuneOptions):
         result = merge_finetuned(recipe, named, progress)
     else:
-        models = load_models(recipe, room() if memory is None else memory, progress)
+        models, batches = _given(recipe, named["batches"], memory, progress)
         written = None
         if recipe.spec is not None:
             functions = named["apply_fn"], named["batches"]
             written = spec_by(path, recipe, *functions, models[0])
         result = merge_with(
             _options(recipe, named, is_lazy(models)),
-            Inputs(named["apply_fn"], models, named["batches"], written),
+            Inputs(named["apply_fn"], models, batches, written),
             key=jax.random.key(recipe.seed),
             journal=journal,
             progress=progress,
@@ -118,12 +125,27 @@ def merge_recipe(
     result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
     text = report(result)
     filling = None
-    if isinstance(recipe.options, FinetuneOptions) and is_lazy(result.variables):
+    is_finetuned = isinstance(recipe.options, FinetuneOptions)
+    if is_finetuned and is_lazy(result.variables) and isinstance(target, Path):
         filling = filling_of(recipe, journal, target, memory, progress)
     _save(_Saving(recipe, donor, like, overwrite, filling), result, places, text)
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
+
+
+def _given(
+    recipe: Recipe,
+    batches: Iterable[PyTree],
+    memory: int | None,
+    progress: Progress | None,
+) -> tuple[list[PyTree], Iterable[PyTree]]:
+    """Return models and batches, spread over all processes if there are several."""
+    if jax.process_count() == 1:
+        wanted = room() if memory is None else memory
+        return load_models(recipe, wanted, progress), batches
+    mesh = mesh_of_all()
+    return spread_models(recipe, mesh, progress), Spread(batches, mesh)
 
 
 def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOptions:
@@ -154,7 +176,7 @@ class _Saving:
 
 
 def _save(
-    saving: _Saving, result: MergeResult, places: Sequence[Path], text: str
+    saving: _Saving, result: MergeResult, places: Sequence[AnyPath], text: str
 ) -> None:
     """Write each network as its donor is, with report, recipe and spec."""
     recipe = saving.recipe
@@ -167,15 +189,19 @@ def _save(
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
         variables = stored_as(saving.donor, network, where)
-        own = dataclasses.replace(result, variables=variables)
+        record, overwrite = record_of(result, {}, notes), saving.overwrite
+        if is_spread(variables):
+            save_spread(where, variables, record, overwrite=overwrite)
+            continue
         kind = None
         if saving.like is not None:
+            own = dataclasses.replace(result, variables=variables)
             kind = format_like(where, own, saving.like, notes)
         save_with_record(
             where,
-            own.variables,
-            record_of(result, {}, notes),
-            overwrite=saving.overwrite,
+            variables,
+            record,
+            overwrite=overwrite,
             kind=kind,
             filling=saving.filling,
         )
@@ -192,18 +218,34 @@ def is_checked(recipe: Recipe) -> bool:
     return TABLE[options.method].activations or recipe.spec is not None
 
 
-def _journal(recipe: Recipe, output: Path) -> Journal | None:
-    """Return the journal of merges of these models to an output."""
+def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
+    """Return the journal of merges of these models to an output, if one is kept."""
+    if is_url(output):
+        return None
+    folder = Path(output.with_name(f".{output.name}.jmudsc-journal"))
+    if jax.process_count() > 1:
+        if folder.is_dir() and is_first():
+            _log.warning(
+                "%s: a merge by one process left its steps here. Several processes "
+                "neither take up nor keep any.",
+                folder,
+            )
+        return None
     prints = [fingerprint(place(recipe, source.path)) for source in recipe.sources]
     if not all(prints):
         return None
-    folder = output.with_name(f".{output.name}.jmudsc-journal")
+    if folder.is_dir():
+        _log.warning(
+            "%s: an interrupted merge left its steps here. Those of the same models "
+            "are taken up.",
+            folder,
+        )
     machine = jax.default_backend(), jax.config.read("jax_enable_x64")
     decisive = recipe.sources, prints, versions(), machine
     return Journal(folder, digest_of([repr(decisive).encode()]))
 
 
-def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
+def spec_of(path: AnyPath, progress: Progress | None = None) -> PermutationSpec:
     """Return the permutation spec by which a recipe merges, derived or read.
 
     Args:
@@ -230,7 +272,7 @@ def spec_of(path: Path, progress: Progress | None = None) -> PermutationSpec:
     return freeze(spec, options.frozen if isinstance(options, MergeOptions) else ("*",))
 
 
-def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
+def free_places(recipe: Recipe, overwrite: bool) -> list[AnyPath]:
     """Return where to write each network, once all places are known to be free.
 
     Args:
@@ -246,7 +288,7 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
     """
     places = [check_free(path, overwrite) for path in outputs(recipe)]
     sources = [place(recipe, source.path) for source in recipe.sources]
-    parents = [path for path in sources if Path(path).expanduser().resolve() in places]
+    parents = [path for path in sources if _absolute(path) in places]
     if parents:
         raise FileExistsError(
             f"{parents[0]}: expected two places for the output and for a model, got "
@@ -259,3 +301,7 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[Path]:
             "asks, got a checkpoint. Remove it or choose another output."
         )
     return places
+
+
+def _absolute(path: str) -> AnyPath:
+    return path_of(path) if is_url(path) else Path(path).expanduser().resolve()

@@ -6,10 +6,10 @@ otherwise here, and why. Everything that is not understood is refused by name.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jmudsc.checkpoints.dtypes import FLOATS
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import did_you_mean
 from jmudsc.recipes.mergekit_methods import METHODS, Translation
@@ -58,7 +58,7 @@ def is_mergekit(content: Any) -> bool:
     return isinstance(content, Mapping) and _METHOD in content
 
 
-def translated(content: Mapping[Any, Any], where: str, folder: Path) -> Translated:
+def translated(content: Mapping[Any, Any], where: str, folder: AnyPath) -> Translated:
     """Translate a configuration of mergekit.
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jmudsc.checkpoints.hugging_face import config_of, is_model
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import did_you_mean
 from jmudsc.recipes.hub_cache import cached
@@ -32,7 +33,7 @@ class Reading:
         notes: what makes no difference here.
     """
 
-    folder: Path
+    folder: AnyPath
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -177,7 +178,7 @@ def _of_slices(reading: Reading, slices: Any) -> list[Entry]:
         return models
     for number, (name, _) in enumerate(models):
         has = one["sources"][number].get("layer_range")
-        place = reading.folder / name
+        place = Path(reading.folder / name)
         layers = config_of(place).get("num_hidden_layers") if is_model(place) else None
         if layers is not None and has != [0, layers]:
             reading.problems.append(

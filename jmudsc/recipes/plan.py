@@ -7,7 +7,6 @@ check ends at the first error.
 import dataclasses
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import PyTree
@@ -15,6 +14,7 @@ from jaxtyping import PyTree
 from jmudsc.batches import Chained, first_batch
 from jmudsc.checkpoints.dtypes import abstract, check_savable
 from jmudsc.checkpoints.formats import format_of
+from jmudsc.checkpoints.urls import AnyPath, folder_of
 from jmudsc.derivation.program import trace
 from jmudsc.derivation.taps import find_taps, Tap
 from jmudsc.finetunes.options import FinetuneOptions
@@ -56,9 +56,9 @@ class _Trial:
 
 
 def plan_recipe(
-    path: Path,
+    path: AnyPath,
     *,
-    output: Path | None = None,
+    output: AnyPath | str | None = None,
     overwrite: bool = False,
     memory: int | None = None,
     rates: Rates | None = None,
@@ -91,8 +91,7 @@ def plan_recipe(
     # One of mergekit does not say where to write.
     optional = () if mergekit is None else ("output",)
     recipe, wrong = parse_keys(content, str(path), optional)
-    folder = path.absolute().parent
-    recipe = dataclasses.replace(recipe, folder=folder, mergekit=mergekit)
+    recipe = dataclasses.replace(recipe, folder=folder_of(path), mergekit=mergekit)
     problems = [f"{path}: {problem}" for problem in wrong]
     if recipe.output:
         with noting(problems):
@@ -113,7 +112,7 @@ def plan_recipe(
 
 def _matched(
     problems: list[str],
-    path: Path,
+    path: AnyPath,
     plan: Plan,
     named: Mapping[str, Any],
     machine: Machine,
@@ -259,7 +258,7 @@ def _runs(problems: list[str], trial: _Trial) -> bool:
 
 
 def _prepared(
-    problems: list[str], path: Path, recipe: Recipe, trial: _Trial
+    problems: list[str], path: AnyPath, recipe: Recipe, trial: _Trial
 ) -> Prepared | None:
     """Find out what is merged; with nothing frozen if that is what is wrong."""
     apply_fns = [trial.functions["apply_fn"][number] for number in trial.models]

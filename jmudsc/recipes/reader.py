@@ -5,9 +5,9 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from jmudsc.checkpoints.urls import folder_of, is_url, path_of
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import plural
 from jmudsc.recipes.families import Family, family_for, Options
@@ -44,16 +44,15 @@ def read_recipe(
         ValueError: if it is no YAML mapping, or listing every key that is unknown,
             missing or has a wrong value.
     """
-    path = Path(path)
-    content, mergekit = read_content(path, output)
+    place = path_of(path)
+    content, mergekit = read_content(place, output)
     if mergekit is not None and "output" not in content:
         raise ValueError(
-            f"{path}: expected to be told where to write, got a configuration of "
+            f"{place}: expected to be told where to write, got a configuration of "
             "mergekit, which does not say it. Pass --output DIRECTORY."
         )
-    recipe = parse_recipe(content, str(path))
-    folder = path.absolute().parent
-    return dataclasses.replace(recipe, folder=folder, mergekit=mergekit)
+    recipe = parse_recipe(content, str(place))
+    return dataclasses.replace(recipe, folder=folder_of(place), mergekit=mergekit)
 
 
 def read_content(
@@ -74,16 +73,18 @@ def read_content(
         ValueError: if it is no YAML, or listing all of a configuration of mergekit
             that cannot be translated.
     """
-    path, text = Path(path), None
-    content = read_yaml(path, "a recipe")
+    place, text = path_of(path), None
+    content = read_yaml(place, "a recipe")
     if is_mergekit(content):
-        text = decoded(str(path), path.read_bytes())
-        found = translated(content, str(path), path.absolute().parent)
+        text = decoded(str(place), place.read_bytes())
+        found = translated(content, str(place), folder_of(place))
         for note in found.notes:
-            _log.warning("%s: %s", path, note)
+            _log.warning("%s: %s", place, note)
         content = found.content
     if output is not None and isinstance(content, dict):
-        content = {**content, "output": os.path.abspath(output)}
+        where = os.fspath(output)
+        where = where if is_url(where) else os.path.abspath(where)
+        content = {**content, "output": where}
     return content, text
 
 

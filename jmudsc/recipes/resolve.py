@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from etils import epath
 from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.formats import ending_of
 from jmudsc.checkpoints.load import load, open_variables, Stored
+from jmudsc.checkpoints.urls import AnyPath, is_url, path_of
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.derivation.read_spec import read_spec
 from jmudsc.landscape.losses import Loss
@@ -77,7 +76,7 @@ def lazy_models(
 
 def place(recipe: Recipe, path: str) -> str:
     """Take a path relative to the recipe's folder, unless it is a URL."""
-    return path if "://" in path else str(recipe.folder / path)
+    return path if is_url(path) else str(recipe.folder / path)
 
 
 def outputs(recipe: Recipe, output: str | None = None) -> list[str]:
@@ -133,7 +132,7 @@ def options_of(recipe: Recipe, named: Mapping[str, Any]) -> Any:
     return recipe.family.with_functions(recipe.options, functions)
 
 
-def losses_of(path: Path, recipe: Recipe, wanted_by: str) -> dict[str, Loss]:
+def losses_of(path: AnyPath, recipe: Recipe, wanted_by: str) -> dict[str, Loss]:
     """Import the losses of a recipe.
 
     Args:
@@ -165,7 +164,7 @@ def losses_of(path: Path, recipe: Recipe, wanted_by: str) -> dict[str, Loss]:
 
 
 def load_merged(
-    path: Path,
+    path: AnyPath,
     recipe: Recipe,
     progress: Progress | None,
     checkpoint: str | None = None,
@@ -187,7 +186,7 @@ def load_merged(
     """
     where = outputs(recipe, checkpoint)
     output = os.path.dirname(where[0]) if recipe.options.separate else where[0]
-    if checkpoint is None and not epath.Path(output).exists():
+    if checkpoint is None and not path_of(output).exists():
         raise FileNotFoundError(
             f"{output}: expected a merged network, got no such file. Run jmudsc merge "
             f"{path} first."
@@ -198,7 +197,7 @@ def load_merged(
 
 
 def spec_by(
-    path: Path, recipe: Recipe, apply_fn: ApplyFn, batches: Any, variables: PyTree
+    path: AnyPath, recipe: Recipe, apply_fn: ApplyFn, batches: Any, variables: PyTree
 ) -> PermutationSpec:
     """Derive the spec of a model, or read it where the recipe says.
 
@@ -220,7 +219,7 @@ def spec_by(
         traced = apply_fn, variables, batch
         if recipe.spec is None:
             return infer_spec(*traced)
-        return read_spec(_spec_text(recipe.folder / recipe.spec), *traced)
+        return read_spec(_spec_text(path_of(place(recipe, recipe.spec))), *traced)
     names = [each.name for each in _import_paths(recipe, ("batches",)).values()]
     raise ValueError(
         f"{path}: expected at least one batch, got none. Correct what "
@@ -260,7 +259,7 @@ def _own_batches(model: int) -> str:
     return f"batches of model {model}"
 
 
-def _spec_text(file: Path) -> str:
+def _spec_text(file: AnyPath) -> str:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: expected a spec, got no such file. Write one with jmudsc spec "

@@ -41,6 +41,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jmudsc.checkpoints.hugging_face import SHARD_SIZE
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.options import MergeOptions
 from jmudsc.recipes.families import Family, family_of, Options
 from jmudsc.recipes.import_path import ImportPath
@@ -90,7 +91,7 @@ class Recipe:
     seed: int = 0
     spec: str | None = None
     losses: Mapping[str, ImportPath] | None = None
-    folder: Path = field(default=Path(), compare=False)
+    folder: AnyPath = field(default=Path(), compare=False)
     mergekit: str | None = field(default=None, compare=False)
 
     @property

@@ -1,9 +1,9 @@
 """YAML keys: read the keys of a file, and say all that is wrong with them at once."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.option_values import quoted, Reader
 from jmudsc.paths import cut, did_you_mean, listed, plural
 from jmudsc.recipes.yaml_text import plain_values
@@ -12,7 +12,7 @@ from jmudsc.recipes.yaml_text import plain_values
 _LONGEST_PATH = 4096
 
 
-def read_yaml(path: Path, expected: str) -> Any:
+def read_yaml(path: AnyPath, expected: str) -> Any:
     """Read plain values from a file.
 
     Args:

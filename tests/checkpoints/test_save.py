@@ -1,5 +1,7 @@
 """What may be written where, and what is never replaced."""
 
+import sys
+
 import checkpoint_writers as writers
 import jax
 import jax.numpy as jnp
@@ -74,10 +76,12 @@ def test_overwriting_something_that_is_no_merge(tmp_path):
     np.testing.assert_array_equal(load(path, "w"), np.ones(2))
 
 
-def test_saving_to_a_url(tmp_path):
+def test_saving_to_a_url_whose_file_system_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     expected = (
-        "gs://bucket/merged: expected a local directory, where a rename is atomic, got "
-        "a URL. Save locally and copy the directory."
+        "gs://bucket/merged: expected a file system that is installed, got one without "
+        "its package: Please install gcsfs to access Google Storage. Install that, or "
+        "copy the checkpoint here."
     )
     with pytest.raises(ValueError, match=sentence(expected)):
         save("gs://bucket/merged", writers.result_of({"w": jnp.ones(2)}))
@@ -98,9 +102,9 @@ def test_saving_as_a_file_that_is_not_written(name, tmp_path):
 def test_saving_from_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     expected = (
-        f"{tmp_path}/merged: expected a single process to save, got one of 2. Gather "
-        "the variables, and save them there, or in process 0 as a file, "
-        "merged.safetensors say."
+        f"{tmp_path}/merged: expected variables that are spread over all 2 processes, "
+        "got some that this one holds alone. Spread them, or save them in process 0 as "
+        "a file, merged.safetensors say."
     )
     with pytest.raises(ValueError, match=sentence(expected)):
         save(tmp_path / "merged", writers.result_of({"w": jnp.ones(2)}))

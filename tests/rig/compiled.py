@@ -1,6 +1,7 @@
 """Compiled: which XLA programs a piece of code compiles, eager operations included."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,11 +17,18 @@ class Compiled:
 
     Attributes:
         names: what the compiled functions are called, in the order of compilation.
-        seconds: how long the compiler took for all of them.
+        durations: how many seconds the compiler took for each.
+        ends: when it was done with each, as `time.time` says.
     """
 
     names: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    durations: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """How long the compiler took for all of them."""
+        return sum(self.durations)
 
 
 _open: list[Compiled] = []
@@ -30,7 +38,8 @@ def _listen(event: str, seconds: float, **details: object) -> None:
     if event == _EVENT:
         for compiled in _open:
             compiled.names.append(str(details.get("fun_name", "?")))
-            compiled.seconds += seconds
+            compiled.durations.append(seconds)
+            compiled.ends.append(time.time())
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
