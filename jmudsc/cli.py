@@ -4,19 +4,18 @@ JAX, numpy and whatever needs them are imported inside the commands, so that hel
 at once.
 """
 
-import contextlib
 import importlib.metadata
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from jmudsc.compiled import cache_settings
+from jmudsc.recipes.progress_bar import drawn
 
 _DESCRIPTION = (
     "Merge networks trained apart, with no training. `jmudsc COMMAND --help` explains "
@@ -47,7 +46,7 @@ def demo(
     check_extra("demo")
     from jmudsc.experiments.demo import run_demo
 
-    with _progress() as progress:
+    with drawn() as progress:
         text = run_demo(out, networks, seeds, progress)
     print(text)
     print(f"Wrote {out}/report.md, and checkpoints and recipes beside it.")
@@ -87,7 +86,7 @@ def merge(
         from jmudsc.processes import join
 
         join(coordinator, processes, process)
-    with _progress() as progress:
+    with drawn() as progress:
         path, text = merge_recipe(
             _place(recipe),
             output=output,
@@ -119,7 +118,7 @@ def plan(
     from jmudsc.recipes.plan import plan_recipe
     from jmudsc.recipes.plan_report import plan_report
 
-    with _progress() as progress:
+    with drawn() as progress:
         planned = plan_recipe(
             _place(recipe),
             output=output,
@@ -140,7 +139,7 @@ def spec(recipe: _Place) -> None:
     """
     from jmudsc.recipes.merge import spec_of
 
-    with _progress() as progress:
+    with drawn() as progress:
         derived = spec_of(_place(recipe), progress)
     print(derived)
 
@@ -168,7 +167,7 @@ def experiment(
     check_extra("experiment", packed=data_dir is not None and data_dir.suffix == ".npz")
     from jmudsc.experiments.class_split import run_experiment
 
-    with _progress() as progress:
+    with drawn() as progress:
         path, text = run_experiment(config, seeds, out, data_dir, progress)
     print(text)
     print(f"Wrote {path}")
@@ -183,7 +182,7 @@ def evaluate(recipe: _Place, checkpoint: str | None = None) -> None:
     """
     from jmudsc.recipes.evaluate import evaluate_recipe
 
-    with _progress() as progress:
+    with drawn() as progress:
         text = evaluate_recipe(_place(recipe), checkpoint, progress)
     print(text)
 
@@ -204,7 +203,7 @@ def landscape(
     """
     from jmudsc.recipes.landscape import draw_landscape
 
-    with _progress() as progress:
+    with drawn() as progress:
         path, text = draw_landscape(
             _place(recipe),
             out=out,
@@ -404,28 +403,3 @@ def _bytes(gib: float | None) -> int | None:
             "for half of the machine's memory."
         )
     return int(gib * 2**30)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Any]:
-    """Draw a bar per stage on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    # Markup is imported when it is drawn, by a thread, and TFDS patches imports.
-    text = TextColumn("{task.description}", markup=False)
-    columns = text, BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-        stage_now = ""
-
-        def progress(stage: str, done: int, total: int | None) -> None:
-            nonlocal task, stage_now
-            name = stage.partition(" (")[0]
-            if name != stage_now:
-                bars.remove_task(task)
-                task, stage_now = bars.add_task(stage, total=total), name
-            bars.update(task, description=stage, completed=done, total=total)
-
-        yield progress
