@@ -243,7 +243,7 @@ def soup(
             ones; the module may lie in the current directory.
         overwrite: replace an earlier merge at out.
     """
-    from jmudsc.finetunes.run_soup import soup_of_run
+    from jmudsc.finetunes.run_soup import read_decay, soup_of_run
     from jmudsc.merging.save_result import save
     from jmudsc.recipes.import_path import read_import_path, resolve
 
@@ -253,7 +253,7 @@ def soup(
         last=last,
         steps=steps or None,
         weights=weights,
-        decay=_number_or_name(decay),
+        decay=read_decay(decay),
         score=judge,
     )
     save(out, result, overwrite=overwrite)
@@ -370,13 +370,6 @@ def _speaks() -> bool:
     from jmudsc.processes import is_first
 
     return is_first()
-
-
-def _number_or_name(text: str | None) -> float | str | None:
-    try:
-        return text if text is None else float(text)
-    except ValueError:
-        return text
 
 
 def _pairs(flag: str, given: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -22,6 +22,9 @@ Fetch = Callable[[Sequence[str]], Mapping[str, Any]]
 # Puts the arrays of some names where shardings say; reads no more than what is here.
 FetchSpread = Callable[[Mapping[str, jax.sharding.Sharding]], Mapping[str, jax.Array]]
 
+# Reads entries from one place to another.
+Part = Callable[[int, int], np.ndarray]
+
 # Arrays that take no more bytes together are read at once: each takes time to find.
 _PART = 2**26
 
@@ -39,6 +42,8 @@ class LazyArray:
             is only read.
         fetch_spread: reads it, and others that are stored with it, to the devices of
             several processes, each its own parts; None if it is only read as a whole.
+        part: reads some of its entries, from one place to another, all axes made one;
+            None if it can be read as a whole only.
     """
 
     name: str
@@ -47,6 +52,7 @@ class LazyArray:
     fetch: Fetch = field(repr=False)
     cost: int = 0
     fetch_spread: FetchSpread | None = field(default=None, repr=False)
+    part: Part | None = field(default=None, repr=False)
 
     @property
     def ndim(self) -> int:

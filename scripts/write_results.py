@@ -1,4 +1,4 @@
-"""Write docs/results.md from the reports of experiments that were run.
+"""Write docs/results*.md from the reports of experiments that were run.
 
     python scripts/write_results.py [--runs runs]
 
@@ -27,6 +27,12 @@ ORDER = (
     "mnist-mlp-three",
     "mnist-mlp-five",
 )
+FINETUNES = (
+    "finetunes-vit",
+    "finetunes-resnet",
+    "finetunes-resnet-bn",
+    "finetunes-resnet-laptop",
+)
 INTRO = """# Results
 
 Written by `python scripts/write_results.py` from the reports of the commands below.
@@ -47,12 +53,41 @@ around parents, [landscape.md](landscape.md); of time and memory,
 """
 
 
+INTRO_OF_FINETUNES = """# Results on fine-tunes
+
+Written by `python scripts/write_results.py` from the reports of the commands below. One
+base is trained on images of digits (MNIST) and photos (CIFAR-10), in one space of class
+vectors: every class has a fixed random unit vector, and a network is trained to point
+at that of the image's class, so that it needs no head of its own for a task. The base
+is then fine-tuned to eight tasks: images turned, negative, in relief, and so on; some
+have four classes only. Images are averaged down to the size that is given; those of
+CIFAR-10 are JPEG copies of the originals. No fine-tune has seen an image that the base
+was trained on, nor one that scales were chosen on or that methods were given without
+its label.
+
+*All tasks at once* is the base fine-tuned to the images of all tasks together, told
+apart among all classes. Where a network has BatchNorm, running statistics are pooled
+from those of the fine-tunes where there are no images, and reset in batches that mix
+all tasks where there are. [Which method?](which-method.md) says what follows from it.
+"""
+
+
 def main() -> None:
-    """Put the reports together."""
+    """Write the pages for which there is a report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     runs = parser.parse_args().runs
-    reports = {name: runs / name / "report.md" for name in ORDER}
+    for page, intro, order in (
+        ("results", INTRO, ORDER),
+        ("results-finetunes", INTRO_OF_FINETUNES, FINETUNES),
+    ):
+        if any((runs / name / "report.md").exists() for name in order):
+            (ROOT / f"docs/{page}.md").write_text(_page(runs, intro, order))
+
+
+def _page(runs: Path, intro: str, order: tuple[str, ...]) -> str:
+    """Put the reports of one page together."""
+    reports = {name: runs / name / "report.md" for name in order}
     sections = [
         # One level deeper than in the report itself.
         "#" + file.read_text()
@@ -64,7 +99,7 @@ def main() -> None:
         commands = [f"jmudsc experiment configs/{n}.yaml --data-dir DIR" for n in left]
         text = "## Without results here\n\n```sh\n{}\n```\n"
         sections.append(text.format("\n".join(commands)))
-    (ROOT / "docs/results.md").write_text("\n".join([INTRO, *sections]))
+    return "\n".join([intro, *sections])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every code block of the documents runs, and prints what stands below it."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny_llama as llama
+import yaml
 from safetensors.numpy import save_file
 
 import jmudsc
+from jmudsc.cli import COMMANDS
+from jmudsc.recipes.reader import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: page.read_text() for page in (ROOT / "docs").glob("*.md")}
@@ -100,8 +104,46 @@ def one_device(folder):
     return merged_so_far(folder) | sharding | {"jax": own}
 
 
+def fine_tunes(folder):
+    """Return two fine-tunes of one base that has BatchNorm, and a run's checkpoints."""
+
+    def apply(variables, x):
+        h = x @ variables["in"]
+        h = (h - variables["norm"]["mean"]) * jax.lax.rsqrt(variables["norm"]["var"])
+        return jax.nn.relu(h) @ variables["head"]["out"]
+
+    def update_fn(variables, x):
+        h, old = x @ variables["in"], variables["norm"]
+        new = {"mean": h.mean(axis=0), "var": h.var(axis=0)}
+        mixed = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, old, new)
+        return {**variables, "norm": mixed}
+
+    draw = np.random.default_rng(0).normal
+    norm = {"mean": jnp.zeros(8), "var": jnp.ones(8)}
+    trees = [{**network(0), "norm": norm} for _ in range(3)]
+    base, *models = [
+        jax.tree.map(lambda x: x + jnp.float32(0.1 * abs(draw(size=x.shape))), tree)
+        for tree in trees
+    ]
+    goal = jax.tree.map(lambda *x: sum(x) / len(x), *models)
+    distance = lambda a, b: float(jnp.square(a - b).sum())
+    score = lambda v: -sum(jax.tree.leaves(jax.tree.map(distance, v, goal)))
+    return {
+        "jax": jax,
+        "jnp": jnp,
+        "jmudsc": jmudsc,
+        "apply_fn": apply,
+        "update_fn": update_fn,
+        "base": base,
+        "models": models,
+        "score": score,
+        "batches": [jnp.float32(draw(size=(40, 4))) for _ in models],
+    }
+
+
 # What a page takes for given, besides an empty folder to work in.
 GIVEN = {"checkpoints": files, "devices": one_device, "method": heads}
+GIVEN |= {"which-method": fine_tunes}
 # What is printed at the end and said in the text.
 PRINTED_LAST = {"spec": 'is frozen by "params/Conv_0/*"\n'}
 # Pages whose printed output is of no interest.
@@ -120,6 +162,22 @@ def test_a_page_runs_and_prints_what_it_says(name, tmp_path, monkeypatch, capsys
     if name not in SILENT:
         said = "".join(blocks("text", PAGES[name]))
         assert printed == said + PRINTED_LAST.get(name, "")
+
+
+def test_the_commands_of_the_page_of_methods_are_commands():
+    lines = "".join(blocks("sh", PAGES["which-method"])).splitlines()
+    assert lines
+    for line in lines:
+        program, name, _, *options = line.split()
+        assert program == "jmudsc"
+        known = inspect.signature(COMMANDS[name]).parameters
+        assert {o[2:] for o in options if o.startswith("--")} <= set(known), line
+
+
+def test_the_recipes_of_the_page_of_methods_can_be_read():
+    found = [yaml.safe_load(block) for block in blocks("yaml", PAGES["which-method"])]
+    methods = [parse_recipe(content).options.method for content in found]
+    assert methods == ["mudsc-zip", "linear", "wudi", "wudi", "featcal"]
 
 
 def test_every_page_is_in_the_navigation():

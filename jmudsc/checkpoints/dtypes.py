@@ -164,7 +164,7 @@ def lazily_typed(where: str, tree: PyTree[LazyArray]) -> PyTree[LazyArray]:
         dtype = shapes[path].dtype
         if dtype == leaf.dtype:
             return leaf
-        return replace(leaf, dtype=dtype, fetch=fetch, fetch_spread=None)
+        return replace(leaf, dtype=dtype, fetch=fetch, fetch_spread=None, part=None)
 
     return unflatten(tree, {name: typed(name, x) for name, x in flatten(tree).items()})
 

@@ -153,7 +153,9 @@ def filled(file: Path, leaves: Mapping[str, LazyArray], table: Table) -> dict[st
         return {name: read_at(file, leaves[name], table.places[name]) for name in names}
 
     return {
-        name: replace(leaf, name=name, fetch=fetch, cost=0)
+        name: replace(
+            leaf, name=name, fetch=fetch, cost=0, part=None, fetch_spread=None
+        )
         for name, leaf in leaves.items()
     }
 

@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jmudsc.checkpoints.filling import Table
+from jmudsc.checkpoints.filling import read_at, Table
 from jmudsc.checkpoints.reading import reading, steady
 from jmudsc.checkpoints.structure import Route
-from jmudsc.lazy import LazyArray
+from jmudsc.lazy import LazyArray, Part
 from jmudsc.paths import listed
 
 INDEX = ".safetensors.index.json"
@@ -68,10 +69,34 @@ def _open_file(file: Path) -> dict[str, LazyArray]:
             f"{file}: expected arrays of {', '.join(_TYPES)}, got other types in "
             f"{len(unknown)} of {len(kinds)}. Convert them:\n{listed(unknown)}"
         )
-    read = steady(str(file), file, fetch)
-    return {
+    read, places = steady(str(file), file, fetch), _places(file)
+
+    def part_of(name: str, leaf: LazyArray) -> Part:
+        def part(start: int, stop: int) -> np.ndarray:
+            read([])  # or it was written anew
+            size = leaf.dtype.itemsize
+            some = replace(leaf, shape=(stop - start,))
+            with reading(file, "safetensors file"):
+                return read_at(file, some, places[name] + start * size)
+
+        return part
+
+    leaves = {
         name: LazyArray(name, tuple(part.get_shape()), _TYPES[kinds[name]], read)
         for name, part in parts.items()
+    }
+    return {n: replace(leaf, part=part_of(n, leaf)) for n, leaf in leaves.items()}
+
+
+def _places(file: Path) -> dict[str, int]:
+    """Return where each array begins in a file that is known to be whole."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    return {
+        name: 8 + size + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != _METADATA
     }
 
 

@@ -102,7 +102,7 @@ def _verified(
 
     def whole(leaf: LazyArray) -> LazyArray:
         # A digest is of all of an array, so none is read by parts.
-        return replace(leaf, fetch=checking(leaf.fetch), fetch_spread=None)
+        return replace(leaf, fetch=checking(leaf.fetch), fetch_spread=None, part=None)
 
     return jax.tree.map(whole, tree)
 

@@ -127,7 +127,7 @@ def _all_cosines(
     for images in batches(split, _BATCH):
         padded = np.zeros((_BATCH, *images.shape[1:]), images.dtype)
         padded[: len(images)] = images
-        cosine = _cosines(apply_fn, variables, padded, vectors)
+        cosine = cosines_of(apply_fn, variables, padded, vectors)
         found.append(np.asarray(cosine, np.float64)[: len(images)])
     result = np.concatenate(found)
     if bad := int((~np.isfinite(result)).any(axis=1).sum()):
@@ -139,9 +139,20 @@ def _all_cosines(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _cosines(
+def cosines_of(
     apply_fn: ApplyFn, variables: PyTree, images: Array, vectors: Vectors
 ) -> Float[Array, "batch classes"]:
+    """Embed a batch of images and compare with the class vectors.
+
+    Args:
+        apply_fn: `(variables, images) -> embedding`, in evaluation mode.
+        variables: of the network.
+        images: a batch; all batches of one size share a compilation.
+        vectors: a unit vector for every class.
+
+    Returns:
+        In [-1, 1]; larger is more alike.
+    """
     return cosines(apply_fn(variables, images), vectors)
 
 

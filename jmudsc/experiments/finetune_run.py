@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -24,7 +26,7 @@ from jmudsc.experiments.finetune_accuracies import (
 )
 from jmudsc.experiments.finetune_cases import cases_of, merged_by
 from jmudsc.experiments.finetune_config import FineTuneExperiment
-from jmudsc.experiments.finetune_images import Pictures
+from jmudsc.experiments.finetune_images import CHANNELS, Pictures
 from jmudsc.experiments.finetune_setup import (
     accuracy_by_task,
     set_up_finetunes,
@@ -59,6 +61,10 @@ def score_finetunes(
     """
     file = folder / "accuracies.json"
     found = read_tuned(file)
+    cases = cases_of(experiment, _has_statistics(experiment))
+    keys = [BASE, TUNED, TOGETHER, *(case.key for case in cases)]
+    if all(key in found for key in keys):
+        return {key: found[key] for key in keys}
     setup = set_up_finetunes(experiment, seed, pictures)
     start = time.perf_counter()
     base = _base(setup, folder, say)
@@ -67,8 +73,6 @@ def score_finetunes(
     trained = time.perf_counter() - start
     embed = models.apply_fn(experiment.network)
     accuracy = partial(accuracy_by_task, embed, exam=setup.test, vectors=setup.vectors)
-    cases = cases_of(experiment, has_statistics="batch_stats" in base)
-    keys = [BASE, TUNED, TOGETHER, *(case.key for case in cases)]
     if TUNED not in found:
         own = tuple(accuracy(model)[n] for n, model in enumerate(tuned))
         found[BASE] = Tuned(accuracy(base))
@@ -87,6 +91,13 @@ def score_finetunes(
         )
         write_tuned(file, found)
     return {key: found[key] for key in keys}
+
+
+def _has_statistics(experiment: FineTuneExperiment) -> bool:
+    """Whether the networks keep running statistics."""
+    images = jnp.zeros((1, experiment.side, experiment.side, CHANNELS))
+    shapes = jax.eval_shape(experiment.network.init, jax.random.key(0), images)
+    return "batch_stats" in shapes
 
 
 def _base(setup: TuneSetup, folder: Path, say: Progress) -> PyTree:

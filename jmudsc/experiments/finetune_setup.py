@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jmudsc.experiments.accuracy import cosines_of
 from jmudsc.experiments.datasets import Split
 from jmudsc.experiments.finetune_config import FineTuneExperiment
 from jmudsc.experiments.finetune_images import Pictures
 from jmudsc.experiments.finetune_tasks import IMAGE_TASKS, ImageTask
-from jmudsc.experiments.training import class_vectors, cosines
+from jmudsc.experiments.training import class_vectors
 from jmudsc.types import ApplyFn
 
 _BATCH = 500
@@ -128,26 +128,13 @@ def accuracy_by_task(
         images = exam.images[part]
         padded = np.zeros((_BATCH, *images.shape[1:]), images.dtype)
         padded[: len(images)] = images
-        found = _cosines_of(apply_fn)(variables, padded, vectors)
+        found = cosines_of(apply_fn, variables, padded, vectors)
         found = np.asarray(found)[: len(images)]
         chosen = np.where(exam.own[exam.tasks[part]], found, -np.inf).argmax(axis=1)
         is_finite = np.isfinite(found).all(axis=1)
         is_right.append(is_finite & (chosen == exam.classes[part]))
     right = np.concatenate(is_right)
     return tuple(float(right[exam.tasks == n].mean()) for n in range(len(exam.own)))
-
-
-_COMPILED: dict[ApplyFn, ApplyFn] = {}
-
-
-def _cosines_of(apply_fn: ApplyFn):
-    if apply_fn not in _COMPILED:
-        _COMPILED[apply_fn] = jax.jit(
-            lambda variables, images, vectors: cosines(
-                apply_fn(variables, images), jnp.asarray(vectors)
-            )
-        )
-    return _COMPILED[apply_fn]
 
 
 def _base_images(

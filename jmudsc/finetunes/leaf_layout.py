@@ -72,6 +72,17 @@ class Layout:
         moved = runs.reshape([leaf.shape[axis] for axis in (*apart, *rest)])
         return np.moveaxis(moved, range(len(apart)), apart)
 
+    @property
+    def has_runs_in_order(self) -> bool:
+        """Whether the runs of a leaf lie one after the other in it."""
+        apart = self._axes("l") + self._axes("b")
+        return apart == list(range(len(apart)))
+
+    def count_of(self, shape: tuple[int, ...]) -> int:
+        """Return the number of runs of a leaf of this shape."""
+        apart = self._axes("l") + self._axes("b")
+        return math.prod(shape[axis] for axis in apart)
+
     def depth(self, shape: tuple[int, ...], number: int, count: int) -> float | None:
         """Return the depth of one of the matrices or runs; None if it has none.
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from jmudsc.finetunes.job import Job, LeafPlan
+from jmudsc.finetunes.on_disk import BLOCK, is_read_in_parts
 from jmudsc.finetunes.piece import CHUNK
 
 
@@ -26,6 +27,8 @@ def leaf_memory(job: Job, plan: LeafPlan) -> int:
     )
     if plan.copied is not None:
         return 0
+    if is_read_in_parts(job, plan):
+        return trees * BLOCK * np.dtype(donor.dtype).itemsize + 64 * CHUNK
     if plan.method.is_elementwise and not job.calibrate:
         return stored + 4 * (3 * trees + 8) * min(entries, CHUNK)
     copies = trees + models + 2

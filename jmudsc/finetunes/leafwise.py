@@ -12,9 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.finetunes.averages import summed_deltas
 from jmudsc.finetunes.job import (
     evidence_of,
     Job,
+    LeafPlan,
     Leaves,
     options_at,
     pieces,
@@ -23,12 +25,13 @@ from jmudsc.finetunes.job import (
     widened,
 )
 from jmudsc.finetunes.leaf_memory import leaf_memory
+from jmudsc.finetunes.on_disk import is_read_in_parts, is_same_on_disk, read_in_parts
 from jmudsc.finetunes.option import Number, Option
 from jmudsc.finetunes.piece import CHUNK, Entries, Piece, Rule
 from jmudsc.finetunes.settings import Spot, value_at
 from jmudsc.finetunes.spectral import calibrated
 from jmudsc.finetunes.votes import Ballot
-from jmudsc.lazy import is_lazy, LazyArray
+from jmudsc.lazy import is_lazy, LazyArray, present
 from jmudsc.progress import Progress, silent
 from jmudsc.sharding import placed_like
 
@@ -49,11 +52,18 @@ def merge_leaf(job: Job, path: str) -> np.ndarray:
     plan = job.plans[path]
     if plan.copied is not None:
         return copied(job, path)
+    if is_read_in_parts(job, plan):
+        if _keeps_equal(job, plan) and is_same_on_disk(job, plan):
+            return np.asarray(present(job.models[0][path]))
+        return _by_chunks(job, *read_in_parts(job, path))
     leaves = read(job, path)
-    if leaves.is_same and _keeps_equal(leaves, len(job.models)):
+    if leaves.is_same and _keeps_equal(job, plan):
         return leaves.donor
     if _is_elementwise(job, leaves):
-        return _by_chunks(job, leaves)
+        models = [plan.layout.runs(model) for model in leaves.stored_models]
+        stored = leaves.stored_base
+        base = None if stored is None else plan.layout.runs(stored)
+        return _by_chunks(job, leaves, models, base)
     _check_finite(leaves)
     if np.iscomplexobj(leaves.donor):
         real, imag = (_component(leaves, part) for part in (np.real, np.imag))
@@ -146,11 +156,11 @@ def _is_elementwise(job: Job, leaves: Leaves) -> bool:
     return plan.method.is_elementwise and is_plain
 
 
-def _by_chunks(job: Job, leaves: Leaves) -> np.ndarray:
-    """Merge a leaf a few entries at a time, which stay in a fast cache."""
+def _by_chunks(
+    job: Job, leaves: Leaves, models: Sequence[Any], base: Any
+) -> np.ndarray:
+    """Merge runs a few entries at a time, which stay in a fast cache."""
     layout = leaves.plan.layout
-    models = [layout.runs(model) for model in leaves.stored_models]
-    base = None if leaves.stored_base is None else layout.runs(leaves.stored_base)
     merged = np.empty(models[0].shape, leaves.donor.dtype)
     for run in range(len(merged)):
         entries = _entries(job, leaves, run, models, base)
@@ -191,11 +201,13 @@ def _entries(
     job: Job,
     leaves: Leaves,
     run: int,
-    models: Sequence[np.ndarray],
-    base: np.ndarray | None,
+    models: Sequence[Any],
+    base: Any,
 ) -> Entries:
     """Return the entries of one run of a leaf, widened when they are read."""
-    options = options_at(leaves.plan, spot_of(leaves, run, len(models[0])), len(models))
+    options = options_at(
+        leaves.plan, spot_of(leaves, run, models[0].shape[0]), len(models)
+    )
     evidence = evidence_of(job, leaves.plan, run)
 
     def part(start: int, stop: int) -> Piece:
@@ -266,11 +278,11 @@ def _scaled(
     return part if scale == 1 else scale * part
 
 
-def _keeps_equal(leaves: Leaves, models: int) -> bool:
+def _keeps_equal(job: Job, plan: LeafPlan) -> bool:
     """Whether a leaf that is equal in all models is to stay as it is."""
-    plan = leaves.plan
     if plan.method.base == "unused" and plan.settings.get("normalize") is False:
-        weights = options_at(plan, Spot(plan.path, plan.depth), models)["weight"]
+        spot = Spot(plan.path, plan.depth)
+        weights = options_at(plan, spot, len(job.models))["weight"]
         return sum(weights) == 1
     return True
 
@@ -279,13 +291,9 @@ def _average(piece: Piece) -> np.ndarray:
     return functools.reduce(np.add, piece.deltas) / np.float32(len(piece.deltas))
 
 
-def _sum(piece: Piece) -> np.ndarray:
-    return functools.reduce(np.add, piece.deltas)
-
-
 def _zero(piece: Piece) -> np.ndarray:
     return np.zeros_like(piece.base)
 
 
-_VECTORS: dict[str, Rule] = {"average": _average, "sum": _sum, "zero": _zero}
+_VECTORS: dict[str, Rule] = {"average": _average, "sum": summed_deltas, "zero": _zero}
 VECTORS = tuple(_VECTORS)

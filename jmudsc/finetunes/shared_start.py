@@ -15,14 +15,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-from jmudsc.lazy import present
+from jmudsc.lazy import LazyArray, present
 from jmudsc.sharding import to_host
 
 # Farther than this are networks that do not share a start.
 STRANGE = 1.2
 # How much farther than from each other models may be from their base.
 FARTHER = 2.0
-_MOST_LEAVES, _MOST_ENTRIES = 16, 2**24
+# So many matrices are looked at, so many entries of all, and of each at most.
+_MOST_LEAVES, _MOST_ENTRIES, MOST_OF_EACH = 16, 2**24, 2**20
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def looked_at(leaves: Mapping[str, Any]) -> list[str]:
     step = max(1, len(matrices) // _MOST_LEAVES)
     chosen, entries = [], 0
     for path in matrices[::step]:
-        entries += int(np.prod(np.shape(leaves[path])))
+        entries += min(int(np.prod(np.shape(leaves[path]))), MOST_OF_EACH)
         if chosen and entries > _MOST_ENTRIES:
             break
         chosen.append(path)
@@ -141,5 +142,9 @@ def looked_at(leaves: Mapping[str, Any]) -> list[str]:
 
 
 def _array(leaf: Any) -> np.ndarray:
-    host = np.asarray(to_host(present(leaf)))
+    """Return the first entries of a leaf, no more than tell how far two are apart."""
+    if isinstance(leaf, LazyArray) and leaf.part is not None:
+        host = leaf.part(0, min(leaf.size, MOST_OF_EACH))
+    else:
+        host = np.asarray(to_host(present(leaf))).reshape(-1)[:MOST_OF_EACH]
     return host.astype(np.complex128 if np.iscomplexobj(host) else np.float64)

@@ -11,7 +11,7 @@ from jmudsc.finetunes.leaf_memory import leaf_memory
 from jmudsc.finetunes.matrix_work import svd
 from jmudsc.finetunes.merge_finetunes import reads_all
 from jmudsc.finetunes.request import Request
-from jmudsc.finetunes.shared_start import looked_at
+from jmudsc.finetunes.shared_start import looked_at, MOST_OF_EACH
 from jmudsc.finetunes.task_batches import examples_in
 from jmudsc.merging.memory_budget import leaf_bytes, tree_bytes
 from jmudsc.recipes.costs import Stage
@@ -107,8 +107,12 @@ def finetuned_stages(job: Job, request: Request, rates: Rates) -> list[Stage]:
 def _starting(costs: _Costs) -> Stage:
     """A few matrices of all are compared."""
     paths = looked_at(costs.job.donors)
-    read = sum(leaf_bytes(tree[path]) for tree in costs.trees for path in paths)
-    widest = max((math.prod(costs.job.donors[p].shape) for p in paths), default=0)
+    sizes = {
+        path: min(math.prod(costs.job.donors[path].shape), MOST_OF_EACH)
+        for path in paths
+    }
+    read = sum(sizes[p] * tree[p].dtype.itemsize for tree in costs.trees for p in paths)
+    widest = max(sizes.values(), default=0)
     pairs = math.comb(len(costs.trees), 2)
     seconds = pairs * 24 * read / len(costs.trees) / costs.rates.moved
     return Stage(

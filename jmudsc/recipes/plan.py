@@ -98,29 +98,35 @@ def plan_recipe(
             free_places(recipe, overwrite)
     say("importing", 0, 1)
     named = _named(problems, recipe)
+    machine = Machine(room() if memory is None else memory, rates, say)
+    if isinstance(recipe.options, FinetuneOptions):
+        plan = _looked_at(problems, recipe, say)
+        plan = plan_finetuned(problems, plan, named, machine)
+    else:
+        plan = _matched(problems, path, recipe, named, machine)
+    return dataclasses.replace(plan, problems=tuple(problems))
+
+
+def _looked_at(problems: list[str], recipe: Recipe, say: Progress) -> Plan:
+    """Look at the checkpoints of a recipe."""
     say("looking at checkpoints", 0, 1)
     models = tuple(_model(problems, recipe, source) for source in recipe.models)
     base = None if recipe.base is None else _model(problems, recipe, recipe.base)
-    plan = Plan(recipe, models, base)
-    machine = Machine(room() if memory is None else memory, rates, say)
-    if isinstance(recipe.options, FinetuneOptions):
-        plan = plan_finetuned(problems, plan, named, machine)
-    else:
-        plan = _matched(problems, path, plan, named, machine)
-    return dataclasses.replace(plan, problems=tuple(problems))
+    return Plan(recipe, models, base)
 
 
 def _matched(
     problems: list[str],
     path: AnyPath,
-    plan: Plan,
+    recipe: Recipe,
     named: Mapping[str, Any],
     machine: Machine,
 ) -> Plan:
     """Plan a merge of networks that are matched."""
-    recipe, models = plan.recipe, plan.models
     options = _options(problems, recipe)
     functions = _functions(problems, recipe, named)
+    plan = _looked_at(problems, recipe, machine.say)
+    models = plan.models
     alike = _alike(problems, recipe, models)
     count, batch = _batches(problems, named.get("batches"), options)
     trial = _Trial(alike, functions, batch, options)

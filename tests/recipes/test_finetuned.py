@@ -14,6 +14,7 @@ import yaml
 import jmudsc
 from jmudsc import FINETUNE_METHODS
 from jmudsc.checkpoints.save import save_variables
+from jmudsc.finetunes import leafwise
 from jmudsc.finetunes.merge_finetunes import merge_finetunes
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.recipes.dump import dump_recipe
@@ -427,3 +428,81 @@ def test_another_direction_is_as_far_from_a_network_leaf_by_leaf(key):
         step, other = found[path] - BASE[path], MODELS[0][path] - BASE[path]
         assert np.linalg.norm(step) == pytest.approx(np.linalg.norm(other), rel=1e-4)
         assert not np.allclose(step, other, atol=1e-3)
+
+
+def sharded(folder, tree):
+    """Write leaves into two files with an index, as large models are stored."""
+    folder.mkdir()
+    names, place = sorted(tree), {}
+    for number in range(2):
+        file = f"model-{number}.safetensors"
+        own = names[number::2]
+        save_variables(folder / file, {name: tree[name] for name in own})
+        place |= dict.fromkeys(own, file)
+    index = json.dumps({"weight_map": place})
+    (folder / "model.safetensors.index.json").write_text(index)
+    return folder
+
+
+@pytest.mark.parametrize("output", ["merged.safetensors", "merged.npz", "merged"])
+@pytest.mark.parametrize("memory", [0, 2**40])
+def test_a_merge_that_stopped_goes_on_where_it_was_to_the_same_bits(
+    project, output, memory, monkeypatch
+):
+    sharded(project / "shards", MODELS[0])
+    models = [{"path": "shards", "separator": ""}, FLAT[1]]
+    keys = {"method": "ties", "models": models}
+    whole, _ = merge_recipe(recipe(project, **keys, output=f"whole-{output}"))
+    path = recipe(project, **keys, output=output)
+    merge_leaf, merged, broken = leafwise.merge_leaf, [], ["c/bias"]
+
+    def breaking(job, leaf):
+        merged.append(leaf)
+        if leaf in broken:
+            raise KeyboardInterrupt
+        return merge_leaf(job, leaf)
+
+    monkeypatch.setattr(leafwise, "merge_leaf", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        merge_recipe(path, memory=memory)
+    assert not (project / output).exists()
+    journal = project / f".{output}.jmudsc-journal"
+    done = len((journal / "done").read_text().splitlines()) - 1
+    assert done > 0
+    merged.clear()
+    broken.clear()
+    found, _ = merge_recipe(path, memory=memory)
+    assert len(merged) == len(BASE) - done
+    assert equal(of_file(found), of_file(whole))
+    assert not journal.exists()
+    if output.endswith(".safetensors"):
+        assert found.read_bytes() == whole.read_bytes()
+        assert found.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"density": 0.3}, {"seed": 1}, {"base": flat("other.npz")}, "the models"]
+)
+def test_leaves_of_another_merge_are_not_taken(project, change, monkeypatch):
+    save_variables(project / "other.npz", BASE)
+    path = recipe(project, method="ties", output="merged.npz")
+    merge_leaf = leafwise.merge_leaf
+
+    def breaking(job, leaf):
+        if leaf == "c/kernel":
+            raise KeyboardInterrupt
+        return merge_leaf(job, leaf)
+
+    monkeypatch.setattr(leafwise, "merge_leaf", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        merge_recipe(path)
+    merged = []
+    told = lambda job, leaf: (merged.append(leaf), merge_leaf(job, leaf))[1]
+    monkeypatch.setattr(leafwise, "merge_leaf", told)
+    if change == "the models":
+        (project / "b.npz").unlink()
+        save_variables(project / "b.npz", MODELS[1])
+    else:
+        path = recipe(project, method="ties", output="merged.npz", **change)
+    merge_recipe(path)
+    assert sorted(merged) == sorted(BASE)

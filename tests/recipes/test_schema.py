@@ -23,7 +23,7 @@ PLAIN = [name for name, option in OPTIONS.items() if option.in_recipe == "value"
 
 
 def test_every_key_of_a_recipe_is_documented_and_no_other():
-    assert set(ROWS) == set(keys_of(MATCHED)) | {"base"}
+    assert set(ROWS) == set(keys_of(MATCHED)) | {"base", "model"}
 
 
 def test_every_key_of_fine_tunes_is_documented_and_no_other():
