@@ -58,6 +58,7 @@ Checkpoints:
     load_shapes: read the shapes and dtypes of a checkpoint alone.
     load_provenance: read how a merged checkpoint was made.
     save: write a result of `merge`, whole or not at all.
+    HuggingFace: how `save` writes the directory of a Hugging Face model.
 
 Submodules:
     adapters: models of Flax, Equinox, Haiku, Keras, Hugging Face as pure functions.
@@ -77,6 +78,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
         landscape as landscape,
         recipes as recipes,
     )
+    from jmudsc.checkpoints.hugging_face import HuggingFace as HuggingFace
     from jmudsc.checkpoints.load import (
         load as load,
         load_shapes as load_shapes,
@@ -145,6 +147,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
 
 # What is imported at first use: names by the module that they come from.
 _NAMES_OF = {
+    "checkpoints.hugging_face": "HuggingFace",
     "checkpoints.load": "load load_shapes",
     "derivation.check_spec": "check_spec",
     "derivation.infer_spec": "infer_spec",

@@ -4,19 +4,18 @@ JAX, numpy and whatever needs them are imported inside the commands, so that hel
 at once.
 """
 
-import contextlib
 import importlib.metadata
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from jmudsc.compiled import cache_settings
+from jmudsc.recipes.progress_bar import drawn
 
 _DESCRIPTION = (
     "Merge networks trained apart, with no training. `jmudsc COMMAND --help` explains "
@@ -47,7 +46,7 @@ def demo(
     check_extra("demo")
     from jmudsc.experiments.demo import run_demo
 
-    with _progress() as progress:
+    with drawn() as progress:
         text = run_demo(out, networks, seeds, progress)
     print(text)
     print(f"Wrote {out}/report.md, and checkpoints and recipes beside it.")
@@ -55,6 +54,7 @@ def demo(
 
 def merge(
     recipe: _Place,
+    output: str | None = None,
     overwrite: bool = False,
     memory: float | None = None,
     distributed: bool = False,
@@ -68,7 +68,9 @@ def merge(
     started with this command, merge together models that one cannot hold.
 
     Args:
-        recipe: YAML file, or its URL; `jmudsc demo` writes examples.
+        recipe: YAML file, or its URL; `jmudsc demo` writes examples. A configuration
+            of mergekit is one too.
+        output: the checkpoint to write, in the place of the recipe's output.
         overwrite: replace an earlier merge at the recipe's output.
         memory: GiB that may be held; models that need more stay on disk, statistics are
             gathered in several passes. Half of the machine's memory, if not given.
@@ -84,9 +86,10 @@ def merge(
         from jmudsc.processes import join
 
         join(coordinator, processes, process)
-    with _progress() as progress:
+    with drawn() as progress:
         path, text = merge_recipe(
             _place(recipe),
+            output=output,
             overwrite=overwrite,
             memory=_bytes(memory),
             progress=progress,
@@ -96,22 +99,29 @@ def merge(
         print(f"Wrote {path}")
 
 
-def plan(recipe: _Place, overwrite: bool = False, memory: float | None = None) -> None:
+def plan(
+    recipe: _Place,
+    output: str | None = None,
+    overwrite: bool = False,
+    memory: float | None = None,
+) -> None:
     """Show what a merge would do and what it would take, and all that is wrong.
 
     Reads no arrays. The exit status is 1 if anything is wrong.
 
     Args:
-        recipe: YAML file.
+        recipe: YAML file; of a configuration of mergekit the translation is shown.
+        output: the checkpoint to write, in the place of the recipe's output.
         overwrite: allow an earlier merge at the recipe's output.
         memory: GiB that the merge may hold, as for merge.
     """
     from jmudsc.recipes.plan import plan_recipe
     from jmudsc.recipes.plan_report import plan_report
 
-    with _progress() as progress:
+    with drawn() as progress:
         planned = plan_recipe(
             _place(recipe),
+            output=output,
             overwrite=overwrite,
             memory=_bytes(memory),
             progress=progress,
@@ -129,7 +139,7 @@ def spec(recipe: _Place) -> None:
     """
     from jmudsc.recipes.merge import spec_of
 
-    with _progress() as progress:
+    with drawn() as progress:
         derived = spec_of(_place(recipe), progress)
     print(derived)
 
@@ -157,7 +167,7 @@ def experiment(
     check_extra("experiment", packed=data_dir is not None and data_dir.suffix == ".npz")
     from jmudsc.experiments.class_split import run_experiment
 
-    with _progress() as progress:
+    with drawn() as progress:
         path, text = run_experiment(config, seeds, out, data_dir, progress)
     print(text)
     print(f"Wrote {path}")
@@ -172,7 +182,7 @@ def evaluate(recipe: _Place, checkpoint: str | None = None) -> None:
     """
     from jmudsc.recipes.evaluate import evaluate_recipe
 
-    with _progress() as progress:
+    with drawn() as progress:
         text = evaluate_recipe(_place(recipe), checkpoint, progress)
     print(text)
 
@@ -193,7 +203,7 @@ def landscape(
     """
     from jmudsc.recipes.landscape import draw_landscape
 
-    with _progress() as progress:
+    with drawn() as progress:
         path, text = draw_landscape(
             _place(recipe),
             out=out,
@@ -233,7 +243,7 @@ def soup(
             ones; the module may lie in the current directory.
         overwrite: replace an earlier merge at out.
     """
-    from jmudsc.finetunes.run_soup import soup_of_run
+    from jmudsc.finetunes.run_soup import read_decay, soup_of_run
     from jmudsc.merging.save_result import save
     from jmudsc.recipes.import_path import read_import_path, resolve
 
@@ -243,7 +253,7 @@ def soup(
         last=last,
         steps=steps or None,
         weights=weights,
-        decay=_number_or_name(decay),
+        decay=read_decay(decay),
         score=judge,
     )
     save(out, result, overwrite=overwrite)
@@ -362,13 +372,6 @@ def _speaks() -> bool:
     return is_first()
 
 
-def _number_or_name(text: str | None) -> float | str | None:
-    try:
-        return text if text is None else float(text)
-    except ValueError:
-        return text
-
-
 def _pairs(flag: str, given: tuple[str, ...]) -> list[tuple[str, str]]:
     wrong = [text for text in given if "=" not in text]
     if wrong:
@@ -393,28 +396,3 @@ def _bytes(gib: float | None) -> int | None:
             "for half of the machine's memory."
         )
     return int(gib * 2**30)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Any]:
-    """Draw a bar per stage on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    # Markup is imported when it is drawn, by a thread, and TFDS patches imports.
-    text = TextColumn("{task.description}", markup=False)
-    columns = text, BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-        stage_now = ""
-
-        def progress(stage: str, done: int, total: int | None) -> None:
-            nonlocal task, stage_now
-            name = stage.partition(" (")[0]
-            if name != stage_now:
-                bars.remove_task(task)
-                task, stage_now = bars.add_task(stage, total=total), name
-            bars.update(task, description=stage, completed=done, total=total)
-
-        yield progress

@@ -111,6 +111,17 @@ def test_a_merge_that_is_there_is_only_replaced_on_demand(project, monkeypatch):
     run(monkeypatch, "merge", project / "recipe.yaml", "--overwrite")
 
 
+def test_the_output_may_be_given_in_the_place_of_that_of_the_recipe(
+    project, monkeypatch, capsys
+):
+    monkeypatch.chdir(project)
+    run(monkeypatch, "plan", "recipe.yaml", "--output", "other.npz")
+    run(monkeypatch, "merge", "recipe.yaml", "--output", "other.npz")
+    assert f"Wrote {project / 'other.npz'}" in capsys.readouterr().out
+    assert (project / "other.npz").is_file()
+    assert not (project / "merged").exists()
+
+
 def test_spec_prints_the_spec(project, monkeypatch, capsys):
     run(monkeypatch, "spec", project / "recipe.yaml")
     printed = capsys.readouterr().out

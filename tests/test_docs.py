@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tiny_llama as llama
 import yaml
 from safetensors.numpy import save_file
 
@@ -67,6 +68,10 @@ def files(folder):
             {path: np.asarray(leaf) for path, leaf in leaves.items()},
             folder / f"{name}.safetensors",
         )
+    base = llama.leaves(0)
+    for seed, name in enumerate(("base", "code", "chat")):
+        leaves = llama.leaves(seed, near=base) if seed else base
+        llama.write(folder / "hub" / name, leaves)
     blank = jax.tree.map(lambda x: jnp.zeros_like(x, "float32"), run) | {"step": 0}
     return merged_so_far(folder) | {"blank": blank}
 

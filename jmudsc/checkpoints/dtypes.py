@@ -14,6 +14,36 @@ from jmudsc.checkpoints.structure import routes_of
 from jmudsc.lazy import in_memory, LazyArray
 from jmudsc.paths import flatten, listed, unflatten
 
+# The floating-point types that leaves may be cast to.
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+def cast(tree: PyTree, dtype: str, *, widen: bool = False) -> PyTree:
+    """Return a tree whose real floating-point leaves have another type.
+
+    Args:
+        tree: arrays, of which lazy ones stay lazy.
+        dtype: one of `FLOATS`.
+        widen: leave every leaf in the type that holds both its own and float32.
+    """
+
+    def as_dtype(leaf: Any) -> Any:
+        own = np.dtype(leaf.dtype)
+        if not jnp.issubdtype(own, jnp.floating):
+            return leaf
+        wanted = np.promote_types(own, np.float32) if widen else np.dtype(dtype)
+        if wanted == own:
+            return leaf
+        if not isinstance(leaf, LazyArray):
+            return leaf.astype(wanted)
+
+        def fetch(names: Sequence[str]) -> Mapping[str, np.ndarray]:
+            return {name: np.asarray(leaf.read()).astype(wanted) for name in names}
+
+        return replace(leaf, dtype=wanted, fetch=fetch)
+
+    return jax.tree.map(as_dtype, tree)
+
 
 def savable(variables: PyTree, kind: Format) -> PyTree[LazyArray]:
     """Return variables as they are to be saved: to be copied to the host one by one.

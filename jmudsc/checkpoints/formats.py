@@ -1,21 +1,23 @@
 """Formats: the ways to store a tree of arrays, one row each.
 
 A new format is a module that opens and writes it, and a row of `FORMATS` here. All are
-read and written without pickle.
+read and written without pickle. `HUGGING_FACE` is none of them: a directory of such a
+model is known by what is in it, and needs another one to be written.
 """
 
 import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import PyTree
 
-from jmudsc.checkpoints import msgpack, npz, orbax, safetensors
+from jmudsc.checkpoints import hugging_face, msgpack, npz, orbax, safetensors
 from jmudsc.checkpoints.filling import Table
 from jmudsc.checkpoints.orbax_layout import find_item, is_item
 from jmudsc.checkpoints.structure import Route
@@ -59,8 +61,9 @@ class Format:
         write: (path, arrays) -> None, each read when it is its turn.
         holds: whether it can tell a type from all others.
         layout: the tree that is opened and written: `"flat"`, a dict of arrays by their
-            names joined by `/`; `"dicts"`, nested dicts with text as keys; `"tree"`,
+            names joined to one; `"dicts"`, nested dicts with text as keys; `"tree"`,
             any that JAX has.
+        joint: what joins names in a flat tree that is written.
         refused: path of every leaf -> its keys, to the path of each that it cannot
             hold -> why.
         empty_arrays: whether it can hold arrays without elements.
@@ -82,6 +85,7 @@ class Format:
     write: Callable[[Path, PyTree[LazyArray]], None]
     holds: Callable[[np.dtype], bool]
     layout: Literal["flat", "dicts", "tree"] = "flat"
+    joint: str = "/"
     refused: Callable[[Mapping[str, Route]], Mapping[str, str]] = _any_name
     empty_arrays: bool = True
     by_leaf: bool = True
@@ -145,6 +149,30 @@ FORMATS = (
     ),
 )
 
+HUGGING_FACE = Format(
+    name="Hugging Face",
+    endings=(),
+    begins=lambda start: False,
+    open=hugging_face.open_directory,
+    write=safetensors.write_safetensors,  # of one file: see `hugging_face_like`
+    holds=safetensors.holds,
+    joint=".",
+    refused=safetensors.refused,
+    files=hugging_face.files_of,
+    package=("safetensors", "safetensors"),
+)
+
+
+def hugging_face_like(options: hugging_face.HuggingFace, readme: str) -> Format:
+    """Return the format of a directory of a Hugging Face model that is like another.
+
+    Args:
+        options: the other, and how to write.
+        readme: the text of its card.
+    """
+    write = partial(hugging_face.write_directory, options, readme)
+    return replace(HUGGING_FACE, write=write)
+
 
 def endings() -> list[str]:
     """Return what the files that can be written end in."""
@@ -199,8 +227,8 @@ def find(path: str | os.PathLike[str]) -> os.PathLike[str]:
             a checkpoint of orbax; or the URL of one.
 
     Returns:
-        The file, or the item of orbax; of a URL, but for what orbax reads itself at
-        `gs://`, a local copy.
+        The file, the directory of a Hugging Face model, or the item of orbax; of a URL,
+        but for what orbax reads itself at `gs://`, a local copy.
 
     Raises:
         FileNotFoundError: if nothing is there.
@@ -216,7 +244,7 @@ def find(path: str | os.PathLike[str]) -> os.PathLike[str]:
 def _found(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     place = Path(os.path.abspath(os.path.expanduser(text)))
-    if place.is_file():
+    if place.is_file() or _is_hugging_face(place):
         return place
     inside = _file_in(place) if place.is_dir() and not is_item(place) else None
     return inside or Path(find_item(text))
@@ -232,9 +260,15 @@ def format_at(place: str | os.PathLike[str]) -> Format:
         ValueError: if it is not of the format that its ending says, or of none that is
             known, or the package that reads it is not there.
     """
-    found = _recognized(Path(place)) if Path(place).is_file() else ORBAX
+    here = Path(place)
+    found = HUGGING_FACE if _is_hugging_face(here) else ORBAX
+    found = _recognized(here) if here.is_file() else found
     _check_installed(place, found)
     return found
+
+
+def _is_hugging_face(place: Path) -> bool:
+    return hugging_face.is_model(place) and not is_item(place)
 
 
 def _recognized(file: Path) -> Format:

@@ -149,7 +149,11 @@ def files_of(file: Path) -> list[Path]:
     return [file, *(file.parent / shard for shard in shards)]
 
 
-def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
+def write_safetensors(
+    file: Path,
+    leaves: Mapping[str, LazyArray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write arrays to a file, one after the other.
 
     The library wants all of them in memory. A file is the length of a header, in eight
@@ -158,8 +162,9 @@ def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
     Args:
         file: where.
         leaves: name -> array, of a type that safetensors has.
+        metadata: text to be stored with them.
     """
-    table = table_of(leaves)
+    table = table_of(leaves, metadata)
     with file.open("wb") as opened:
         opened.write(table.head)
         for name in table.places:
@@ -167,14 +172,18 @@ def write_safetensors(file: Path, leaves: Mapping[str, LazyArray]) -> None:
             opened.write(array.reshape(-1).view(np.uint8).data)
 
 
-def table_of(leaves: Mapping[str, LazyArray]) -> Table:
+def table_of(
+    leaves: Mapping[str, LazyArray], metadata: Mapping[str, str] | None = None
+) -> Table:
     """Return the header of a file of some arrays, and where each lies in it.
 
     Args:
         leaves: name -> array, of a type that safetensors has.
+        metadata: text to be stored with them.
     """
     order = sorted(leaves, key=lambda name: (-leaves[name].dtype.itemsize, name))
-    header, end = {}, 0
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    end = 0
     for name in order:
         leaf, start = leaves[name], end
         end += leaf.nbytes

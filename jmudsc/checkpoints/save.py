@@ -41,6 +41,7 @@ def save_with_record(
     record: provenance.Record,
     *,
     overwrite: bool = False,
+    kind: Format | None = None,
     filling: Filling | None = None,
 ) -> AnyPath:
     """Save variables in the format that the path ends in, with a record.
@@ -61,6 +62,7 @@ def save_with_record(
         overwrite: replace what this function saved there before, once the new one is
             complete, or an empty directory. Nothing else is ever replaced: what its
             record does not name, or is not as it was saved, is an error.
+        kind: the format of a directory, if not that of orbax.
         filling: how lazy arrays are computed side by side, and kept until all are
             there; None to read one after the other.
 
@@ -76,10 +78,10 @@ def save_with_record(
     if isinstance(target, epath.Path):
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder) / target.name
-            save_with_record(built, variables, record, filling=filling)
+            save_with_record(built, variables, record, kind=kind, filling=filling)
             publish(built, target, overwrite)
         return target
-    kind = format_of(target)
+    kind = kind or format_of(target)
     content = provenance.described(record)
     check = partial(check_replaceable, target, quick=True)
     if not kind.endings:
@@ -179,19 +181,24 @@ def _not_free(target: AnyPath) -> str:
     )
 
 
-def _stored_names(variables: PyTree, kind: Format) -> dict[str, str]:
-    """Return path of every leaf -> the name that it is stored under."""
+def stored_names(variables: PyTree, kind: Format) -> dict[str, str]:
+    """Return path of every leaf -> the name that it is stored under.
+
+    Args:
+        variables: the tree.
+        kind: the format that it is stored in.
+    """
     if kind.layout == "tree":
         return {path: path for path in flatten(variables)}
     routes = routes_of(variables)
-    return {path: "/".join(map(str, keys)) for path, keys in routes.items()}
+    return {path: kind.joint.join(map(str, keys)) for path, keys in routes.items()}
 
 
 def _laid_out(variables: PyTree[LazyArray], kind: Format) -> PyTree[LazyArray]:
     """Return variables as the tree that a format writes."""
     if kind.layout == "tree":
         return variables
-    leaves, names = flatten(variables), _stored_names(variables, kind)
+    leaves, names = flatten(variables), stored_names(variables, kind)
     if kind.layout == "flat":
         return {names[path]: leaf for path, leaf in leaves.items()}
     routes = routes_of(variables)
@@ -247,7 +254,7 @@ def told(
     files: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what a record says of variables that were written."""
-    structure = structure_of(variables, _stored_names(variables, kind))
+    structure = structure_of(variables, stored_names(variables, kind))
     return {"structure": structure, "digests": dict(digests), "files": dict(files)}
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+_PART = re.compile(r"[^/.]*(?:[/.]|$)")
 _NUMBERED = re.compile(r"^(.*?)(\d+)$")
 
 
@@ -10,8 +11,8 @@ def depths(leaves: Iterable[str]) -> dict[str, float]:
     """Return the depth of every leaf that is in a numbered layer.
 
     The outermost part of a path that ends in a number, and of which there are several,
-    is the layer: `layers_3`, or `7` in `encoder/layers/7`. Of L layers the n-th, from
-    0, lies at n / (L - 1), as in mergekit.
+    is the layer: `layers_3`, or `7` in `encoder/layers/7` and `encoder.layers.7`.
+    Of L layers the n-th, from 0, lies at n / (L - 1), as in mergekit.
 
     Args:
         leaves: their paths.
@@ -51,8 +52,8 @@ def depth_in_stack(layer: int, layers: int) -> float:
 def _numbered(path: str) -> list[tuple[str, int]]:
     """Return the numbered parts of a path, each with all that is before its number."""
     found, before = [], ""
-    for part in path.split("/"):
-        if match := _NUMBERED.match(part):
+    for part in _PART.findall(path):
+        if match := _NUMBERED.match(part.rstrip("/.")):
             found.append((f"{before}{match[1]}", int(match[2])))
-        before += f"{part}/"
+        before += part
     return found

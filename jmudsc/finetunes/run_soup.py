@@ -69,6 +69,14 @@ def soup_of_run(
     return replace(result, recipe={**result.recipe, "steps": chosen})
 
 
+def read_decay(text: str | None) -> float | str | None:
+    """Read a decay from the command line: a number, or the name of one."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text
+
+
 def steps_of(run: AnyPath) -> dict[int, AnyPath]:
     """Return the directory of every finished step of a run.
 

@@ -71,7 +71,7 @@ def value_at(option: Option, setting: Any, spot: Spot, models: int) -> Any:
     )
 
 
-def interpolate(values: Sequence[float], depth: float) -> float:
+def interpolate(values: Sequence[float | int], depth: float) -> float:
     """Return the value at a depth of a list that runs over a network.
 
     Args:
@@ -86,7 +86,7 @@ def interpolate(values: Sequence[float], depth: float) -> float:
     low = min(math.floor(place), len(values) - 1)
     high = min(low + 1, len(values) - 1)
     share = place - low
-    return (1 - share) * values[low] + share * values[high]
+    return float((1 - share) * values[low] + share * values[high])
 
 
 def problems_of(

@@ -6,13 +6,26 @@ from typing import Any
 
 import numpy as np
 
+from jmudsc.checkpoints.formats import (
+    ending_of,
+    Format,
+    HUGGING_FACE,
+    hugging_face_like,
+)
+from jmudsc.checkpoints.hugging_face import (
+    check_donor,
+    check_like_donor,
+    config_of,
+    HuggingFace,
+)
 from jmudsc.checkpoints.load import load_record
 from jmudsc.checkpoints.provenance import check_json, read_arrays, Record
-from jmudsc.checkpoints.save import save_with_record
+from jmudsc.checkpoints.save import save_with_record, stored_names
 from jmudsc.checkpoints.spread import is_spread, save_spread
 from jmudsc.checkpoints.urls import AnyPath
+from jmudsc.merging.model_card import model_card
 from jmudsc.merging.result import MergeResult
-from jmudsc.paths import listed
+from jmudsc.paths import flatten, listed
 
 _ASSIGNMENT = "assignment"
 
@@ -24,6 +37,7 @@ def save(
     extra: Mapping[str, Any] | None = None,
     notes: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    hugging_face: HuggingFace | None = None,
 ) -> AnyPath:
     """Save merged variables so that the training code of the parents restores them.
 
@@ -32,6 +46,10 @@ def save(
     returns. If the path ends in `.safetensors`, `.npz` or `.msgpack`, the result is
     such a file, with names joined by `/`, and the folder is beside it, called as the
     file with `.jmudsc` after it.
+
+    With `hugging_face`, the result is a directory that transformers loads: safetensors
+    files with an index, the configuration, tokenizer and code of another such
+    directory, and a model card.
 
     If the process dies at any moment, `path` has its old state, absent or an earlier
     merge, or the new one, complete; its record is found. What was written
@@ -53,6 +71,8 @@ def save(
         notes: file name -> text, written beside the record for people to read.
         overwrite: replace a checkpoint that jmudsc saved there before, once the new
             one is complete, or an empty directory. Nothing else is ever replaced.
+        hugging_face: write the directory of a Hugging Face model, like that of the
+            base or a parent; its leaves must have the names and shapes of that.
 
     Returns:
         The absolute path of the checkpoint.
@@ -75,9 +95,46 @@ def save(
             "result.networks: save(path, dataclasses.replace(result, "
             "variables=network, networks=())).",
         )
-    record = record_of(result, extra or {}, notes or {})
-    write = save_spread if is_spread(result.variables) else save_with_record
-    return write(path, result.variables, record, overwrite=overwrite)
+    record, kind = record_of(result, extra or {}, notes or {}), None
+    if hugging_face is not None:
+        kind = format_like(path, result, hugging_face, record.notes)
+    if is_spread(result.variables) and kind is None:
+        return save_spread(path, result.variables, record, overwrite=overwrite)
+    return save_with_record(
+        path, result.variables, record, overwrite=overwrite, kind=kind
+    )
+
+
+def format_like(
+    path: str | os.PathLike[str],
+    result: MergeResult,
+    options: HuggingFace,
+    notes: Mapping[str, str],
+) -> Format:
+    """Return the format of a directory that is like that of a Hugging Face model.
+
+    Args:
+        path: where the result is to be.
+        result: of one network.
+        options: how to write.
+        notes: file name -> text of what is stored beside it; the card shows the recipe.
+
+    Raises:
+        ValueError: if the path has an ending, there is no donor, or the leaves are not
+            like its own.
+    """
+    where = os.fspath(path)
+    if ending_of(where):
+        raise ValueError(
+            f"{where}: expected a directory for a Hugging Face model, got a file. "
+            "Leave the ending out."
+        )
+    donor = check_donor(where, options)
+    names = stored_names(result.variables, HUGGING_FACE)
+    leaves = {names[name]: x for name, x in flatten(result.variables).items()}
+    check_like_donor(where, leaves, donor)
+    card = model_card(result, options.parents, config_of(donor), notes)
+    return hugging_face_like(options, card)
 
 
 def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:

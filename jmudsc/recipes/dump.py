@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from jmudsc.checkpoints.hugging_face import SHARD_SIZE
 from jmudsc.recipes.import_path import plain_import_path
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import plain_source, Source
@@ -26,6 +27,11 @@ def dump_recipe(recipe: Recipe) -> str:
     for key, path in recipe.import_paths.items():
         content[key] = plain_import_path(path)
     content |= recipe.family.dumped(recipe.options)
+    for key in ("dtype", "tokenizer"):
+        if getattr(recipe, key) is not None:
+            content[key] = getattr(recipe, key)
+    if recipe.shard_size != SHARD_SIZE:
+        content["shard_size"] = recipe.shard_size
     if recipe.spec is not None:
         content["spec"] = recipe.spec
     if recipe.losses is not None:

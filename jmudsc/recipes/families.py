@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jmudsc.checkpoints.dtypes import FLOATS
+from jmudsc.checkpoints.hugging_face import SHARD_SIZE
 from jmudsc.finetunes import options as finetunes
 from jmudsc.finetunes.methods import FINETUNE_METHODS, is_method, method_problems
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.matching.methods import METHODS
 from jmudsc.merging import options as matching
-from jmudsc.merging.option_values import one_of, Reader
+from jmudsc.merging.option_values import one_of, quoted, Reader
 from jmudsc.merging.options import MergeOptions, Option
 from jmudsc.recipes.import_path import read_import_path
 from jmudsc.recipes.source import read_base
@@ -134,6 +136,15 @@ def _with_common(
     return dataclasses.replace(options, common=common)
 
 
+def _shard_size(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"expected a whole number of bytes, got {quoted(value)}. Leave it out for "
+            f"{SHARD_SIZE}."
+        )
+    return value
+
+
 _MATCHED_KEYS = _plain_keys(matching.OPTIONS)
 _COMMON_KEYS = _plain_keys(finetunes.COMMON)
 _SETTINGS = (*finetunes.METHOD_OPTIONS, *finetunes.SPELLINGS, *finetunes.IGNORED)
@@ -158,6 +169,9 @@ MATCHED = Family(
 FINETUNED = Family(
     keys={
         "base": read_base,
+        "dtype": one_of(FLOATS),
+        "tokenizer": path_text,
+        "shard_size": _shard_size,
         "method": _finetuned_method,
         **dict.fromkeys(_SETTINGS, _as_it_is),
         **_COMMON_KEYS,

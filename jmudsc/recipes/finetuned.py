@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jmudsc.checkpoints.dtypes import cast
 from jmudsc.checkpoints.filling import Filling
 from jmudsc.finetunes.merge_finetunes import merge_requested
 from jmudsc.finetunes.options import FinetuneOptions
@@ -17,8 +18,10 @@ from jmudsc.finetunes.task_batches import task_batches
 from jmudsc.matching.journal import Journal
 from jmudsc.merging.memory_budget import room
 from jmudsc.merging.result import MergeResult
+from jmudsc.paths import flatten
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.dump import dump_recipe
+from jmudsc.recipes.hugging_face import axes_of, fitted
 from jmudsc.recipes.resolve import lazy_models, options_of, place
 from jmudsc.recipes.schema import Recipe
 
@@ -44,9 +47,24 @@ def merge_finetuned(
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
     check_different(recipe)
-    *models, last = lazy_models(recipe, recipe.sources, progress)
-    trees = ([*models, last], None) if recipe.base is None else (models, last)
-    return merge_requested(request_of(recipe, named, *trees, progress=progress))
+    trees = fitted(recipe, lazy_models(recipe, recipe.sources, progress))
+    if recipe.dtype is not None:  # of the donor, as of the sum: it is rounded once
+        donor = 0 if recipe.base is None else -1
+        trees[donor] = cast(trees[donor], recipe.dtype, widen=True)
+    *models, last = trees
+    given = ([*models, last], None) if recipe.base is None else (models, last)
+    result = merge_requested(request_of(recipe, named, *given, progress=progress))
+    return result if recipe.dtype is None else _cast(result, recipe.dtype)
+
+
+def _cast(result: MergeResult, dtype: str) -> MergeResult:
+    """Return a result whose floating-point leaves are of another type."""
+    return dataclasses.replace(
+        result,
+        variables=cast(result.variables, dtype),
+        networks=tuple(cast(network, dtype) for network in result.networks),
+        recipe={**result.recipe, "dtype": dtype},
+    )
 
 
 def filling_of(
@@ -99,12 +117,13 @@ def request_of(
     """
     options = options_of(recipe, named)
     assert isinstance(options, FinetuneOptions)
+    axes = {**options.common.axes, **axes_of(recipe, list(flatten(models[0])))}
     return Request(
         models,
         base,
         options.method,
         options.settings,
-        dataclasses.replace(options.common, progress=progress),
+        dataclasses.replace(options.common, progress=progress, axes=axes),
         named.get("apply_fn"),
         task_batches("recipe", named.get("batches"), None, len(models)),
         jax.random.key(recipe.seed),

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.filling import Filling
+from jmudsc.checkpoints.hugging_face import HuggingFace
 from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free, save_with_record
@@ -27,11 +28,12 @@ from jmudsc.merging.memory_budget import left_for_statistics, room
 from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.result import MergeResult
-from jmudsc.merging.save_result import record_of
+from jmudsc.merging.save_result import format_like, record_of
 from jmudsc.processes import is_first
 from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.finetuned import filling_of, merge_finetuned
+from jmudsc.recipes.hugging_face import written_like
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
@@ -56,6 +58,7 @@ _log = logging.getLogger(__name__)
 def merge_recipe(
     path: AnyPath,
     *,
+    output: AnyPath | str | None = None,
     overwrite: bool = False,
     memory: int | None = None,
     progress: Progress | None = None,
@@ -77,6 +80,7 @@ def merge_recipe(
 
     Args:
         path: the recipe, a YAML file, on any file system, as all that it names.
+        output: where to write, in the place of the recipe's output.
         overwrite: replace an earlier merge at the recipe's output.
         memory: bytes that the merge may hold: the models and the merged one, the
             statistics of activations, and what is remembered of weights; half of what
@@ -94,7 +98,7 @@ def merge_recipe(
         FileExistsError: if the output is.
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
-    recipe = read_recipe(path)
+    recipe = read_recipe(path, output)
     if jax.process_count() > 1:
         check_together(path, recipe, memory)
     places = free_places(recipe, overwrite)
@@ -103,6 +107,7 @@ def merge_recipe(
     target = places[0].parent if recipe.options.separate else places[0]
     journal = _journal(recipe, target)
     donor = open_model(recipe, recipe.donor)
+    like = written_like(recipe, donor)
     if isinstance(recipe.options, FinetuneOptions):
         result = merge_finetuned(recipe, named, progress)
     else:
@@ -125,7 +130,7 @@ def merge_recipe(
     is_finetuned = isinstance(recipe.options, FinetuneOptions)
     if is_finetuned and is_lazy(result.variables) and isinstance(target, Path):
         filling = filling_of(recipe, journal, target, memory, progress)
-    _save(_Saving(recipe, donor, overwrite, filling), result, places, text)
+    _save(_Saving(recipe, donor, like, overwrite, filling), result, places, text)
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
@@ -166,12 +171,14 @@ class _Saving:
     Attributes:
         recipe: the recipe.
         donor: what each network is stored like.
+        like: how it is written as the directory of a Hugging Face model; None if not.
         overwrite: whether an earlier merge may be replaced.
         filling: how leaves that are merged while they are written are kept.
     """
 
     recipe: Recipe
     donor: Stored
+    like: HuggingFace | None
     overwrite: bool
     filling: Filling | None
 
@@ -185,6 +192,8 @@ def _save(
     notes = {"report.md": text, "recipe.yaml": told}
     if result.spec.labels:  # in fine-tunes no unit moves
         notes["spec.txt"] = f"{result.spec}\n"
+    if recipe.mergekit is not None:
+        notes["mergekit.yaml"] = recipe.mergekit
     networks = result.networks or [result.variables]
     for where, network in zip(places, networks, strict=True):
         variables = stored_as(saving.donor, network, where)
@@ -192,8 +201,17 @@ def _save(
         if is_spread(variables):
             save_spread(where, variables, record, overwrite=overwrite)
             continue
+        kind = None
+        if saving.like is not None:
+            own = dataclasses.replace(result, variables=variables)
+            kind = format_like(where, own, saving.like, notes)
         save_with_record(
-            where, variables, record, overwrite=overwrite, filling=saving.filling
+            where,
+            variables,
+            record,
+            overwrite=overwrite,
+            kind=kind,
+            filling=saving.filling,
         )
 
 

@@ -29,11 +29,10 @@ from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.merge import free_places, is_checked
 from jmudsc.recipes.plan_finetuned import plan_finetuned
 from jmudsc.recipes.planned import Machine, Model, noting, Plan, run_on_shapes
-from jmudsc.recipes.reader import parse_keys
+from jmudsc.recipes.reader import parse_keys, read_content
 from jmudsc.recipes.resolve import open_model, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
-from jmudsc.recipes.yaml_keys import read_yaml
 from jmudsc.spec.check_variables import differences
 
 
@@ -58,6 +57,7 @@ class _Trial:
 def plan_recipe(
     path: AnyPath,
     *,
+    output: AnyPath | str | None = None,
     overwrite: bool = False,
     memory: int | None = None,
     rates: Rates | None = None,
@@ -71,6 +71,7 @@ def plan_recipe(
 
     Args:
         path: the recipe, a YAML file.
+        output: where to write, in the place of the recipe's output.
         overwrite: whether an earlier merge at its output may be replaced.
         memory: bytes that the merge may hold, as for `merge_recipe`.
         rates: how fast the machine is; measured if None.
@@ -81,11 +82,15 @@ def plan_recipe(
 
     Raises:
         FileNotFoundError: if there is no such recipe.
-        ValueError: if it is no YAML mapping.
+        ValueError: if it is no YAML mapping, or listing all of a configuration of
+            mergekit that cannot be translated.
     """
     say = progress or silent
-    recipe, wrong = parse_keys(read_yaml(path, "a recipe"), str(path))
-    recipe = dataclasses.replace(recipe, folder=folder_of(path))
+    content, mergekit = read_content(path, output)
+    # One of mergekit does not say where to write.
+    optional = () if mergekit is None else ("output",)
+    recipe, wrong = parse_keys(content, str(path), optional)
+    recipe = dataclasses.replace(recipe, folder=folder_of(path), mergekit=mergekit)
     problems = [f"{path}: {problem}" for problem in wrong]
     if recipe.output:
         with noting(problems):

@@ -14,6 +14,7 @@ from jmudsc.finetunes.task_batches import TaskBatches
 from jmudsc.finetunes.tree_checks import check_trees
 from jmudsc.recipes.costs_finetuned import finetuned_stages
 from jmudsc.recipes.finetuned import check_different, request_of
+from jmudsc.recipes.hugging_face import fitted
 from jmudsc.recipes.planned import Machine, noting, Plan, run_on_shapes
 
 _WHERE = "recipe"
@@ -46,6 +47,10 @@ def plan_finetuned(
     given = {**named, **dict.fromkeys(missing, lambda *_: None)}
     whole = request = None
     with noting(problems):
+        if base is None:
+            shapes = fitted(recipe, shapes)
+        else:
+            *shapes, base = fitted(recipe, [*shapes, base])
         whole = request_of(recipe, given | {"batches": None}, shapes, base)
         whole = dataclasses.replace(whole, tasks=_tasks(given.get("batches")))
         request = trunk_of(_WHERE, whole)

@@ -8,6 +8,7 @@ from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.merging.options import MergeOptions
 from jmudsc.paths import flatten, plural
 from jmudsc.recipes.costs import Stage, SWEEPS
+from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.planned import Plan
 from jmudsc.recipes.report import table
@@ -32,6 +33,7 @@ def plan_report(plan: Plan) -> str:
     )
     models = plural(len(recipe.models), "model")
     lines = [f"# Plan: {_method(recipe)} of {models}{over}"]
+    lines += ["", *_translation(recipe)] if recipe.mergekit else []
     lines += ["", *_models(plan)] if plan.models else []
     lines += ["", *_leaves(plan)] if plan.steps else []
     lines += ["", _streaming(plan.recipe)] if plan.streamed else []
@@ -80,6 +82,12 @@ def _leaves(plan: Plan) -> list[str]:
         f"- {fate}: {plural(count, 'leaf', 'leaves')}"
         for fate, count in plan.steps.items()
     ]
+
+
+def _translation(recipe: Recipe) -> list[str]:
+    """Show the recipe that a configuration of mergekit is."""
+    text = dump_recipe(recipe).strip()
+    return ["Translated from mergekit:", "", "```yaml", text, "```"]
 
 
 def _streaming(recipe: Recipe) -> str:

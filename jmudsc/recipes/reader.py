@@ -1,16 +1,18 @@
 """Reader: a recipe from its YAML file, or all that is wrong with it."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jmudsc.checkpoints.urls import folder_of, path_of
+from jmudsc.checkpoints.urls import folder_of, is_url, path_of
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import plural
 from jmudsc.recipes.families import Family, family_for, Options
 from jmudsc.recipes.import_path import ImportPath, read_import_path, read_model
+from jmudsc.recipes.mergekit import is_mergekit, translated
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import read_sources, Source
 from jmudsc.recipes.yaml_keys import (
@@ -20,13 +22,19 @@ from jmudsc.recipes.yaml_keys import (
     Reader,
     refuse,
 )
+from jmudsc.recipes.yaml_text import decoded
+
+_log = logging.getLogger(__name__)
 
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+def read_recipe(
+    path: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> Recipe:
     """Read a recipe and check all of it.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; a configuration of mergekit is translated.
+        output: where to write, in the place of what it says.
 
     Returns:
         The recipe.
@@ -37,9 +45,47 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
             missing or has a wrong value.
     """
     place = path_of(path)
-    content = read_yaml(place, "a recipe")
+    content, mergekit = read_content(place, output)
+    if mergekit is not None and "output" not in content:
+        raise ValueError(
+            f"{place}: expected to be told where to write, got a configuration of "
+            "mergekit, which does not say it. Pass --output DIRECTORY."
+        )
     recipe = parse_recipe(content, str(place))
-    return dataclasses.replace(recipe, folder=folder_of(place))
+    return dataclasses.replace(recipe, folder=folder_of(place), mergekit=mergekit)
+
+
+def read_content(
+    path: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> tuple[Any, str | None]:
+    """Read the keys of a recipe and their values, and check none of them.
+
+    Args:
+        path: as for `read_recipe`.
+        output: as for `read_recipe`.
+
+    Returns:
+        The keys and values, and the text of the configuration of mergekit that they
+        are from, None if they are from none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no YAML, or listing all of a configuration of mergekit
+            that cannot be translated.
+    """
+    place, text = path_of(path), None
+    content = read_yaml(place, "a recipe")
+    if is_mergekit(content):
+        text = decoded(str(place), place.read_bytes())
+        found = translated(content, str(place), folder_of(place))
+        for note in found.notes:
+            _log.warning("%s: %s", place, note)
+        content = found.content
+    if output is not None and isinstance(content, dict):
+        where = os.fspath(output)
+        where = where if is_url(where) else os.path.abspath(where)
+        content = {**content, "output": where}
+    return content, text
 
 
 def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
@@ -60,12 +106,15 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
     return recipe
 
 
-def parse_keys(content: Any, where: str = "recipe") -> tuple[Recipe, list[str]]:
+def parse_keys(
+    content: Any, where: str = "recipe", optional: Sequence[str] = ()
+) -> tuple[Recipe, list[str]]:
     """Read what can be read of a recipe.
 
     Args:
         content: the keys of a recipe and their values.
         where: what to call it in an error.
+        optional: keys that a recipe must have, which may be missing here.
 
     Returns:
         A recipe of the keys that are right, with no models, no output or import paths
@@ -82,7 +131,8 @@ def parse_keys(content: Any, where: str = "recipe") -> tuple[Recipe, list[str]]:
         )
     family = family_for(content)
     content, problems = _with_functions(content)
-    values, found = read_keys(content, keys_of(family), family.required)
+    required = [key for key in family.required if key not in optional]
+    values, found = read_keys(content, keys_of(family), required)
     problems += found
     options = family.options(values)
     functions = {key: values[key] for key in values if key in family.functions}
@@ -201,4 +251,7 @@ SHARED_KEYS: Mapping[str, Reader] = {
 # What the key `model` stands for.
 _OF_MODEL = ("apply_fn", "update_fn")
 # Those keys whose values a recipe has itself, not among its options or functions.
-_RECIPE_KEYS = {*SHARED_KEYS, "apply_fn", "base", "spec"}
+_RECIPE_KEYS = {
+    *SHARED_KEYS,
+    *("apply_fn", "base", "dtype", "shard_size", "spec", "tokenizer"),
+}

@@ -40,6 +40,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jmudsc.checkpoints.hugging_face import SHARD_SIZE
 from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.options import MergeOptions
 from jmudsc.recipes.families import Family, family_of, Options
@@ -62,12 +63,19 @@ class Recipe:
         functions: those that are Python objects, `update_fn` say: option -> import
             path.
         base: what fine-tunes were trained from; None for none.
+        dtype: of the floating-point leaves of merged fine-tunes; that of the base, or
+            of the first model, if None.
+        tokenizer: a Hugging Face directory that the tokenizer of such a result is from;
+            that of the base, or of the first model, if None.
+        shard_size: how many bytes a file of such a result holds at most.
         seed: of the PRNG key.
         spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
         losses: task -> `(variables) -> float`, smaller is better; where leaves are
             separate, one task for each model, in their order, of its own variables.
             They do not decide the merge.
         folder: what relative paths are relative to: the folder of the recipe.
+        mergekit: the text of the configuration of mergekit that it was translated from;
+            None if it is from none.
     """
 
     models: tuple[Source, ...]
@@ -77,10 +85,14 @@ class Recipe:
     options: Options = field(default_factory=MergeOptions)
     functions: Mapping[str, ImportPath] = field(default_factory=dict)
     base: Source | None = None
+    dtype: str | None = None
+    tokenizer: str | None = None
+    shard_size: int = SHARD_SIZE
     seed: int = 0
     spec: str | None = None
     losses: Mapping[str, ImportPath] | None = None
     folder: AnyPath = field(default=Path(), compare=False)
+    mergekit: str | None = field(default=None, compare=False)
 
     @property
     def import_paths(self) -> dict[str, ImportPath]:

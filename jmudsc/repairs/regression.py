@@ -200,13 +200,25 @@ def _of_batch(
         weights = columns(fit.form, jnp.broadcast_to(each, target.shape))[..., :1]
     elif lags_are_cheaper(fit.form, x.shape, fit.shape):
         return moments_by_lags(fit.form, x, residual, fit.shape)
-    return moments_by_copies(fit.form, x, residual, fit.shape)
+    return moments_by_copies(fit.form, x, residual, fit.shape, weights)
 
 
 def moments_by_copies(
-    form: Form, x: Array, residual: Array, shape: tuple[int, ...]
+    form: Form,
+    x: Array,
+    residual: Array,
+    shape: tuple[int, ...],
+    weights: Array | None = None,
 ) -> MeanAndComoment:
-    """Return what `moments_by_lags` does, with a copy of every window."""
+    """Return what `moments_by_lags` does, with a copy of every window.
+
+    Args:
+        form: of the layer.
+        x: what goes into it.
+        residual: float32[groups, rows, outgoing].
+        shape: of the kernel.
+        weights: float32[groups, rows, 1], of each row; None for equal ones.
+    """
     into = rows(form, x, shape)
     both = jnp.concatenate([into, residual], axis=-1)
     if weights is None:
