@@ -80,19 +80,16 @@ class Norm:
     """A norm by running statistics.
 
     Attributes:
-        eqn: the subtraction of the mean.
+        eqn: the equation that takes the activations in.
+        operand: the variable of the activations.
         mean: the entries of the running mean, of size 1 on axes of samples.
         variance: those of the running variance.
     """
 
     eqn: Any
+    operand: Any
     mean: Entries
     variance: Entries
-
-    @property
-    def operand(self) -> Any:
-        """The variable of the activations."""
-        return self.eqn.invars[0]
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ def _linears(finder: _Finder, eqn: Any) -> Iterator[Linear]:
 
 def _norms(finder: _Finder, eqn: Any) -> Iterator[Norm]:
     record, origins = finder.subtractions[id(eqn)], finder.origins
-    mean, leaves = entries_of(origins, eqn.invars[1]), origins.program.leaves
+    mean, leaves = entries_of(origins, record.mean_var), origins.program.leaves
     assert record.mean is not None
     both = leaves[record.mean], leaves[record.variance]
     if mean is None or mean.path != record.mean or len({*map(shape_of, both)}) != 1:
@@ -182,7 +179,8 @@ def _norms(finder: _Finder, eqn: Any) -> Iterator[Norm]:
         finder.skipped[record.mean] = "is used more than once"
     else:
         mean = per_unit(mean)
-        yield Norm(eqn, mean, Entries(record.variance, mean.index))
+        variance = Entries(record.variance, mean.index)
+        yield Norm(eqn, record.activations, mean, variance)
 
 
 def _what_follows(finder: _Finder, var: Any, form: Form) -> tuple[Entries | None, bool]:
@@ -199,7 +197,7 @@ def _what_follows(finder: _Finder, var: Any, form: Form) -> tuple[Entries | None
         if others or eqn is None:
             return bias, False
         if id(eqn) in finder.subtractions:
-            return bias, eqn.invars[0] is var
+            return bias, finder.subtractions[id(eqn)].activations is var
         if primitive_of(eqn).arithmetic is Arithmetic.SUM and bias is None:
             other = eqn.invars[eqn.invars[0] is var]
             bias = _bias(finder.origins, other, places, kept)

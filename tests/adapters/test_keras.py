@@ -124,3 +124,19 @@ def test_another_backend_is_refused(monkeypatch):
         'keras.functions: expected Keras on the JAX backend, got "torch". Set the '
         "environment variable KERAS_BACKEND=jax before Keras is imported."
     )
+
+
+def test_the_statistics_of_a_norm_are_told_and_set_by_a_refit():
+    models = [functional(0), functional(1)]
+    (first, apply_fn, update_fn), (second, *_) = map(adapter.functions, models)
+    batches = [batch(n, 64, 6, 6, 2) for n in range(3)]
+    given = {"refit": "least-squares", "held_out": 0.0, "key": jax.random.key(0)}
+    fitted = jmudsc.merge(apply_fn, [first, second], batches, **given)
+    assert fitted.spec.variances == {
+        "batch_normalization/moving_mean": "batch_normalization/moving_variance",
+        "batch_normalization_1/moving_mean": "batch_normalization_1/moving_variance",
+    }
+    again = jmudsc.reset_batch_stats(update_fn, fitted.variables, batches)
+    for path, leaf in paths.flatten(again).items():
+        own = paths.flatten(fitted.variables)[path]
+        np.testing.assert_allclose(own, leaf, rtol=1e-3, atol=1e-4, err_msg=path)

@@ -51,6 +51,18 @@ NORMS = {
     "stopped gradients": lambda x, mean, var, scale, bias: (
         (x - lax.stop_gradient(mean)) * lax.rsqrt(lax.stop_gradient(var) + 1e-5)
     ),
+    "scaled one by one, as in Keras": lambda x, mean, var, scale, bias: (
+        lambda s: x * s + (-mean * s + bias)
+    )(lax.rsqrt(var + 1e-3) * scale),
+    "a difference of products": lambda x, mean, var, scale, bias: (
+        lambda s: x * s - mean * s + bias
+    )(lax.rsqrt(var + 1e-3)),
+    "a shift first": lambda x, mean, var, scale, bias: (
+        lambda s: (bias - s * mean) + s * x
+    )(scale * lax.rsqrt(var + 1e-3)),
+    "minus a product": lambda x, mean, var, scale, bias: (
+        lambda s: -(mean * s) + x * s
+    )(lax.rsqrt(var + 1e-3)),
     "inside a call": lambda x, mean, var, scale, bias: jax.jit(
         lambda x, mean, var: (x - mean) * lax.rsqrt(var + 1e-5)
     )(x, mean, var),
@@ -87,6 +99,22 @@ OTHERS = {
 def test_nothing_else_is_a_running_statistic(norm):
     spec = spec_with(norm)
     assert spec.statistics == frozenset()
+    assert spec.variances == {}
+
+
+UNPAIRED = {
+    "added": lambda x, mean, s, scale: x * s + mean * s,
+    "scaled otherwise": lambda x, mean, s, scale: x * s - mean * (s * scale),
+    "taken off the other way": lambda x, mean, s, scale: mean * s - x * s,
+}
+
+
+@pytest.mark.parametrize("norm", UNPAIRED.values(), ids=UNPAIRED)
+def test_a_leaf_that_is_not_subtracted_from_activations_is_no_mean(norm):
+    spec = spec_with(
+        lambda x, mean, var, scale, bias: norm(x, mean, lax.rsqrt(var + 1e-3), scale)
+    )
+    assert spec.statistics == {"var"}
     assert spec.variances == {}
 
 
