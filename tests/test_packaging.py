@@ -74,6 +74,8 @@ def test_a_folder_imports_only_what_is_installed_with_it(folder):
         allowed |= EXPERIMENTS
     if folder == "landscape":
         allowed |= named(PROJECT["optional-dependencies"]["figures"])
+    if folder == "adapters":  # each its own library
+        allowed |= named(PROJECT["optional-dependencies"]["test"]) | EXPERIMENTS
     distributions = packages_distributions()
     pattern = "*.py" if folder == "." else "**/*.py"
     for path in (ROOT / "jmudsc" / folder).glob(pattern):

@@ -45,9 +45,9 @@ def functions(model: keras.Model) -> Functions:
             held[number] if path is None else _at(variables, path)
             for number, path in enumerate(others)
         ]
-        return model.stateless_call(
-            [_at(variables, path) for path in trainable], rest, batch, training=training
-        )
+        values = [_at(variables, path) for path in trainable]
+        made = model.stateless_call(values, rest, batch, training=training)
+        return made[0], made[1]
 
     def apply_fn(variables: PyTree, batch: PyTree) -> PyTree:
         return run(variables, batch, False)[0]
