@@ -90,6 +90,9 @@ class Repairs:
         repair: `rescale`, `pooled` or None.
         ridge: of the refit.
         owners: for each batch the model of whose task it is.
+        target: whom the refit follows where there are no owners: all models alike.
+        sample_weight: None, since all samples count alike.
+        only: no patterns, since all layers are fitted.
     """
 
     update_fn: UpdateFn | Sequence[UpdateFn] | None = None
@@ -97,6 +100,9 @@ class Repairs:
     repair: str | None = None
     ridge: float = RIDGE
     owners: tuple[int, ...] | None = None
+    target: str | None = None
+    sample_weight: None = None
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,8 +213,9 @@ class Common:
     def repairs(self) -> Repairs:
         """What is to be mended, as repairs take it."""
         owners = None if self.owners is None else tuple(self.owners)
+        target = "ensemble" if owners is None else None
         return Repairs(
-            self.update_fn, self.refit, self.repair, self.refit_ridge, owners
+            self.update_fn, self.refit, self.repair, self.refit_ridge, owners, target
         )
 
 

@@ -248,7 +248,9 @@ def merge_with(
     proof_key, match_key = two_keys(key)
     given = inputs.models
     inputs, first = loaded("merge", inputs, options)
-    parts = split(inputs.batches, options.held_out, options.owners)
+    # Processes that read batches of their own would hold out others than one does.
+    share = options.held_out if jax.process_count() == 1 else None
+    parts = split(inputs.batches, share, options.owners)
     kept = dataclasses.replace(options, owners=parts.owners)
     prepared = prepare("merge", inputs, first, kept, watch)
     check_finite("merge", prepared.models)

@@ -105,7 +105,7 @@ def _by_sureness(
 ) -> Iterable[Float[np.ndarray, "parents samples"]]:
     """Yield the parents' shares in the samples of each batch, if they can be told."""
     found = [
-        outputs_of(merger.apply_fn, parent, batches, most=None)
+        outputs_of(merger.apply_fn, parent, batches, most=None, where="refit")
         for parent in merger.parents
     ]
     known = [each for each in found if each is not None]
@@ -113,7 +113,7 @@ def _by_sureness(
         np.isfinite(leaf).all() for each in known for leaf in each.leaves
     ):
         return
-    sure = np.stack([sureness(x.leaves, x.samples, x.count) for x in known])
+    sure = np.stack([sureness(x.leaves, x.samples, x.count, batches) for x in known])
     shares = shares_by_sureness(sure, merger.shares).astype(np.float32)
     for number in range(len(batches)):
         yield shares[:, known[0].batches == number]

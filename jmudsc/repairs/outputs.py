@@ -41,6 +41,7 @@ def outputs_of(
     variables: PyTree,
     batches: Iterable[PyTree],
     most: int | None = _OF_ALL,
+    where: str = "merge",
 ) -> Outputs | None:
     """Run a network over batches, and keep its outputs.
 
@@ -53,6 +54,7 @@ def outputs_of(
         batches: what the function takes.
         most: after this many values of an output the other batches are left out; None
             for no limit.
+        where: the caller, named in errors.
 
     Returns:
         The outputs; None if none of them is made of floating-point numbers with the
@@ -60,7 +62,7 @@ def outputs_of(
     """
     compiled, found, numbers = jax.jit(apply_fn), [], []
     kept = 0
-    for number, batch in enumerate(checked("merge", batches)):
+    for number, batch in enumerate(checked(where, batches)):
         leaves = _rows(compiled(variables, batch), batch)
         if not leaves:
             return None

@@ -8,7 +8,9 @@ near what it says of everything.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
+
+from jmudsc.sharding import over_processes
 
 # Rows of one output of a network, and the sample that each row is of.
 Rows = Float[np.ndarray, "rows entries"]
@@ -16,7 +18,10 @@ Samples = Int[np.ndarray, " rows"]
 
 
 def sureness(
-    leaves: Sequence[Rows], samples: Sequence[Samples], count: int
+    leaves: Sequence[Rows],
+    samples: Sequence[Samples],
+    count: int,
+    source: PyTree = None,
 ) -> Float[np.ndarray, " samples"]:
     """Say how sure a network is of each sample.
 
@@ -28,18 +33,30 @@ def sureness(
         leaves: the outputs of the network.
         samples: for each of them the number of the sample that each row is of.
         count: number of samples.
+        source: the batches that the samples are of: where every process has its own,
+            means are over the samples of all.
 
     Returns:
         The sureness of each sample, 0 or more.
     """
     found = []
     for rows, of in zip(leaves, samples, strict=True):
-        apart = ((rows - rows.mean(axis=0, dtype=np.float64)) ** 2).sum(axis=1)
+        middle = _mean(rows, source)
+        apart = ((rows - middle) ** 2).sum(axis=1)
         squares = np.bincount(of, weights=apart, minlength=count)
         squares /= np.maximum(np.bincount(of, minlength=count), 1)
-        mean = squares.mean()
+        mean = float(_mean(squares, source))
         found.append(squares / mean if mean > 0 else np.ones(count))
     return np.mean(found, axis=0)
+
+
+def _mean(rows: np.ndarray, source: PyTree) -> np.ndarray:
+    """Return the mean over rows, those of other processes included."""
+    total = rows.sum(axis=0, dtype=np.float64)
+    parts = over_processes((np.asarray(total), np.asarray(len(rows))), source)
+    sums, counts = zip(*parts, strict=True)
+    total = np.sum(list(map(np.asarray, sums)), axis=0)
+    return np.asarray(total / sum(map(int, counts)))
 
 
 def shares_by_sureness(

@@ -301,7 +301,9 @@ def test_what_is_not_read_back_as_it_was_is_not_kept(name, tmp_path, monkeypatch
 def test_a_url_of_a_file(name):
     path = f"gs://b/run{ROWS[name].endings[0]}"
     expected = (
-        f"{path}: expected a file of a local file system, got a URL. Copy it here."
+        f"{path}: expected a file system that is installed, got one without its "
+        "package: Please install gcsfs to access Google Storage. Install that, or copy "
+        "the checkpoint here."
     )
     with pytest.raises(ValueError, match=sentence(expected)):
         load(path)

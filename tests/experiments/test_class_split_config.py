@@ -87,12 +87,12 @@ def test_missing_keys_and_unknown_networks_are_said():
         "experiment: correct 4 mistakes:\n"
         "  tasks: expected a number of tasks, or a list of classes for each, two or "
         "more, got 1.\n"
-        "  network: expected one of mlp, vgg, resnet20, bottleneck-resnet, vit, got "
-        '"resnet"; did you mean "resnet20"?\n'
+        "  network: expected one of mlp, vgg, resnet, resnet20, bottleneck-resnet, "
+        'vit, got "resnet21"; did you mean "resnet20"?\n'
         "  training: expected a mapping of keys to values, got 3.\n"
         "  dataset: this key is missing."
     )
-    content = {"tasks": 1, "network": {"name": "resnet"}, "training": 3}
+    content = {"tasks": 1, "network": {"name": "resnet21"}, "training": 3}
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
         parse_experiment(content)
 

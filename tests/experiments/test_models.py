@@ -9,6 +9,7 @@ from jmudsc import paths
 from jmudsc.derivation.check_spec import check_spec
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.experiments import convnets
+from jmudsc.experiments.convnets import ResNet
 from jmudsc.experiments.models import (
     apply_fn,
     BottleneckResNet,
@@ -40,6 +41,7 @@ LABELS = {
         ResNet20(1, 5, "group", 4),
         " ".join(f"4 {int(size) // 4}/4" for size in STAGES.split()),
     ),
+    "resnet": (ResNet(1, 5, (1, 1, 1)), "16 32 64 16 32 64"),
     "bottleneck": (
         BottleneckResNet(5, (2, 1), width=4),
         "4 16 32 4 4 4 4 8 8",

@@ -51,8 +51,9 @@ def test_linear_layers_are_refitted_to_the_models_in_place(owners):
     )
     plain = merge_finetunes(MODELS, BASE, "ties", **GIVEN).variables
     spec = tiny.spec_of("cnn")
+    whom = {"owners": owners} if owners else {"target": "ensemble"}
     expected = jmudsc.refit(
-        spec, NET.apply_fn, MODELS, assignment(spec), plain, XS, owners=owners
+        spec, NET.apply_fn, MODELS, assignment(spec), plain, XS, **whom
     )
     same(result.variables, expected)
     assert result.changes["c/kernel"] == "refit by least squares"
