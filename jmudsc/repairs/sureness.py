@@ -13,8 +13,8 @@ from jaxtyping import Float, Int, PyTree
 from jmudsc.sharding import over_processes
 
 # Rows of one output of a network, and the sample that each row is of.
-Rows = Float[np.ndarray, "rows entries"]
-Samples = Int[np.ndarray, " rows"]
+Rows = Float[np.ndarray, "_ _"]
+Samples = Int[np.ndarray, " _"]
 
 
 def sureness(

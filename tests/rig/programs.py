@@ -23,6 +23,8 @@ from jmudsc.derivation.taps import find_taps
 SIZES = (2, 3, 4, 6)
 KNOWN = {"jax": jax, "jnp": jnp, "lax": lax, "np": np, "rig": program_families}
 MOST_ENTRIES = 300
+# Of each family in the slow part of the tests: 2,000 of all six together.
+PROGRAMS_EACH = 334
 
 # A wrong permutation changes outputs by about their size; double precision by 1e-12.
 TOLERANCE = 1e-6
