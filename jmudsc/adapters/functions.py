@@ -1,5 +1,6 @@
 """Functions: what a merge takes of a model."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,27 @@ class Functions(NamedTuple):
     variables: PyTree
     apply_fn: ApplyFn
     update_fn: UpdateFn | None
+
+
+def modes_of(function: Callable[..., Any], modes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments of a function that tell training and evaluation apart.
+
+    Args:
+        function: what is called.
+        modes: argument -> its value in evaluation, of all that a library is known for.
+    """
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in modes.items() if name in names}
+
+
+def opposite(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call in training, from those of one in evaluation."""
+    return {name: not value for name, value in evaluation.items()}
+
+
+def arguments(batch: PyTree) -> tuple:
+    """Return the positional arguments that a batch gives: a tuple gives several."""
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

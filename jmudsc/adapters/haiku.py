@@ -8,7 +8,7 @@ import haiku as hk
 import jax
 from jaxtyping import PyTree
 
-from jmudsc.adapters.functions import Functions
+from jmudsc.adapters.functions import arguments, Functions, modes_of, opposite
 
 # Arguments by which functions tell training and evaluation apart, and their values in
 # evaluation.
@@ -41,15 +41,16 @@ def functions(
     """
     apply = transformed.apply
     has_key = "rng" in inspect.signature(apply).parameters
-    evaluation = _modes_of(apply) if evaluation is None else evaluation
+    if evaluation is None:
+        evaluation = modes_of(inspect.unwrap(apply), MODES)
     if training is None:
-        training = {key: not value for key, value in evaluation.items()}
+        training = opposite(evaluation)
 
     def run(variables: PyTree, batch: PyTree, key: Any, options: Any) -> Any:
         trees = [variables["params"]]
         trees += [] if state is None else [variables["state"]]
-        inputs = batch if isinstance(batch, tuple) else (batch,)
-        return apply(*trees, *([key] if has_key else []), *inputs, **options)
+        keys = [key] if has_key else []
+        return apply(*trees, *keys, *arguments(batch), **options)
 
     def apply_fn(variables: PyTree, batch: PyTree) -> PyTree:
         out = run(variables, batch, None, evaluation)
@@ -63,10 +64,3 @@ def functions(
         return Functions({"params": params}, apply_fn, None)
     variables = {"params": params, "state": state}
     return Functions(variables, apply_fn, update_fn if state else None)
-
-
-def _modes_of(apply: Any) -> dict[str, Any]:
-    """Find the arguments that tell training and evaluation apart."""
-    forward = inspect.unwrap(apply)
-    names = inspect.signature(forward).parameters
-    return {name: value for name, value in MODES.items() if name in names}

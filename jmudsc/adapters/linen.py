@@ -1,6 +1,5 @@
 """Linen: modules of `flax.linen`, and training states of them."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from jmudsc.adapters.functions import checked, Functions
+from jmudsc.adapters.functions import arguments, checked, Functions, modes_of, opposite
 
 # Arguments of `__call__` by which modules tell training and evaluation apart, and their
 # values in evaluation.
@@ -54,17 +53,17 @@ def functions(
     if evaluation is None:
         evaluation = _modes_of(model)
     if training is None:
-        training = {key: not value for key, value in evaluation.items()}
+        training = opposite(evaluation)
     own = {key: tree[key] for key in ("params", STATISTICS) if key in tree}
     held = {key: value for key, value in tree.items() if key not in own}
 
     def apply_fn(variables: PyTree, batch: PyTree) -> PyTree:
-        return apply({**held, **variables}, *_arguments(batch), **evaluation)
+        return apply({**held, **variables}, *arguments(batch), **evaluation)
 
     def update_fn(variables: PyTree, batch: PyTree) -> PyTree:
         _, updated = apply(
             {**held, **variables},
-            *_arguments(batch),
+            *arguments(batch),
             **training,
             rngs={"dropout": jax.random.key(0)},
             mutable=[STATISTICS],
@@ -119,9 +118,4 @@ def _modes_of(model: Any) -> dict[str, Any]:
     module = getattr(getattr(model, "apply_fn", None), "__self__", model)
     if not isinstance(module, nn.Module):
         return {}
-    names = inspect.signature(type(module).__call__).parameters
-    return {name: value for name, value in MODES.items() if name in names}
-
-
-def _arguments(batch: PyTree) -> tuple:
-    return batch if isinstance(batch, tuple) else (batch,)
+    return modes_of(type(module).__call__, MODES)
