@@ -1,11 +1,11 @@
 """Adapters: models of a library as pure functions of variables, and back."""
 
-_LIBRARIES = ("equinox", "haiku", "huggingface", "keras", "linen", "nnx")
+from jmudsc.adapters.libraries import LIBRARIES
 
 
 def __getattr__(name: str) -> object:
     """Import an adapter, and so its library, at its first use."""
-    if name in _LIBRARIES:
+    if name in LIBRARIES:
         from importlib import import_module
 
         return import_module(f"jmudsc.adapters.{name}")
@@ -13,4 +13,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LIBRARIES})
+    return sorted({*globals(), *LIBRARIES})

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jmudsc.adapters.libraries import LIBRARIES
 from jmudsc.checkpoints.urls import AnyPath, is_url
 from jmudsc.merging.option_values import quoted
 from jmudsc.paths import cut, did_you_mean
-
-# The libraries that have an adapter.
-ADAPTERS = ("equinox", "haiku", "huggingface", "keras", "linen", "nnx")
 
 
 @dataclass(frozen=True)
@@ -76,16 +74,16 @@ def read_model(value: Any) -> ImportPath:
     if path.adapter is None:
         raise ValueError(
             f"expected an adapter beside the factory, got {quoted(value)}. Add one of "
-            f"{', '.join(ADAPTERS)}."
+            f"{', '.join(LIBRARIES)}."
         )
     return path
 
 
 def _check_adapter(adapter: Any) -> None:
-    if adapter is not None and adapter not in ADAPTERS:
+    if adapter is not None and adapter not in LIBRARIES:
         raise ValueError(
-            f"adapter: expected one of {', '.join(ADAPTERS)}, got {quoted(adapter)}"
-            f"{did_you_mean(str(adapter), ADAPTERS) or '.'}"
+            f"adapter: expected one of {', '.join(LIBRARIES)}, got {quoted(adapter)}"
+            f"{did_you_mean(str(adapter), LIBRARIES) or '.'}"
         )
 
 
