@@ -27,6 +27,7 @@ from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.memory_budget import left_for_statistics, room
 from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.report import report
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import format_like, record_of
 from jmudsc.processes import is_first
@@ -35,7 +36,6 @@ from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.finetuned import filling_of, merge_finetuned
 from jmudsc.recipes.hugging_face import written_like
 from jmudsc.recipes.reader import read_recipe
-from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
     load_model,
     load_models,

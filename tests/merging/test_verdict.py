@@ -12,8 +12,8 @@ import tiny
 
 from jmudsc import load_provenance, merge, permute, random_permutations, save
 from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.report import report
 from jmudsc.merging.verdict import Verdict
-from jmudsc.recipes.report import report
 
 NET = tiny.MLP
 SPEC = tiny.spec_of("mlp")
