@@ -11,6 +11,7 @@ import sys
 
 import tyro
 
+from jmudsc.commands.compare import compare
 from jmudsc.commands.demo import demo
 from jmudsc.commands.evaluate import evaluate
 from jmudsc.commands.experiment import experiment
@@ -31,6 +32,7 @@ _DESCRIPTION = (
 COMMANDS = {
     command.__name__: command
     for command in (
+        compare,
         demo,
         evaluate,
         experiment,

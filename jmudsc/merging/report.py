@@ -44,6 +44,8 @@ def report(result: MergeResult) -> str:
         lines += [f"- seconds: {_plain(seconds)}"]
     if result.verdict:
         lines += ["", *verdict_lines(result.verdict)]
+    if result.comparison:
+        lines += ["", "## What was tried", "", *str(result.comparison).splitlines()]
     if labels:
         lines += ["", *_labels(result)]
     if result.changes:

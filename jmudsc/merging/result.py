@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from jmudsc.merging.comparison import Comparison
 from jmudsc.merging.verdict import Verdict
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -32,6 +33,8 @@ class MergeResult:
             for its own `apply_fn`; empty otherwise.
         verdict: whether the merged network is better than the best single parent, on
             batches that were held out; None where nothing says so (`recipe` says why).
+        comparison: all merges that method `best` tried, in one table; None for other
+            methods.
         seconds: stage -> seconds of wall time, compilation included: deriving and
             checking the spec, statistics, judging, matching and combining (over all
             balances tried), repairing. They are in the report, not in the provenance:
@@ -46,4 +49,5 @@ class MergeResult:
     changes: Mapping[str, str] = field(default_factory=dict)
     networks: tuple[PyTree, ...] = ()
     verdict: Verdict | None = None
+    comparison: Comparison | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)

@@ -98,7 +98,43 @@ def merge_recipe(
         FileExistsError: if the output is.
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
-    recipe = read_recipe(path, output)
+    return merge_read(
+        path, read_recipe(path, output), Doing(overwrite, memory, progress)
+    )
+
+
+@dataclass(frozen=True)
+class Doing:
+    """How a recipe is done, whatever stands in it.
+
+    Attributes:
+        overwrite: as for `merge_recipe`.
+        memory: as for `merge_recipe`.
+        progress: as for `merge_recipe`.
+    """
+
+    overwrite: bool = False
+    memory: int | None = None
+    progress: Progress | None = None
+
+
+def merge_read(path: AnyPath, recipe: Recipe, doing: Doing) -> tuple[AnyPath, str]:
+    """Merge by a recipe that was read, as `merge_recipe` does.
+
+    Args:
+        path: the recipe's file, named in errors.
+        recipe: the recipe.
+        doing: how.
+
+    Returns:
+        As `merge_recipe`.
+
+    Raises:
+        FileNotFoundError: as `merge_recipe`.
+        FileExistsError: as `merge_recipe`.
+        ValueError: as `merge_recipe`.
+    """
+    memory, progress, overwrite = doing.memory, doing.progress, doing.overwrite
     if jax.process_count() > 1:
         check_together(path, recipe, memory)
     places = free_places(recipe, overwrite)
@@ -110,21 +146,9 @@ def merge_recipe(
     like = written_like(recipe, donor)
     if isinstance(recipe.options, FinetuneOptions):
         result = merge_finetuned(recipe, named, progress)
+        result = _with_seed(result, recipe)
     else:
-        models, batches, budget = _given(recipe, named["batches"], memory, progress)
-        written = None
-        if recipe.spec is not None:
-            functions = named["apply_fn"], named["batches"]
-            written = spec_by(path, recipe, *functions, models[0])
-        result = merge_with(
-            _options(recipe, named, is_lazy(models)),
-            Inputs(named["apply_fn"], models, batches, written),
-            key=jax.random.key(recipe.seed),
-            budget=budget,
-            journal=journal,
-            progress=progress,
-        )
-    result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
+        result = merge_networks(path, recipe, named, doing, journal)
     text = report(result)
     filling = None
     is_finetuned = isinstance(recipe.options, FinetuneOptions)
@@ -134,6 +158,51 @@ def merge_recipe(
     if journal:
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
+
+
+def merge_networks(
+    path: AnyPath,
+    recipe: Recipe,
+    named: Mapping[str, Any],
+    doing: Doing,
+    journal: Journal | None = None,
+) -> MergeResult:
+    """Merge networks that are matched, as a recipe says, and save nothing.
+
+    Args:
+        path: the recipe's file, named in errors.
+        recipe: the recipe.
+        named: from `resolved`, of `apply_fn`, `batches` and the recipe's functions.
+        doing: how.
+        journal: where the steps of matching are kept; None for nowhere.
+
+    Returns:
+        The merge.
+
+    Raises:
+        ValueError: if something in the recipe, a checkpoint or the models is wrong.
+    """
+    models, batches, budget = _given(
+        recipe, named["batches"], doing.memory, doing.progress
+    )
+    written = None
+    if recipe.spec is not None:
+        functions = named["apply_fn"], named["batches"]
+        written = spec_by(path, recipe, *functions, models[0])
+    result = merge_with(
+        _options(recipe, named, is_lazy(models)),
+        Inputs(named["apply_fn"], models, batches, written),
+        key=jax.random.key(recipe.seed),
+        budget=budget,
+        journal=journal,
+        progress=doing.progress,
+    )
+    return _with_seed(result, recipe)
+
+
+def _with_seed(result: MergeResult, recipe: Recipe) -> MergeResult:
+    """Return a merge whose record has the seed of its recipe."""
+    return dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
 
 
 def _given(

@@ -288,8 +288,10 @@ def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> 
     """Find out what is to be done, and note what of it cannot be."""
     rows = prepared.options.rows
     with noting(problems):
-        # Of several ways to merge, those that cannot be carried are not tried.
-        zips = all(row.zips for row in rows)
+        # Of several ways to merge, those that cannot be carried are not tried, unless
+        # they are named.
+        each = any if prepared.options.among else all
+        zips = each(row.zips for row in rows)
         check_carried("recipe", prepared.apart, zips)
     taps: Mapping[str, tuple[Tap, ...]] = {}
     if any(row.activations for row in rows):
