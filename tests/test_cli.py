@@ -67,6 +67,15 @@ def test_merge_writes_a_checkpoint_with_its_report_and_recipe(
     assert jmudsc.load_provenance(project / "merged")["recipe"]["seed"] == 0
     notes = project / "merged" / "jmudsc"
     assert (notes / "report.md").read_text() in printed
+    card = (project / "merged" / "README.md").read_text()
+    assert re.findall(r"^- `(\w+)`, SHA-256 `[0-9a-f]{64}`$", card, re.M) == [
+        *("first", "second")
+    ]
+    assert "method: mudsc-align" in card
+    assert str(project) not in card
+    parents = jmudsc.load_provenance(project / "merged")["parents"]
+    assert [parent["name"] for parent in parents] == ["first", "second"]
+    assert all(f"`{parent['sha256']}`" in card for parent in parents)
     recipe = (notes / "recipe.yaml").read_text()
     assert recipe.startswith(f"# Paths and modules are relative to {project}\n")
     assert "cli_model:apply_fn" in recipe

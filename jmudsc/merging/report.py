@@ -21,7 +21,7 @@ def report(result: MergeResult) -> str:
     Returns:
         Markdown.
     """
-    lines = _judgement(result.verdict)
+    lines = judgement(result.verdict)
     lines += ["# Merge", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in _decisive(result.recipe)]
     labels, leaves = result.spec.labels, result.spec.axes
@@ -88,8 +88,15 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     ]
 
 
-def _judgement(verdict: Verdict | None) -> list[str]:
-    """Say first of all if a parent alone is better."""
+def judgement(verdict: Verdict | None) -> list[str]:
+    """Say first of all if a parent alone is better.
+
+    Args:
+        verdict: of the merge; None for none.
+
+    Returns:
+        Lines of Markdown; none if it is not.
+    """
     advice = verdict and advice_of(verdict)
     if not verdict or not advice:
         return []

@@ -59,7 +59,6 @@ def written_like(recipe: Recipe, donor: Stored) -> HuggingFace | None:
         tokenizer = place(recipe, recipe.tokenizer)
     like = HuggingFace(
         find(place(recipe, source.path)),  # of a URL the local copy
-        parents=tuple(place(recipe, each.path) for each in recipe.sources),
         shard_size=recipe.shard_size,
         tokenizer=tokenizer,
     )

@@ -163,8 +163,8 @@ def test_names_are_read_with_any_spaces():
             ["mudsc-zap", "average + refitt", "average + smile"],
             'expected methods, each once, with repairs as in "mudsc-zip + refit". '
             'There is no method "mudsc-zap"; did you mean "mudsc-zip"? There is no '
-            'repair "refitt"; did you mean "refit"? There is no repair "smile". Use one of '
-            "refit, least-squares, rescale, pooled.",
+            'repair "refitt"; did you mean "refit"? There is no repair "smile". Use '
+            "one of refit, least-squares, rescale, pooled.",
         ),
         (
             ["average", "average"],
