@@ -15,6 +15,7 @@ from jmudsc.commands.compare import compare
 from jmudsc.commands.demo import demo
 from jmudsc.commands.evaluate import evaluate
 from jmudsc.commands.experiment import experiment
+from jmudsc.commands.init import init
 from jmudsc.commands.landscape import landscape
 from jmudsc.commands.lora import lora
 from jmudsc.commands.merge import merge
@@ -36,6 +37,7 @@ COMMANDS = {
         demo,
         evaluate,
         experiment,
+        init,
         landscape,
         lora,
         merge,

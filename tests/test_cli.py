@@ -397,6 +397,15 @@ def test_an_interrupted_command_says_how_to_go_on(project, monkeypatch):
 COMPARED = f"{RECIPE}held_out: 0.4\nrefit: least-squares\nscore: cli_model:score\n"
 
 
+def test_init_writes_a_recipe(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    run(monkeypatch, "init", "first", "second", "-o", "new/mine.yaml")
+    said = capsys.readouterr().out
+    assert "first: orbax, 2 leaves of 64 entries (float32)" in said
+    assert "Next: jmudsc plan new/mine.yaml" in said
+    assert "  - path: ../first\n" in (project / "new" / "mine.yaml").read_text()
+
+
 def test_compare_prints_one_table_and_saves_nothing(project, monkeypatch, capsys):
     recipe = project / "recipe.yaml"
     recipe.write_text(COMPARED.replace("count: 3", "count: 6"))

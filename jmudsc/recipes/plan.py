@@ -122,7 +122,7 @@ def _matched(
     machine: Machine,
 ) -> Plan:
     """Plan a merge of networks that are matched."""
-    options = _options(problems, recipe)
+    options = _options(problems, recipe, named)
     functions = _functions(problems, recipe, named)
     plan = _looked_at(problems, recipe, machine.say)
     models = plan.models
@@ -177,12 +177,17 @@ def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
         ) from error
 
 
-def _options(problems: list[str], recipe: Recipe) -> MergeOptions:
+def _options(
+    problems: list[str], recipe: Recipe, named: Mapping[str, Any]
+) -> MergeOptions:
     """Return the options of a recipe; note how they contradict each other.
 
-    In the place of its functions are some that do nothing: these may be wrong.
+    In the place of its functions are some that do nothing: these may be wrong. An
+    adapter gives no update_fn to models without running statistics.
     """
-    functions = dict.fromkeys(recipe.functions, lambda *_: None)
+    none = [key for key in recipe.functions if key in named and named[key] is None]
+    there = [key for key in recipe.functions if key not in none]
+    functions = {**dict.fromkeys(none), **dict.fromkeys(there, lambda *_: None)}
     options = recipe.family.with_functions(recipe.options, functions)
     problems += [f"recipe: {problem}" for problem in options.problems()]
     return options
@@ -195,7 +200,7 @@ def _functions(
     count, separate = len(recipe.models), recipe.options.separate
     functions = {}
     for key in ("apply_fn", "update_fn"):
-        if key in named:
+        if named.get(key) is not None:
             with noting(problems):
                 functions[key] = per_model("recipe", key, named[key], count, separate)
     return functions
