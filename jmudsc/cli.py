@@ -12,6 +12,7 @@ import sys
 import tyro
 
 from jmudsc.commands.compare import compare
+from jmudsc.commands.convert import convert
 from jmudsc.commands.demo import demo
 from jmudsc.commands.evaluate import evaluate
 from jmudsc.commands.experiment import experiment
@@ -34,6 +35,7 @@ COMMANDS = {
     command.__name__: command
     for command in (
         compare,
+        convert,
         demo,
         evaluate,
         experiment,

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "lora": "checkpoints merging finetunes",
     "landscape": "",
     "adapters": "",
+    "conversion": "checkpoints",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "
         "merging finetunes landscape adapters"
@@ -49,7 +50,7 @@ MAY_IMPORT = {
         "spec reordering derivation checkpoints matching repairs merging finetunes "
         "landscape recipes"
     ),
-    "commands": "checkpoints merging finetunes lora recipes experiments",
+    "commands": "checkpoints merging finetunes lora conversion recipes experiments",
 }
 DEEPEST = 10
 
