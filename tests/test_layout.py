@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "conversion": "checkpoints",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "
-        "merging finetunes landscape adapters"
+        "merging finetunes landscape adapters conversion"
     ),
     "experiments": (
         "spec reordering derivation checkpoints matching repairs merging finetunes "

@@ -1,6 +1,7 @@
 """Convert: the arrays of another library's file as the tree of a network."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,14 @@ def converted(
     return unflatten(like, found)
 
 
+def reader_of(path: str | os.PathLike[str]) -> Reader | None:
+    """Return what reads a file of another library, None for a checkpoint."""
+    name = os.fspath(path).lower()
+    return next((row for row in READERS if name.endswith(row.endings)), None)
+
+
 def _read(path: str) -> Source:
-    reader = next((row for row in READERS if path.lower().endswith(row.endings)), None)
+    reader = reader_of(path)
     if reader is None:
         arrays = flatten(read_all(open_variables(path, separator="").variables))
         return Source({name: np.asarray(x) for name, x in arrays.items()})

@@ -10,8 +10,17 @@ import yaml
 
 from jmudsc.checkpoints.formats import ending_of
 from jmudsc.checkpoints.urls import is_url
+from jmudsc.conversion.convert import reader_of
 from jmudsc.paths import listed, plural
-from jmudsc.recipes.look import base_among, differing, look, Looked, Related, related
+from jmudsc.recipes.look import (
+    base_among,
+    differing,
+    look,
+    Looked,
+    RANDOM,
+    Related,
+    related,
+)
 
 _MODULE = "my_model"
 _MOST_LINES = 8
@@ -150,6 +159,13 @@ def _looked(paths: Sequence[str | os.PathLike[str]]) -> list[Looked]:
     """Look at all checkpoints, or list all that are none."""
     models, problems = [], []
     for path in paths:
+        if reader_of(path) is not None:
+            where = os.fspath(path)
+            problems.append(
+                f"{where}: expected a checkpoint, got a file of another library. Run "
+                f"jmudsc convert {where} --like module:function -o DIRECTORY first."
+            )
+            continue
         try:
             models.append(look(path))
         except (FileNotFoundError, ValueError) as error:
@@ -253,6 +269,8 @@ def _source(model: Looked, target: Path) -> Iterator[str]:
         yield f"    subtree: {_scalar(model.subtree)}"
     elif model.subtree:
         yield f"    subtree: [{', '.join(map(_scalar, model.subtree))}]"
+    if model.has_random:
+        yield f'    rename: {{"{RANDOM}": null}}  # without random states'
 
 
 def _separate(found: Found) -> Iterator[str]:

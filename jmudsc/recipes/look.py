@@ -19,6 +19,8 @@ from jmudsc.paths import flatten, plural
 # What training code keeps beside the variables, by the last word of its path.
 _OF_TRAINING = ("opt_state", "step", "tx", "optimizer", "rng", "epoch", "iteration")
 _VARIABLES = ("params", "batch_stats")
+# Random states of NNX, which no merge takes.
+RANDOM = "*rngs/*"
 # What a model without such collections is called in a training state.
 _MODELS = ("model", "variables", "weights", "module", "network")
 # Leaves that are running statistics, by the last word of their path.
@@ -35,12 +37,14 @@ class Looked:
         subtree: the names of the parts that are its variables, or of the one part;
             empty for all of it.
         others: how many leaves it has besides.
+        has_random: whether some of these are random states of NNX.
     """
 
     path: str
     stored: Stored
     subtree: str | tuple[str, ...]
     others: int
+    has_random: bool = False
 
     @functools.cached_property
     def variables(self) -> Mapping[str, LazyArray]:
@@ -110,9 +114,13 @@ def look(path: str | os.PathLike[str]) -> Looked:
     """
     whole = open_variables(path)
     subtree = _variables_of(whole.variables)
-    stored = open_variables(path, subtree) if subtree else whole
+    drawn = any("rngs" in leaf.split("/") for leaf in flatten(whole.variables))
+    rename = {RANDOM: None} if drawn else None
+    stored = whole
+    if subtree or rename:
+        stored = open_variables(path, subtree or None, rename=rename)
     others = len(flatten(whole.variables)) - len(flatten(stored.variables))
-    return Looked(os.fspath(path), stored, subtree, others)
+    return Looked(os.fspath(path), stored, subtree, others, drawn)
 
 
 def related(models: Sequence[Looked]) -> list[Related]:

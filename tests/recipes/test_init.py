@@ -5,12 +5,15 @@ import re
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import tiny_llama as llama
 import yaml
 from checkpoint_writers import TrainState
+from flax import nnx
 
 import jmudsc
+from jmudsc import adapters
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.recipes.init import init_recipe
 from jmudsc.recipes.merge import merge_recipe
@@ -152,6 +155,35 @@ def test_what_is_beside_variables_is_known_by_its_name(
     written(tmp_path, a=tree, b=tree)
     init_recipe(["a", "b"])
     assert keys_of(tmp_path)["models"][0].get("subtree") == subtree
+
+
+def test_random_states_of_nnx_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        model = nnx.Sequential(
+            nnx.Linear(5, 4, rngs=nnx.Rngs(seed)),
+            nnx.Dropout(0.1, rngs=nnx.Rngs(seed)),
+        )
+        with ocp.StandardCheckpointer() as saver:
+            saver.save(tmp_path / name, nnx.state(model))
+    said = init_recipe(["a", "b"])
+    assert said.startswith("a: orbax, 2 leaves of 24 entries (float32), and 2 other")
+    source = read_recipe(tmp_path / "recipe.yaml").models[0]
+    found = jmudsc.load(tmp_path / "a", rename=dict(source.rename))
+    assert jax.tree.structure(found) == jax.tree.structure(
+        adapters.nnx.functions(model).variables
+    )
+
+
+def test_files_of_other_libraries_are_sent_to_convert(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, a=drawn(0))
+    with pytest.raises(ValueError, match="got 1 that cannot be read") as failure:
+        init_recipe(["a", "b.keras"])
+    assert str(failure.value).endswith(
+        "b.keras: expected a checkpoint, got a file of another library. Run jmudsc "
+        "convert b.keras --like module:function -o DIRECTORY first."
+    )
 
 
 def test_heads_that_differ_are_kept_apart_and_named(tmp_path, monkeypatch):
