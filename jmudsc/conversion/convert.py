@@ -83,11 +83,15 @@ def converted(
     if problems:
         raise ValueError(
             f"{path}: expected an array for every leaf of the network and no others, "
-            f"got {len(problems)} that do not fit. Rename them "
+            f"got {_counted(len(problems))} not fit. Rename what has another name "
             '(--rename "OLD=NEW", with nothing after = to leave arrays out):\n'
             f"{listed(problems, _MOST_LINES)}"
         )
     return unflatten(like, found)
+
+
+def _counted(problems: int) -> str:
+    return "1 that does" if problems == 1 else f"{problems} that do"
 
 
 def reader_of(path: str | os.PathLike[str]) -> Reader | None:

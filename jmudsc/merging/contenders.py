@@ -90,7 +90,8 @@ def contenders_to_try(value: Any) -> tuple[str, ...]:
         )
     names = tuple(" + ".join(_words(name)) for name in value)
     wrong = [line for name in names for line in _unknown(name)]
-    wrong += [f'"{n}" stands there twice.' for n in set(names) if names.count(n) > 1]
+    once = dict.fromkeys(names)
+    wrong += [f'"{n}" stands there twice.' for n in once if names.count(n) > 1]
     if wrong:
         raise ValueError(
             'expected methods, each once, with repairs as in "mudsc-zip + refit". '

@@ -120,8 +120,8 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
         converted(path, like())
     assert str(failure.value) == (
         f"{path}: expected an array for every leaf of the network and no others, got 3 "
-        'that do not fit. Rename them (--rename "OLD=NEW", with nothing after = to '
-        "leave arrays out):\n"
+        'that do not fit. Rename what has another name (--rename "OLD=NEW", with '
+        "nothing after = to leave arrays out):\n"
         '  params/head/kernel: nothing in the file; did you mean "haed.weight"?\n'
         "  haed.weight: no leaf of the network\n"
         "  params/norm/scale: [4], norm.weight is [3]"
