@@ -6,8 +6,7 @@ cast), so that a new kernel can be written back into it. No module is looked for
 name.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,89 +19,19 @@ from jmudsc.derivation.rules.table import contraction, primitive_of
 from jmudsc.derivation.running_statistics import running_statistics, Statistics
 from jmudsc.derivation.taps import value_axes
 from jmudsc.repairs.contractions import Form, form_of, unit_axes
+from jmudsc.repairs.layers import Layers, Linear, Norm, uses_of
 from jmudsc.repairs.leaf_entries import (
     Entries,
     entries_of,
-    is_used_once,
     leaves_below,
     Origins,
     origins_of,
     per_unit,
 )
-from jmudsc.spec.axes import Axis
+from jmudsc.repairs.loop_axes import axes_at, LoopAxes
+from jmudsc.repairs.shared_kernels import layers_of
+from jmudsc.repairs.unroll import unrolled
 from jmudsc.spec.permutation_spec import PermutationSpec
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A contraction of activations with a kernel, and the bias that is added to it.
-
-    Attributes:
-        eqn: the contraction.
-        form: how it is computed.
-        kernel: the entries of its operand.
-        bias: those of the bias, of size 1 on axes of samples; None if there is none.
-        makes: what the axes of the output are.
-        is_normed: whether the output goes into a norm by running statistics.
-    """
-
-    eqn: Any
-    form: Form
-    kernel: Entries
-    bias: Entries | None
-    makes: tuple[Axis, ...]
-    is_normed: bool
-
-    @property
-    def operand(self) -> Any:
-        """The variable of the activations."""
-        return self.eqn.invars[1 - self.form.side]
-
-    @property
-    def unit_axes(self) -> tuple[int, ...]:
-        """The axes of the output that run over units."""
-        return unit_axes(self.form, len(self.makes))
-
-    @property
-    def sample_axes(self) -> tuple[int, ...]:
-        """The axes of the output that run over samples."""
-        return tuple(n for n in range(len(self.makes)) if n not in self.unit_axes)
-
-    @property
-    def samples(self) -> int:
-        """The number of samples in the output."""
-        shape = shape_of(self.eqn.outvars[0])
-        return math.prod(shape[axis] for axis in self.sample_axes)
-
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """A norm by running statistics.
-
-    Attributes:
-        eqn: the equation that takes the activations in.
-        operand: the variable of the activations.
-        mean: the entries of the running mean, of size 1 on axes of samples.
-        variance: those of the running variance.
-    """
-
-    eqn: Any
-    operand: Any
-    mean: Entries
-    variance: Entries
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The linear layers and norms of a program.
-
-    Attributes:
-        steps: those whose leaves can be written, in program order.
-        skipped: the path of every other kernel and statistic -> why it cannot be.
-    """
-
-    steps: tuple[Linear | Norm, ...]
-    skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -111,13 +40,15 @@ class _Finder:
 
     Attributes:
         origins: where its values come from and go to.
-        axes: what the axes of activations are.
+        data: the values that depend on the batch.
+        axes_of: what the axes of such a value are; None if it is not known.
         subtractions: the running statistics by the equation that subtracts the mean.
         skipped: filled with what is left out, and why.
     """
 
     origins: Origins
-    axes: Mapping[Any, tuple[Axis, ...]]
+    data: Set[Any]
+    axes_of: Callable[[Any], LoopAxes | None]
     subtractions: Mapping[int, Statistics]
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -130,42 +61,50 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
         spec: its spec, derived or written by hand.
 
     Returns:
-        The layers. What is inside a loop or branch is skipped, and so is a kernel that
-        is used more than once or that is computed from leaves.
+        The layers, those inside loops among them. What is inside a branch is skipped,
+        and so is a kernel that is used in other ways too or computed from leaves.
     """
+    flat = unrolled(program)
     axes = value_axes(program, spec)
-    statistics = running_statistics(program, axes.keys())
+    axes_of = lambda var: axes_at(var, flat, axes, spec)
+    program = flat.program
+    statistics = running_statistics(program, flat.data)
     subtractions = {id(record.eqn): record for record in statistics if record.mean}
-    finder = _Finder(origins_of(program), axes, subtractions)
-    steps: list[Linear | Norm] = []
+    finder = _Finder(origins_of(program), flat.data, axes_of, subtractions)
+    found: list[Linear | Norm] = []
     for eqn in program.eqns:
         if contraction(eqn) is not None:
-            steps += _linears(finder, eqn)
+            found += _linears(finder, eqn)
         elif id(eqn) in finder.subtractions:
-            steps += _norms(finder, eqn)
+            found += _norms(finder, eqn)
         elif primitive_of(eqn).bodies is not None:
-            for path in leaves_below(finder.origins, eqn, axes.keys()):
+            for path in leaves_below(finder.origins, eqn, flat.data):
                 finder.skipped[path] = f"is used inside a {eqn.primitive.name}"
-    return Layers(tuple(steps), finder.skipped)
+    steps = layers_of(found, finder.origins, finder.skipped)
+    uses = {id(use.eqn): use for step in steps for use in uses_of(step)}
+    stops = tuple(uses[id(eqn)] for eqn in program.eqns if id(eqn) in uses)
+    return Layers(program, flat.data, steps, stops, finder.skipped)
 
 
 def _linears(finder: _Finder, eqn: Any) -> Iterator[Linear]:
-    origins, axes = finder.origins, finder.axes
-    sides = [i for i, var in enumerate(eqn.invars) if var not in axes]
+    origins = finder.origins
+    sides = [i for i, var in enumerate(eqn.invars) if var not in finder.data]
     if len(sides) != 1 or isinstance(eqn.invars[sides[0]], jex.Literal):
         return
     form, kernel = form_of(eqn, sides[0]), entries_of(origins, eqn.invars[sides[0]])
+    out = eqn.outvars[0]
     if kernel is None:
-        for path in leaves_below(origins, eqn, axes.keys()):
+        for path in leaves_below(origins, eqn, finder.data):
             finder.skipped[path] = "is not contracted as it is, but computed with"
     elif form is None:
         finder.skipped[kernel.path] = "is in a convolution of an unusual form"
-    elif not is_used_once(origins, kernel):
-        finder.skipped[kernel.path] = "is used more than once"
+    elif (made := finder.axes_of(out)) is None:
+        finder.skipped[kernel.path] = "is in a loop over layers that are not told apart"
     else:
-        out = eqn.outvars[0]
         bias, is_normed = _what_follows(finder, out, form)
-        yield Linear(eqn, form, kernel, bias, axes[out], is_normed)
+        taken = finder.axes_of(eqn.invars[1 - form.side])
+        takes = () if taken is None else taken.axes
+        yield Linear(eqn, form, kernel, bias, made.axes, takes, is_normed, made.at)
 
 
 def _norms(finder: _Finder, eqn: Any) -> Iterator[Norm]:
@@ -223,8 +162,7 @@ def _bias(
     index = np.transpose(index, (*places, *samples))
     if index.size != np.prod(shape):
         return None
-    bias = Entries(found.path, index.reshape(shape))
-    return bias if is_used_once(origins, bias) else None
+    return Entries(found.path, index.reshape(shape))
 
 
 def _followed(eqn: Any, axis: int) -> int | None:

@@ -44,13 +44,15 @@ class Origins:
         moved: value -> the leaf that it is but for `moves`, and the equations of them.
         users: value -> the equations that use it, and None if it is an output.
         uses: leaf -> how many equations each of its entries goes into, as far as it is
-            known: 2 for more than one.
+            known.
+        entries: value -> its entries, as far as they are known.
     """
 
     program: Program
     moved: Mapping[Any, tuple[str, tuple[Any, ...]]]
     users: Mapping[Any, list[Any]]
     uses: dict[str, np.ndarray] = field(default_factory=dict)
+    entries: dict[Any, "Entries"] = field(default_factory=dict)
 
 
 def origins_of(program: Program) -> Origins:
@@ -90,12 +92,14 @@ def entries_of(origins: Origins, var: Any) -> Entries | None:
     """
     if isinstance(var, jex.Literal) or var not in origins.moved:
         return None
-    path, eqns = origins.moved[var]
-    index, eqns = _first(shape_of(origins.program.leaves[path]), eqns)
-    for eqn in eqns:
-        if primitive_of(eqn).entries is not Moves.KEPT:
-            index = _laid_out(eqn, index)
-    return Entries(path, index)
+    if var not in origins.entries:
+        path, eqns = origins.moved[var]
+        index, eqns = _first(shape_of(origins.program.leaves[path]), eqns)
+        for eqn in eqns:
+            if primitive_of(eqn).entries is not Moves.KEPT:
+                index = _laid_out(eqn, index)
+        origins.entries[var] = Entries(path, index)
+    return origins.entries[var]
 
 
 def per_unit(entries: Entries) -> Entries:
@@ -108,10 +112,16 @@ def per_unit(entries: Entries) -> Entries:
     return Entries(entries.path, index)
 
 
-def is_used_once(origins: Origins, entries: Entries) -> bool:
-    """Return whether each entry is there once, and goes into one equation only."""
+def is_used(origins: Origins, entries: Entries, times: int) -> bool:
+    """Return whether each entry is there once, and goes into so many equations.
+
+    Args:
+        origins: of the program.
+        entries: of a leaf.
+        times: how many equations.
+    """
     return is_there_once(entries) and bool(
-        (_uses(origins, entries.path)[entries.index] == 1).all()
+        (_uses(origins, entries.path)[entries.index] == times).all()
     )
 
 
@@ -213,17 +223,17 @@ _ON_HOST: dict[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
 
 
 def _uses(origins: Origins, path: str) -> np.ndarray:
-    """Count the equations that each entry of a leaf goes into, up to 2."""
+    """Count the equations that each entry of a leaf goes into."""
     if path not in origins.uses:
         size = math.prod(shape_of(origins.program.leaves[path]))
-        uses = np.zeros(size, np.uint8)
+        uses = np.zeros(size, np.uint32)
         for var, (leaf, _) in origins.moved.items():
             if leaf == path:
                 users = origins.users.get(var, ())
                 count = sum(not _hands_on(origins, eqn) for eqn in users)
                 found = entries_of(origins, var) if count else None
                 if found is not None:
-                    uses[found.index] = np.minimum(uses[found.index] + count, 2)
+                    uses[found.index] += np.uint32(count)
         origins.uses[path] = uses
     return origins.uses[path]
 

@@ -13,26 +13,19 @@ from jmudsc import paths
 from jmudsc.batches import check_iterable
 from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.contractions import columns, matrix
-from jmudsc.repairs.find_layers import Linear, Norm
+from jmudsc.repairs.gather import Follow, gathered
 from jmudsc.repairs.layer_by_layer import (
     Change,
     change_layers,
     log_skipped,
-    operands_of,
     paths_of,
     Seen,
 )
+from jmudsc.repairs.layers import Layer, Norm
 from jmudsc.repairs.leaf_entries import write
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.mixing import Mixing, mixings_of, SampleWeight, TARGETS
-from jmudsc.repairs.regression import (
-    added,
-    Fit,
-    nothing,
-    over_all_processes,
-    Regression,
-    solve,
-)
+from jmudsc.repairs.normal_equations import solve
 from jmudsc.repairs.rescale import reset_norm
 from jmudsc.repairs.targets import Leaves, Targets
 from jmudsc.sharding import to_host
@@ -261,62 +254,40 @@ def check_owners(where: str, owners: Sequence[int], models: int) -> None:
 def _change(
     settings: LeastSquares,
     mixings: Sequence[Mixing],
-    seen: Sequence[Seen],
+    layer: Layer,
+    seen: Iterable[Seen],
     leaves: Leaves,
     targets: Targets,
 ) -> tuple[Leaves, str]:
-    layer, owners = seen[0].layer, settings.owners
     if settings.only and not paths.matches(paths_of(layer)[0], settings.only):
         return {}, ""
     if isinstance(layer, Norm):
         return reset_norm("refit", layer, [each.merged for each in seen], leaves)
-    if owners is not None and len(owners) != len(seen):
+    owners = settings.owners
+    if owners is not None and len(owners) != len(mixings):
         raise ValueError(
-            f"refit: owners: expected one for each of the {len(seen)} batches, got "
+            f"refit: owners: expected one for each of the {len(mixings)} batches, got "
             f"{len(owners)}. Count the batches of each task."
         )
-    owners = owners if settings.follows_owners else None
-    total = _gathered(seen, leaves, targets, owners, mixings)
-    if not (np.isfinite(total.mean).all() and np.isfinite(total.comoment).all()):
+    follow = Follow(owners if settings.follows_owners else None, mixings)
+    sets = gathered(seen, leaves, targets, follow)
+    first = sets[0].linear
+    if not all(np.isfinite(each.uses.total.mean).all() for each in sets) or not all(
+        np.isfinite(each.uses.total.comoment).all() for each in sets
+    ):
         raise ValueError(
-            f"refit: {layer.kernel.path}: expected finite activations, got some that "
+            f"refit: {first.kernel.path}: expected finite activations, got some that "
             "are not. Check the range of the input."
         )
-    has_shift = layer.bias is not None or layer.is_normed
-    kernel_change, bias_change = solve(total, settings.ridge, has_shift)
-    index = matrix(layer.form, layer.kernel.index)
-    new = {layer.kernel.path: _changed(leaves[layer.kernel.path], index, kernel_change)}
-    if layer.bias is not None:
-        index = columns(layer.form, layer.bias.index)
-        new[layer.bias.path] = _changed(leaves[layer.bias.path], index, bias_change)
+    change, shifts = solve([each.uses for each in sets], settings.ridge)
+    index = matrix(first.form, first.kernel.index)
+    new = {first.kernel.path: _changed(leaves[first.kernel.path], index, change)}
+    for each, shift in zip(sets, shifts, strict=True):
+        if (bias := each.linear.bias) is not None:
+            index = columns(each.linear.form, bias.index)
+            leaf = new.get(bias.path, leaves[bias.path])
+            new[bias.path] = _changed(leaf, index, shift)
     return new, "refit by least squares"
-
-
-def _gathered(
-    seen: Sequence[Seen],
-    leaves: Leaves,
-    targets: Targets,
-    owners: Sequence[int] | None,
-    mixings: Sequence[Mixing],
-) -> Regression:
-    """Gather what goes in and how far from the parents it comes out, of all batches."""
-    first = seen[0].layer
-    assert isinstance(first, Linear)
-    merged = operands_of(first, leaves)
-    parents = [operands_of(first, of_parent) for of_parent in targets.leaves]
-    shape = first.kernel.index.shape
-    total = nothing(matrix(first.form, first.kernel.index).shape, seen[0].merged)
-    followed = owners or [None] * len(seen)
-    for each, owner, mixing in zip(seen, followed, mixings, strict=True):
-        layer = each.layer
-        assert isinstance(layer, Linear)
-        wanted, axes = targets.of_layer(layer.makes, owner)
-        order = sorted(range(len(parents)), key=lambda n: (n != owner, n))
-        own = [(each.parents[n], *parents[n]) for n in order]
-        fit = Fit(layer.form, shape, axes, None if owner is None else 0)
-        into = each.merged, *merged
-        total = added(total, layer.samples, fit, (into, own), wanted, mixing)
-    return over_all_processes(total)
 
 
 def _changed(leaf: Array, index: np.ndarray, change: np.ndarray) -> Array:

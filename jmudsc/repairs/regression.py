@@ -1,4 +1,4 @@
-"""Regression: the moments that a fit by least squares needs, and its solution.
+"""Regression: the moments that a fit by least squares needs.
 
 All of a batch is gathered by one compiled function, which layers of one kind share,
 whatever network they are in.
@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -40,12 +39,16 @@ class Fit:
         shape: the shape of the kernel.
         axes: what the axes of the output are.
         owner: the parent that the samples belong to; None if that is not known.
+        takes: what the axes of the activations are, where the merged network's are not
+            known yet, and those that it should have are taken for them; None where
+            they are known.
     """
 
     form: Form
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     owner: int | None
+    takes: tuple[Axis, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,36 +143,6 @@ def joined(a: Regression, b: Regression) -> Regression:
     return Regression(count, mean, comoment)
 
 
-def solve(
-    total: Regression, ridge: float, has_shift: bool
-) -> tuple[Float[np.ndarray, "groups incoming outgoing"], np.ndarray]:
-    """Find the change of a kernel and its bias that leaves the least residual.
-
-    Args:
-        total: moments of what goes in and of the residual before the change.
-        ridge: strength of the penalty on the change, times the mean square of what
-            goes in.
-        has_shift: whether there is a bias to change too, which is not penalised.
-
-    Returns:
-        The change of the kernel, and that of the bias, (groups, 1, outgoing).
-    """
-    into = total.comoment.shape[1]
-    mean = to_host(total.mean).astype(float)
-    second = to_host(total.comoment).astype(float) / total.count
-    if not has_shift:
-        second += np.swapaxes(mean[..., :into], 1, 2) * mean
-    changes = []
-    for group in second:
-        gram, cross = group[:, :into], group[:, into:]
-        penalty = ridge * np.trace(gram) / into or 1.0  # of inputs that are all zero
-        changes.append(
-            scipy.linalg.solve(gram + penalty * np.eye(into), cross, assume_a="pos")
-        )
-    change = np.stack(changes)
-    return change, mean[..., into:] - mean[..., :into] @ change
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _added(
     fit: Fit,
@@ -192,8 +165,11 @@ def _of_batch(
     """Return the moments of a batch; use under `jit`."""
     of_parent = lambda number: contract(fit.form, *parents[number])
     target = targets.target(of_parent, fit.axes, fit.owner, mixing.parents)
-    residual = columns(fit.form, target - contract(fit.form, *merged))
     x = jnp.asarray(merged[0], jnp.float32)
+    if fit.takes is not None:
+        into = lambda number: jnp.asarray(parents[number][0], jnp.float32)
+        x = targets.target(into, fit.takes, fit.owner, mixing.parents)
+    residual = columns(fit.form, target - contract(fit.form, x, *merged[1:]))
     weights = None
     if mixing.samples is not None:
         each = along(mixing.samples, target.shape)

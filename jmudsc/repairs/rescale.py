@@ -14,8 +14,8 @@ from jaxtyping import Array, PyTree
 
 from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.contractions import columns, contract, Form, matrix
-from jmudsc.repairs.find_layers import Linear, Norm
 from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, operands_of, Seen
+from jmudsc.repairs.layers import Layer, Linear, Norm, Shared
 from jmudsc.repairs.leaf_entries import read, write
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.targets import Leaves, Targets
@@ -139,21 +139,24 @@ def reset_norm(
 
 
 def _change(
-    seen: Sequence[Seen], leaves: Leaves, targets: Targets
+    layer: Layer, looked: Iterable[Seen], leaves: Leaves, targets: Targets
 ) -> tuple[Leaves, str]:
-    layer = seen[0].layer
+    if isinstance(layer, Shared):
+        return {}, "is used more than once"
+    seen = list(looked)
     if isinstance(layer, Norm):
         return reset_norm("repair", layer, [each.merged for each in seen], leaves)
     if layer.is_normed:
         return {}, "left to the norm that follows"
     if not any(layer.makes[axis].labels() for axis in layer.unit_axes):
         return {}, "left alone: its units may not be permuted"
-    mean, spread = _of_units([(s.layer, s.merged) for s in seen], leaves)
+    mean, spread = _of_units([(s.use, s.merged) for s in seen], leaves)
     axes = _axes_of_units(layer)
     own = [
-        _of_units([(s.layer, s.parents[number]) for s in seen], leaves_of_parent)
+        _of_units([(s.use, s.parents[number]) for s in seen], leaves_of_parent)
         for number, leaves_of_parent in enumerate(targets.leaves)
     ]
+    targets = targets.within(layer.at)
     wanted = [targets.mean(values, axes) for values in zip(*own, strict=True)]
     lives = spread > _STILL * np.abs(mean)
     scale = np.where(lives, wanted[1] / np.where(lives, spread, 1), 1)

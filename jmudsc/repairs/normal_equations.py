@@ -1,0 +1,104 @@
+"""Normal equations: what changes of kernels and biases leave the least residual."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+
+from jmudsc.repairs.regression import Regression
+from jmudsc.sharding import to_host
+
+Matrices = Float[np.ndarray, "_ _ _"]
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Uses of one kernel that add the same bias.
+
+    Attributes:
+        total: moments of what goes in and of the residual before the change.
+        has_shift: whether there is a bias to change too, which is not penalised.
+        is_turned: whether the kernel is used as its transpose.
+    """
+
+    total: Regression
+    has_shift: bool
+    is_turned: bool = False
+
+
+def solve(
+    uses: Sequence[Uses], ridge: float
+) -> tuple[Matrices, list[Matrices]]:
+    """Find the change of a kernel and its biases that leaves the least residual.
+
+    With A the second moments of what goes into the uses of the kernel, B those of what
+    goes into uses of its transpose, and C and D the moments of each with the residual,
+    the change X solves `A X + X B = C + D^T`, a Sylvester equation.
+
+    Args:
+        uses: of the kernel, by the bias that they add; at least one of them is of the
+            kernel as it is.
+        ridge: strength of the penalty on the change, times the mean square of what
+            goes in.
+
+    Returns:
+        The change of the kernel, (groups, incoming, outgoing), and for each of `uses` that of its bias, (groups, 1,
+        outgoing).
+    """
+    count = sum(use.total.count for use in uses)
+    sides = [
+        [_second(use, count) for use in uses if use.is_turned == turned]
+        for turned in (False, True)
+    ]
+    straight, turned = (sum(each) if each else None for each in sides)
+    assert straight is not None
+    into = straight.shape[1]
+    gram, cross = straight[..., :into], straight[..., into:]
+    if turned is None:
+        change = np.stack([_of_group(*g, ridge) for g in zip(gram, cross, strict=True)])
+    else:
+        into = turned.shape[1]
+        cross = cross[0] + turned[0, :, into:].T
+        change = _sylvester(gram[0], turned[0, :, :into], cross, ridge)[None]
+    return change, [_shift(use, change) for use in uses]
+
+
+def _second(use: Uses, count: int | float) -> Matrices:
+    """Return second moments, about the mean where it is free, as a share of all."""
+    total = use.total
+    into = total.comoment.shape[1]
+    second = to_host(total.comoment).astype(float) / total.count
+    if not use.has_shift:
+        mean = to_host(total.mean).astype(float)
+        second += np.swapaxes(mean[..., :into], 1, 2) * mean
+    return second * (total.count / count)
+
+
+def _of_group(gram: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
+    left = gram + _penalty(gram, ridge) * np.eye(len(gram))
+    return scipy.linalg.solve(left, cross, assume_a="pos")
+
+
+def _sylvester(
+    left: np.ndarray, right: np.ndarray, both: np.ndarray, ridge: float
+) -> np.ndarray:
+    """Solve for a kernel that is used as it is and transposed, by eigenvalues."""
+    values, vectors = np.linalg.eigh(left)
+    others, along = np.linalg.eigh(right)
+    mean = np.trace(left) / len(left) + np.trace(right) / len(right)
+    total = values[:, None] + others + (ridge * mean or 1.0)
+    return vectors @ (vectors.T @ both @ along / total) @ along.T
+
+
+def _penalty(gram: np.ndarray, ridge: float) -> float:
+    return ridge * np.trace(gram) / len(gram) or 1.0  # of inputs that are all zero
+
+
+def _shift(use: Uses, change: Matrices) -> Matrices:
+    """Return how much a bias has to change with the kernel."""
+    mean = to_host(use.total.mean).astype(float)
+    into = use.total.comoment.shape[1]
+    change = np.swapaxes(change, 1, 2) if use.is_turned else change
+    return mean[..., into:] - mean[..., :into] @ change
