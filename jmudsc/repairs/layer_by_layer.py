@@ -9,7 +9,7 @@ is compiled once for all stretches of the network that are alike.
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from jmudsc.repairs.leaf_entries import Entries, read
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.stepwise import Values, Way, way_through
 from jmudsc.repairs.targets import arrays, Leaves, Targets, targets_of
+from jmudsc.repairs.visits import Visit, visits_of
 from jmudsc.sharding import from_host, sharding_of
 from jmudsc.spec.check_variables import check_same
 
@@ -92,12 +93,13 @@ def change_layers(
     runs = _runs(where, merger, merged, batches)
     first = runs[0].layers
     notes = {p: n for p, n in first.skipped.items() if within is None or p in within}
-    for step, layer in enumerate(first.steps):
+    for visit in visits_of(runs[0].stops, first.steps):
+        layer = first.steps[visit.step]
         for run in runs:
-            run.go_to(step, leaves, targets)
+            run.go_to(visit, leaves, targets)
         if within is not None and any(path not in within for path in paths_of(layer)):
             continue
-        seen = _seen(runs, step, leaves, targets)
+        seen = _seen(runs, visit, leaves, targets)
         changed, done = change(layer, seen, leaves, targets)
         leaves.update(changed)  # which the networks on their way read from
         notes |= dict.fromkeys(paths_of(layer), done)
@@ -114,7 +116,7 @@ def paths_of(layer: Layer) -> list[str]:
 
 
 def _seen(
-    runs: Sequence["_Run"], step: int, leaves: Leaves, targets: Targets
+    runs: Sequence["_Run"], visit: Visit, leaves: Leaves, targets: Targets
 ) -> Iterable[Seen]:
     """Return what goes into a layer, batch by batch.
 
@@ -124,9 +126,9 @@ def _seen(
     uses = (
         seen
         for batch, run in enumerate(runs)
-        for seen in run.ahead(batch, step, leaves, targets)
+        for seen in run.ahead(batch, visit, leaves, targets)
     )
-    return uses if isinstance(runs[0].layers.steps[step], Shared) else list(uses)
+    return uses if len(runs[0].stops[visit.step]) > 1 else list(uses)
 
 
 def operands_of(layer: Linear, leaves: Leaves) -> tuple[ArrayLike, ArrayLike]:
@@ -171,6 +173,7 @@ class _Run:
         stops: for each layer the numbers of the stops that are its uses.
         values: per network what is alive where it is, the merged one last.
         place: the number of the stop where they are; -1 before the first.
+        mark: a stop to go back to, and what is alive there.
     """
 
     layers: Layers
@@ -178,24 +181,31 @@ class _Run:
     stops: Sequence[Sequence[int]]
     values: list[Values]
     place: int = -1
+    mark: tuple[int, list[Values]] = (-1, [])
 
-    def go_to(self, step: int, leaves: Leaves, targets: Targets) -> None:
-        """Go on to where a layer comes first."""
-        stop = self.stops[step][0]
+    def go_to(self, visit: Visit, leaves: Leaves, targets: Targets) -> None:
+        """Go to where a layer comes first, on or back."""
+        stop = self.stops[visit.step][0]
+        if visit.goes_back:
+            self.place, self.values = self.mark
         for number in range(self.place + 1, stop + 1):
             self.values = self._after(number, self.values, leaves, targets)
         self.place = stop
+        if visit.is_start:
+            self.mark = stop, self.values
 
     def ahead(
-        self, batch: int, step: int, leaves: Leaves, targets: Targets
+        self, batch: int, visit: Visit, leaves: Leaves, targets: Targets
     ) -> Iterator[Seen]:
         """Look at all uses of a layer, while the networks stay at the first."""
-        values, stops = self.values, self.stops[step]
+        values, stops = self.values, self.stops[visit.step]
         for number in range(self.place, stops[-1] + 1):
             if number > self.place:
                 values = self._after(number, values, leaves, targets)
             if number in stops:
                 use = self.layers.stops[number]
+                if visit.is_again and isinstance(use, Linear):
+                    use = replace(use, is_led=False)
                 *parents, merged = (here[use.operand] for here in values)
                 yield Seen(batch, use, stops.index(number), merged, parents)
 

@@ -28,9 +28,7 @@ class Uses:
     is_turned: bool = False
 
 
-def solve(
-    uses: Sequence[Uses], ridge: float
-) -> tuple[Matrices, list[Matrices]]:
+def solve(uses: Sequence[Uses], ridge: float) -> tuple[Matrices, list[Matrices]]:
     """Find the change of a kernel and its biases that leaves the least residual.
 
     With A the second moments of what goes into the uses of the kernel, B those of what
