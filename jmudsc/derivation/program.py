@@ -48,6 +48,11 @@ class Program:
         """The variable of each leaf, by path."""
         return dict(zip(self.paths, self.invars, strict=False))
 
+    @functools.cached_property
+    def path_of(self) -> dict[jex.Var, str]:
+        """The path of each leaf, by variable."""
+        return dict(zip(self.invars, self.paths, strict=False))
+
     @property
     def inputs(self) -> tuple[jex.Var, ...]:
         """The leaves of the batch."""

@@ -6,14 +6,14 @@ cast), so that a new kernel can be written back into it. No module is looked for
 name.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax.extend.core as jex
 import numpy as np
 
-from jmudsc.derivation.program import Program, shape_of
+from jmudsc.derivation.program import Program, shape_of, variables_of
 from jmudsc.derivation.rules.primitive import Arithmetic, Moves
 from jmudsc.derivation.rules.table import contraction, primitive_of
 from jmudsc.derivation.running_statistics import running_statistics, Statistics
@@ -29,9 +29,12 @@ from jmudsc.repairs.leaf_entries import (
     per_unit,
 )
 from jmudsc.repairs.loop_axes import axes_at, LoopAxes
+from jmudsc.repairs.made_kernels import Made, made_kernel
 from jmudsc.repairs.shared_kernels import layers_of
 from jmudsc.repairs.unroll import unrolled
 from jmudsc.spec.permutation_spec import PermutationSpec
+
+_COMPUTED = "is computed with, in a way that cannot be undone, before it is contracted"
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,32 @@ class _Finder:
     Attributes:
         origins: where its values come from and go to.
         data: the values that depend on the batch.
+        uses: the `id` of every contraction of such a value with one that does not.
         axes_of: what the axes of such a value are; None if it is not known.
         subtractions: the running statistics by the equation that subtracts the mean.
         skipped: filled with what is left out, and why.
+        made: the kernels that are computed, by variable, as far as they are known.
     """
 
     origins: Origins
     data: Set[Any]
+    uses: Set[int]
     axes_of: Callable[[Any], LoopAxes | None]
     subtractions: Mapping[int, Statistics]
     skipped: dict[str, str] = field(default_factory=dict)
+    made: dict[Any, Made | None] = field(default_factory=dict)
+
+    def kernel(self, var: Any) -> Entries | Made | None:
+        """Return what a kernel is made of; None if it cannot be changed."""
+        entries = entries_of(self.origins, var)
+        if entries is not None:
+            return entries
+        if var not in self.made:
+            self.made[var] = made_kernel(self.origins, var, self.uses)
+        return self.made[var]
+
+    def skip(self, leaves: Iterable[str], why: str) -> None:
+        self.skipped.update(dict.fromkeys(leaves, why))
 
 
 def find_layers(program: Program, spec: PermutationSpec) -> Layers:
@@ -70,7 +89,13 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
     program = flat.program
     statistics = running_statistics(program, flat.data)
     subtractions = {id(record.eqn): record for record in statistics if record.mean}
-    finder = _Finder(origins_of(program), flat.data, axes_of, subtractions)
+    uses = frozenset(
+        id(eqn)
+        for eqn in program.eqns
+        if contraction(eqn) is not None
+        and len(flat.data.intersection(variables_of(eqn.invars))) == 1
+    )
+    finder = _Finder(origins_of(program), flat.data, uses, axes_of, subtractions)
     found: list[Linear | Norm] = []
     for eqn in program.eqns:
         if contraction(eqn) is not None:
@@ -88,18 +113,18 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
 
 def _linears(finder: _Finder, eqn: Any) -> Iterator[Linear]:
     origins = finder.origins
-    sides = [i for i, var in enumerate(eqn.invars) if var not in finder.data]
-    if len(sides) != 1 or isinstance(eqn.invars[sides[0]], jex.Literal):
+    if id(eqn) not in finder.uses:
         return
-    form, kernel = form_of(eqn, sides[0]), entries_of(origins, eqn.invars[sides[0]])
-    out = eqn.outvars[0]
+    side = int(eqn.invars[0] in finder.data)
+    var, out = eqn.invars[side], eqn.outvars[0]
+    form, kernel, made = form_of(eqn, side), finder.kernel(var), finder.axes_of(out)
     if kernel is None:
         for path in leaves_below(origins, eqn, finder.data):
-            finder.skipped[path] = "is not contracted as it is, but computed with"
+            finder.skipped[path] = _COMPUTED
     elif form is None:
-        finder.skipped[kernel.path] = "is in a convolution of an unusual form"
-    elif (made := finder.axes_of(out)) is None:
-        finder.skipped[kernel.path] = "is in a loop over layers that are not told apart"
+        finder.skip(kernel.paths, "is in a convolution of an unusual form")
+    elif made is None:
+        finder.skip(kernel.paths, "is in a loop over layers that are not told apart")
     else:
         bias, is_normed = _what_follows(finder, out, form)
         taken = finder.axes_of(eqn.invars[1 - form.side])

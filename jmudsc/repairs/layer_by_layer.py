@@ -23,6 +23,7 @@ from jmudsc.derivation.program import trace
 from jmudsc.repairs.find_layers import find_layers
 from jmudsc.repairs.layers import Layer, Layers, Linear, Norm, Shared, uses_of
 from jmudsc.repairs.leaf_entries import Entries, read
+from jmudsc.repairs.made_kernels import Made, made_value
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.stepwise import Values, Way, way_through
 from jmudsc.repairs.targets import arrays, Leaves, Targets, targets_of
@@ -112,7 +113,7 @@ def paths_of(layer: Layer) -> list[str]:
         return [layer.mean.path, layer.variance.path]
     if isinstance(layer, Shared):
         return list(dict.fromkeys(p for use in layer.uses for p in paths_of(use)))
-    return [layer.kernel.path, *([layer.bias.path] if layer.bias else [])]
+    return [*layer.kernel.paths, *([layer.bias.path] if layer.bias else [])]
 
 
 def _seen(
@@ -141,7 +142,7 @@ def operands_of(layer: Linear, leaves: Leaves) -> tuple[ArrayLike, ArrayLike]:
     Returns:
         The operand of the contraction, and what is added to its output.
     """
-    kernel = _placed(leaves, layer.kernel)
+    kernel = _kernel_of(leaves, layer.kernel)
     if layer.bias is None:
         return kernel, np.zeros((1,) * len(layer.makes), np.float32)
     return kernel, _placed(leaves, layer.bias)
@@ -245,6 +246,15 @@ def _runs(
             "others for some. Pass batches of one shape."
         )
     return runs
+
+
+def _kernel_of(leaves: Leaves, kernel: Entries | Made) -> ArrayLike:
+    """Put a kernel where its leaf is, computed if it is not one."""
+    if isinstance(kernel, Entries):
+        return _placed(leaves, kernel)
+    values = made_value(kernel, leaves).ravel()[kernel.index].astype(np.float32)
+    leaf = leaves[kernel.path]
+    return values if sharding_of(leaf) else from_host(values, leaf)
 
 
 def _placed(leaves: Leaves, entries: Entries) -> ArrayLike:

@@ -8,6 +8,7 @@ from typing import Any
 from jmudsc.derivation.program import Program, shape_of
 from jmudsc.repairs.contractions import Form, unit_axes
 from jmudsc.repairs.leaf_entries import Entries
+from jmudsc.repairs.made_kernels import Made
 from jmudsc.spec.axes import Axis
 
 
@@ -18,7 +19,7 @@ class Linear:
     Attributes:
         eqn: the contraction.
         form: how it is computed.
-        kernel: the entries of its operand.
+        kernel: the entries of its operand, or how that is computed.
         bias: those of the bias, of size 1 on axes of samples; None if there is none.
         makes: what the axes of the output are.
         takes: what those of the activations are.
@@ -32,7 +33,7 @@ class Linear:
 
     eqn: Any
     form: Form
-    kernel: Entries
+    kernel: Entries | Made
     bias: Entries | None
     makes: tuple[Axis, ...]
     takes: tuple[Axis, ...]

@@ -34,6 +34,11 @@ class Entries:
     path: str
     index: np.ndarray
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The leaf, as one of one."""
+        return (self.path,)
+
 
 @dataclass(frozen=True)
 class Origins:
@@ -96,8 +101,7 @@ def entries_of(origins: Origins, var: Any) -> Entries | None:
         path, eqns = origins.moved[var]
         index, eqns = _first(shape_of(origins.program.leaves[path]), eqns)
         for eqn in eqns:
-            if primitive_of(eqn).entries is not Moves.KEPT:
-                index = _laid_out(eqn, index)
+            index = laid_out(eqn, index)
         origins.entries[var] = Entries(path, index)
     return origins.entries[var]
 
@@ -123,6 +127,19 @@ def is_used(origins: Origins, entries: Entries, times: int) -> bool:
     return is_there_once(entries) and bool(
         (_uses(origins, entries.path)[entries.index] == times).all()
     )
+
+
+def uses_within(origins: Origins, entries: Entries, eqns: Set[int]) -> bool:
+    """Return whether entries of a leaf go into some equations and into no others.
+
+    Args:
+        origins: of the program.
+        entries: of a leaf.
+        eqns: the `id` of each of them.
+    """
+    inside = _counted(origins, entries.path, lambda eqn: id(eqn) in eqns)
+    index = entries.index
+    return bool((_uses(origins, entries.path)[index] == inside[index]).all())
 
 
 def is_there_once(entries: Entries) -> bool:
@@ -169,6 +186,25 @@ def write(leaf: ArrayLike, index: np.ndarray, values: np.ndarray) -> Array:
     return placed_like(new, leaf) if sharding_of(leaf) else from_host(new, leaf)
 
 
+def laid_out(eqn: Any, index: np.ndarray) -> np.ndarray:
+    """Do to places, on the host, what an equation does to entries.
+
+    Args:
+        eqn: one that only moves the entries of its operand.
+        index: places, of the shape of that operand.
+
+    Returns:
+        The places of what comes out.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    if primitive_of(eqn).entries is Moves.KEPT:
+        return index
+    if name in _ON_HOST:
+        return _ON_HOST[name](index, params)
+    ins = [v.val if isinstance(v, jex.Literal) else index for v in eqn.invars]
+    return np.asarray(eqn.primitive.bind(*map(jnp.asarray, ins), **params))
+
+
 def _first(
     shape: tuple[int, ...], eqns: Sequence[Any]
 ) -> tuple[np.ndarray, Sequence[Any]]:
@@ -188,15 +224,6 @@ def _first(
         others = [n for n in range(len(shape)) if n != axis]
         index += np.expand_dims(along.astype(kind), others)
     return index, eqns
-
-
-def _laid_out(eqn: Any, index: np.ndarray) -> np.ndarray:
-    """Do to places, on the host, what an equation does to entries."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in _ON_HOST:
-        return _ON_HOST[name](index, params)
-    ins = [v.val if isinstance(v, jex.Literal) else index for v in eqn.invars]
-    return np.asarray(eqn.primitive.bind(*map(jnp.asarray, ins), **params))
 
 
 def _broadcast(index: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
@@ -225,17 +252,21 @@ _ON_HOST: dict[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
 def _uses(origins: Origins, path: str) -> np.ndarray:
     """Count the equations that each entry of a leaf goes into."""
     if path not in origins.uses:
-        size = math.prod(shape_of(origins.program.leaves[path]))
-        uses = np.zeros(size, np.uint32)
-        for var, (leaf, _) in origins.moved.items():
-            if leaf == path:
-                users = origins.users.get(var, ())
-                count = sum(not _hands_on(origins, eqn) for eqn in users)
-                found = entries_of(origins, var) if count else None
-                if found is not None:
-                    uses[found.index] += np.uint32(count)
-        origins.uses[path] = uses
+        origins.uses[path] = _counted(origins, path, lambda eqn: True)
     return origins.uses[path]
+
+
+def _counted(origins: Origins, path: str, counts: Callable[[Any], bool]) -> np.ndarray:
+    """Count for each entry of a leaf those that count of the equations it goes into."""
+    uses = np.zeros(math.prod(shape_of(origins.program.leaves[path])), np.uint32)
+    for var, (leaf, _) in origins.moved.items():
+        if leaf == path:
+            users = [e for e in origins.users.get(var, ()) if not _hands_on(origins, e)]
+            count = sum(map(counts, users))
+            found = entries_of(origins, var) if count else None
+            if found is not None:
+                uses[found.index] += np.uint32(count)
+    return uses
 
 
 def _hands_on(origins: Origins, eqn: Any) -> bool:

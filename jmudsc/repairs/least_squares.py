@@ -21,11 +21,12 @@ from jmudsc.repairs.layer_by_layer import (
     paths_of,
     Seen,
 )
-from jmudsc.repairs.layers import Layer, Norm
-from jmudsc.repairs.leaf_entries import write
+from jmudsc.repairs.layers import Layer, Linear, Norm
+from jmudsc.repairs.leaf_entries import Entries, write
+from jmudsc.repairs.made_kernels import made_value, with_value
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.mixing import Mixing, mixings_of, SampleWeight, TARGETS
-from jmudsc.repairs.normal_equations import solve
+from jmudsc.repairs.normal_equations import gain, shift_of, solve, Uses
 from jmudsc.repairs.rescale import reset_norm
 from jmudsc.repairs.targets import Leaves, Targets
 from jmudsc.sharding import to_host
@@ -35,6 +36,10 @@ from jmudsc.types import ApplyFn
 _log = logging.getLogger(__name__)
 
 RIDGE = 1e-2
+# So much of what a kernel could gain is all of it, but for rounding.
+_AS_GOOD = 0.999
+_FITTED = "refit by least squares"
+_NEARLY = f"{_FITTED}, as far as what the kernel is made of can follow"
 _WHOLE = "Patterns are of whole leaf paths."
 
 
@@ -279,15 +284,35 @@ def _change(
             f"refit: {first.kernel.path}: expected finite activations, got some that "
             "are not. Check the range of the input."
         )
-    change, shifts = solve([each.uses for each in sets], settings.ridge)
-    index = matrix(first.form, first.kernel.index)
-    new = {first.kernel.path: _changed(leaves[first.kernel.path], index, change)}
-    for each, shift in zip(sets, shifts, strict=True):
-        if (bias := each.linear.bias) is not None:
+    uses = [each.uses for each in sets]
+    new, change, done = _with_change(first, leaves, uses, settings.ridge)
+    for each in sets:
+        if new and (bias := each.linear.bias) is not None:
             index = columns(each.linear.form, bias.index)
             leaf = new.get(bias.path, leaves[bias.path])
-            new[bias.path] = _changed(leaf, index, shift)
-    return new, "refit by least squares"
+            new[bias.path] = _changed(leaf, index, shift_of(each.uses, change))
+    return new, done
+
+
+def _with_change(
+    layer: Linear, leaves: Leaves, uses: Sequence[Uses], ridge: float
+) -> tuple[Leaves, np.ndarray, str]:
+    """Solve for a kernel; return its leaves, how it changes, and what was done."""
+    change, kernel = solve(uses, ridge), layer.kernel
+    index = matrix(layer.form, kernel.index)
+    if isinstance(kernel, Entries):
+        leaf = _changed(leaves[kernel.path], index, change)
+        return {kernel.path: leaf}, change, _FITTED
+    before = made_value(kernel, leaves)
+    wanted = before.copy()
+    wanted.reshape(-1)[index] += change
+    new, after = with_value(kernel, leaves, wanted)
+    found = (after - before).ravel()[index]
+    best = gain(uses, change, ridge)
+    better = gain(uses, found, ridge)
+    if not np.isfinite(better) or better < 0:
+        return {}, change, "is computed from leaves in a way that cannot be fitted"
+    return new, found, _FITTED if better > _AS_GOOD * best else _NEARLY
 
 
 def _changed(leaf: Array, index: np.ndarray, change: np.ndarray) -> Array:

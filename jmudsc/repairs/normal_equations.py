@@ -28,8 +28,8 @@ class Uses:
     is_turned: bool = False
 
 
-def solve(uses: Sequence[Uses], ridge: float) -> tuple[Matrices, list[Matrices]]:
-    """Find the change of a kernel and its biases that leaves the least residual.
+def solve(uses: Sequence[Uses], ridge: float) -> Matrices:
+    """Find the change of a kernel that leaves the least residual.
 
     With A the second moments of what goes into the uses of the kernel, B those of what
     goes into uses of its transpose, and C and D the moments of each with the residual,
@@ -42,25 +42,61 @@ def solve(uses: Sequence[Uses], ridge: float) -> tuple[Matrices, list[Matrices]]
             goes in.
 
     Returns:
-        The change of the kernel, (groups, incoming, outgoing), and for each of `uses` that of its bias, (groups, 1,
-        outgoing).
+        The change of the kernel, (groups, incoming, outgoing).
     """
-    count = sum(use.total.count for use in uses)
-    sides = [
-        [_second(use, count) for use in uses if use.is_turned == turned]
-        for turned in (False, True)
-    ]
-    straight, turned = (sum(each) if each else None for each in sides)
-    assert straight is not None
-    into = straight.shape[1]
-    gram, cross = straight[..., :into], straight[..., into:]
+    gram, cross, turned = _sides(uses)
     if turned is None:
-        change = np.stack([_of_group(*g, ridge) for g in zip(gram, cross, strict=True)])
-    else:
-        into = turned.shape[1]
-        cross = cross[0] + turned[0, :, into:].T
-        change = _sylvester(gram[0], turned[0, :, :into], cross, ridge)[None]
-    return change, [_shift(use, change) for use in uses]
+        return np.stack([_of_group(*g, ridge) for g in zip(gram, cross, strict=True)])
+    return _sylvester(gram[0], turned, cross[0], ridge)[None]
+
+
+def gain(uses: Sequence[Uses], change: Matrices, ridge: float) -> float:
+    """Return by how much a change lowers what `solve` makes least.
+
+    Args:
+        uses: as for `solve`.
+        change: any change.
+        ridge: as for `solve`.
+    """
+    gram, cross, turned = _sides(uses)
+    penalty = np.array([_penalty(each, turned, ridge) for each in gram])
+    left = gram @ change + penalty[:, None, None] * change
+    if turned is not None:
+        left = left + change @ turned
+    return float((change * (2 * cross - left)).sum())
+
+
+def shift_of(use: Uses, change: Matrices) -> Matrices:
+    """Return how much a bias has to change with the kernel.
+
+    Args:
+        use: the uses that add it.
+        change: of the kernel.
+
+    Returns:
+        The change of the bias, (groups, 1, outgoing).
+    """
+    mean = to_host(use.total.mean).astype(float)
+    into = use.total.comoment.shape[1]
+    change = np.swapaxes(change, 1, 2) if use.is_turned else change
+    return mean[..., into:] - mean[..., :into] @ change
+
+
+def _sides(uses: Sequence[Uses]) -> tuple[Matrices, Matrices, np.ndarray | None]:
+    """Return A, C + D^T, and B; None for B where no use is of the transpose."""
+    count = sum(use.total.count for use in uses)
+    straight, turned = (
+        [_second(use, count) for use in uses if use.is_turned == flag]
+        for flag in (False, True)
+    )
+    both = sum(straight[1:], straight[0])
+    into = both.shape[1]
+    gram, cross = both[..., :into], both[..., into:]
+    if not turned:
+        return gram, cross, None
+    (other,) = sum(turned[1:], turned[0])
+    into = len(other)
+    return gram, cross + other[:, into:].T, other[:, :into]
 
 
 def _second(use: Uses, count: int | float) -> Matrices:
@@ -75,7 +111,7 @@ def _second(use: Uses, count: int | float) -> Matrices:
 
 
 def _of_group(gram: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
-    left = gram + _penalty(gram, ridge) * np.eye(len(gram))
+    left = gram + _penalty(gram, None, ridge) * np.eye(len(gram))
     return scipy.linalg.solve(left, cross, assume_a="pos")
 
 
@@ -85,18 +121,12 @@ def _sylvester(
     """Solve for a kernel that is used as it is and transposed, by eigenvalues."""
     values, vectors = np.linalg.eigh(left)
     others, along = np.linalg.eigh(right)
-    mean = np.trace(left) / len(left) + np.trace(right) / len(right)
-    total = values[:, None] + others + (ridge * mean or 1.0)
+    total = values[:, None] + others + _penalty(left, right, ridge)
     return vectors @ (vectors.T @ both @ along / total) @ along.T
 
 
-def _penalty(gram: np.ndarray, ridge: float) -> float:
-    return ridge * np.trace(gram) / len(gram) or 1.0  # of inputs that are all zero
-
-
-def _shift(use: Uses, change: Matrices) -> Matrices:
-    """Return how much a bias has to change with the kernel."""
-    mean = to_host(use.total.mean).astype(float)
-    into = use.total.comoment.shape[1]
-    change = np.swapaxes(change, 1, 2) if use.is_turned else change
-    return mean[..., into:] - mean[..., :into] @ change
+def _penalty(left: np.ndarray, right: np.ndarray | None, ridge: float) -> float:
+    mean = np.trace(left) / len(left)
+    if right is not None:
+        mean += np.trace(right) / len(right)
+    return ridge * mean or 1.0  # of inputs that are all zero

@@ -17,6 +17,7 @@ from jmudsc.repairs.contractions import columns, contract, Form, matrix
 from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, operands_of, Seen
 from jmudsc.repairs.layers import Layer, Linear, Norm, Shared
 from jmudsc.repairs.leaf_entries import read, write
+from jmudsc.repairs.made_kernels import Made
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.targets import Leaves, Targets
 from jmudsc.sharding import over_processes, to_host
@@ -146,6 +147,8 @@ def _change(
     seen = list(looked)
     if isinstance(layer, Norm):
         return reset_norm("repair", layer, [each.merged for each in seen], leaves)
+    if isinstance(layer.kernel, Made):
+        return {}, "is computed from other leaves"
     if layer.is_normed:
         return {}, "left to the norm that follows"
     if not any(layer.makes[axis].labels() for axis in layer.unit_axes):

@@ -9,7 +9,8 @@ import numpy as np
 from jmudsc.derivation.program import variables_of
 from jmudsc.repairs.contractions import matrix
 from jmudsc.repairs.layers import Layer, Linear, Norm, Shared, uses_of
-from jmudsc.repairs.leaf_entries import is_used, Origins
+from jmudsc.repairs.leaf_entries import Entries, is_used, Origins
+from jmudsc.repairs.made_kernels import Made
 
 _MORE = "is used more than once"
 
@@ -31,7 +32,9 @@ def layers_of(
     for uses in _by_entries([step for step in found if isinstance(step, Linear)]):
         layer = _layer(uses, origins)
         if isinstance(layer, str):
-            skipped |= dict.fromkeys((use.kernel.path for use in uses), layer)
+            skipped |= dict.fromkeys(
+                (p for use in uses for p in use.kernel.paths), layer
+            )
         else:
             layers.append(layer)
     number = {id(step): n for n, step in enumerate(found)}
@@ -41,9 +44,11 @@ def layers_of(
 
 def _by_entries(found: Iterable[Linear]) -> Iterator[list[Linear]]:
     """Yield the uses of the same entries of a leaf, those that overlap in part too."""
-    groups: dict[str, list[list[Linear]]] = {}
+    groups: dict[Any, list[list[Linear]]] = {}
     for use in found:
-        of_leaf = groups.setdefault(use.kernel.path, [])
+        kernel = use.kernel
+        source = kernel.source if isinstance(kernel, Made) else kernel.path
+        of_leaf = groups.setdefault(source, [])
         meets = [g for g in of_leaf if any(_overlap(use, other) for other in g)]
         for group in meets:
             of_leaf.remove(group)
@@ -64,7 +69,7 @@ def _overlap(a: Linear, b: Linear) -> bool:
 def _layer(uses: Sequence[Linear], origins: Origins) -> Linear | Shared | str:
     """Make a layer of the uses of a kernel, or say why it cannot be one."""
     first = uses[0]
-    if not is_used(origins, first.kernel, len(uses)):
+    if not _is_whole(first.kernel, len(uses), origins):
         return _MORE
     matrices = [matrix(use.form, use.kernel.index) for use in uses]
     is_turned = [_is_turned(matrices[0], each) for each in matrices]
@@ -76,6 +81,13 @@ def _layer(uses: Sequence[Linear], origins: Origins) -> Linear | Shared | str:
     ]
     uses = _with_own_biases(uses, origins)
     return uses[0] if len(uses) == 1 else Shared(tuple(_led(uses, origins)))
+
+
+def _is_whole(kernel: Entries | Made, times: int, origins: Origins) -> bool:
+    """Whether so many uses are all that there are."""
+    if isinstance(kernel, Made):
+        return kernel.times == times
+    return is_used(origins, kernel, times)
 
 
 def _is_turned(first: np.ndarray, other: np.ndarray) -> bool | None:

@@ -54,15 +54,7 @@ class Way:
             What is alive after it.
         """
         segment, program = self.segments[number], self.program
-        path_of = {var: path for path, var in program.leaves.items()}
-
-        def value(x: Any) -> Any:
-            if isinstance(x, Given):
-                return x.value
-            if x in values:
-                return values[x]
-            return leaves[path_of[x]] if x in path_of else program.consts[x]
-
+        value = lambda x: values[x] if x in values else operand_of(program, x, leaves)
         alive = dict(values)
         if segment.outs:
             made = run_segment(segment, [value(x) for x in segment.ins])
@@ -70,6 +62,20 @@ class Way:
         for var in self.dropped[number]:
             alive.pop(var, None)
         return alive
+
+
+def operand_of(program: Program, x: Any, leaves: Mapping[str, Any]) -> Any:
+    """Return an operand of a segment that is there from the beginning.
+
+    Args:
+        program: the traced model.
+        x: a leaf, a constant, or what is given.
+        leaves: path -> array.
+    """
+    if isinstance(x, Given):
+        return x.value
+    path = program.path_of.get(x)
+    return program.consts[x] if path is None else leaves[path]
 
 
 def way_through(
