@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax.extend.core as jex
 import numpy as np
 
 from jmudsc.derivation.program import Program, shape_of, variables_of
@@ -18,7 +17,7 @@ from jmudsc.derivation.rules.primitive import Arithmetic, Moves
 from jmudsc.derivation.rules.table import contraction, primitive_of
 from jmudsc.derivation.running_statistics import running_statistics, Statistics
 from jmudsc.derivation.taps import value_axes
-from jmudsc.repairs.contractions import Form, form_of, unit_axes
+from jmudsc.repairs.contractions import Form, form_of, is_lookup, unit_axes
 from jmudsc.repairs.layers import Layers, Linear, Norm, uses_of
 from jmudsc.repairs.leaf_entries import (
     Entries,
@@ -32,6 +31,7 @@ from jmudsc.repairs.loop_axes import axes_at, LoopAxes
 from jmudsc.repairs.made_kernels import Made, made_kernel
 from jmudsc.repairs.shared_kernels import layers_of
 from jmudsc.repairs.unroll import unrolled
+from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import PermutationSpec
 
 _COMPUTED = "is computed with, in a way that cannot be undone, before it is contracted"
@@ -92,13 +92,14 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
     uses = frozenset(
         id(eqn)
         for eqn in program.eqns
-        if contraction(eqn) is not None
-        and len(flat.data.intersection(variables_of(eqn.invars))) == 1
+        if (contraction(eqn) is not None or is_lookup(eqn))
+        and len(variables_of(eqn.invars)) == 2
+        and len(flat.data.intersection(eqn.invars)) == 1
     )
     finder = _Finder(origins_of(program), flat.data, uses, axes_of, subtractions)
     found: list[Linear | Norm] = []
     for eqn in program.eqns:
-        if contraction(eqn) is not None:
+        if id(eqn) in uses:
             found += _linears(finder, eqn)
         elif id(eqn) in finder.subtractions:
             found += _norms(finder, eqn)
@@ -113,8 +114,6 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
 
 def _linears(finder: _Finder, eqn: Any) -> Iterator[Linear]:
     origins = finder.origins
-    if id(eqn) not in finder.uses:
-        return
     side = int(eqn.invars[0] in finder.data)
     var, out = eqn.invars[side], eqn.outvars[0]
     form, kernel, made = form_of(eqn, side), finder.kernel(var), finder.axes_of(out)
@@ -126,9 +125,12 @@ def _linears(finder: _Finder, eqn: Any) -> Iterator[Linear]:
     elif made is None:
         finder.skip(kernel.paths, "is in a loop over layers that are not told apart")
     else:
-        bias, is_normed = _what_follows(finder, out, form)
-        taken = finder.axes_of(eqn.invars[1 - form.side])
-        takes = () if taken is None else taken.axes
+        bias, is_normed = None, False
+        takes: tuple[Axis, ...] = ()
+        if not form.is_lookup:
+            bias, is_normed = _what_follows(finder, out, form)
+            taken = finder.axes_of(eqn.invars[1 - form.side])
+            takes = () if taken is None else taken.axes
         yield Linear(eqn, form, kernel, bias, made.axes, takes, is_normed, made.at)
 
 

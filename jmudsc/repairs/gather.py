@@ -92,7 +92,7 @@ def _set_of(use: Linear, number: int) -> Hashable:
 
 
 def _none_of(use: Linear, seen: Seen) -> Regression:
-    return nothing(matrix(use.form, use.kernel.index).shape, seen.merged)
+    return nothing(use.form, matrix(use.form, use.kernel.index).shape, seen.merged)
 
 
 def _with(

@@ -57,4 +57,4 @@ def axes_at(
             own = tuple(member_of(each, split, step) for each in own)
     here = {name for axis in own for name in axis.labels()}
     outer = {o for name in here for o in spec.labels[name].parents}
-    return LoopAxes(own, at) if not steps or outer <= here | at.keys() else None
+    return LoopAxes(own, at) if outer <= here | at.keys() else None

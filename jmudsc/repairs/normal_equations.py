@@ -60,9 +60,10 @@ def gain(uses: Sequence[Uses], change: Matrices, ridge: float) -> float:
     """
     gram, cross, turned = _sides(uses)
     penalty = np.array([_penalty(each, turned, ridge) for each in gram])
-    left = gram @ change + penalty[:, None, None] * change
+    left = penalty[:, None, None] * change
+    left += gram[..., None] * change if gram.ndim == 2 else gram @ change
     if turned is not None:
-        left = left + change @ turned
+        left += change * turned if turned.ndim == 1 else change @ turned
     return float((change * (2 * cross - left)).sum())
 
 
@@ -82,36 +83,53 @@ def shift_of(use: Uses, change: Matrices) -> Matrices:
     return mean[..., into:] - mean[..., :into] @ change
 
 
-def _sides(uses: Sequence[Uses]) -> tuple[Matrices, Matrices, np.ndarray | None]:
-    """Return A, C + D^T, and B; None for B where no use is of the transpose."""
+def _sides(uses: Sequence[Uses]) -> tuple[np.ndarray, Matrices, np.ndarray | None]:
+    """Return A, C + D^T, and B; None for B where no use is of the transpose.
+
+    A and B are diagonals where all uses are lookups.
+    """
     count = sum(use.total.count for use in uses)
     straight, turned = (
         [_second(use, count) for use in uses if use.is_turned == flag]
         for flag in (False, True)
     )
-    both = sum(straight[1:], straight[0])
-    into = both.shape[1]
-    gram, cross = both[..., :into], both[..., into:]
+    gram, cross = _summed(straight)
     if not turned:
         return gram, cross, None
-    (other,) = sum(turned[1:], turned[0])
-    into = len(other)
-    return gram, cross + other[:, into:].T, other[:, :into]
+    (other,), (back,) = _summed(turned)
+    return gram, cross + back.T, other
 
 
-def _second(use: Uses, count: int | float) -> Matrices:
-    """Return second moments, about the mean where it is free, as a share of all."""
+def _summed(moments: Sequence[tuple[np.ndarray, Matrices]]) -> tuple:
+    grams, crosses = zip(*moments, strict=True)
+    if any(gram.ndim == 3 for gram in grams):
+        grams = [g if g.ndim == 3 else g[..., None] * np.eye(g.shape[1]) for g in grams]
+    return sum(grams[1:], grams[0]), sum(crosses[1:], crosses[0])
+
+
+def _second(use: Uses, count: int | float) -> tuple[np.ndarray, Matrices]:
+    """Return second moments, about the mean where it is free, as a share of all.
+
+    Those of incoming entries, of a lookup the squares alone; and with the residual.
+    """
     total = use.total
     into = total.comoment.shape[1]
     second = to_host(total.comoment).astype(float) / total.count
-    if not use.has_shift:
+    is_lookup = total.mean.shape[-1] == 0
+    if not use.has_shift and not is_lookup:
         mean = to_host(total.mean).astype(float)
         second += np.swapaxes(mean[..., :into], 1, 2) * mean
-    return second * (total.count / count)
+    second *= total.count / count
+    if is_lookup:
+        return second[..., 0], second[..., 1:]
+    return second[..., :into], second[..., into:]
 
 
 def _of_group(gram: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
-    left = gram + _penalty(gram, None, ridge) * np.eye(len(gram))
+    penalty = _penalty(gram, None, ridge)
+    if gram.ndim == 1:
+        return cross / (gram + penalty)[:, None]
+    left = gram + penalty * np.eye(len(gram))
     return scipy.linalg.solve(left, cross, assume_a="pos")
 
 
@@ -119,14 +137,25 @@ def _sylvester(
     left: np.ndarray, right: np.ndarray, both: np.ndarray, ridge: float
 ) -> np.ndarray:
     """Solve for a kernel that is used as it is and transposed, by eigenvalues."""
-    values, vectors = np.linalg.eigh(left)
-    others, along = np.linalg.eigh(right)
+    values, vectors = _spectrum(left)
+    others, along = _spectrum(right)
     total = values[:, None] + others + _penalty(left, right, ridge)
-    return vectors @ (vectors.T @ both @ along / total) @ along.T
+    back = both if vectors is None else vectors.T @ both
+    back = (back if along is None else back @ along) / total
+    back = back if vectors is None else vectors @ back
+    return back if along is None else back @ along.T
+
+
+def _spectrum(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return eigenvalues and eigenvectors; None for those of a diagonal."""
+    return (gram, None) if gram.ndim == 1 else np.linalg.eigh(gram)
 
 
 def _penalty(left: np.ndarray, right: np.ndarray | None, ridge: float) -> float:
-    mean = np.trace(left) / len(left)
-    if right is not None:
-        mean += np.trace(right) / len(right)
+    mean = _mean_square(left) + (0.0 if right is None else _mean_square(right))
     return ridge * mean or 1.0  # of inputs that are all zero
+
+
+def _mean_square(gram: np.ndarray) -> float:
+    total = gram.sum() if gram.ndim == 1 else np.trace(gram)
+    return float(total) / len(gram)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jmudsc.repairs.contractions import columns, contract, Form, rows
+from jmudsc.repairs.contractions import columns, contract, Form, looked_up, rows
 from jmudsc.repairs.lags import lags_are_cheaper, moments_by_lags
 from jmudsc.repairs.mixing import along, Mixing
 from jmudsc.repairs.targets import Targets
@@ -55,6 +55,10 @@ class Fit:
 class Regression:
     """Moments of what goes into a layer and of what is missing from what comes out.
 
+    Of a lookup, of which a sample has 1 in one incoming entry and 0 in all others, the
+    mean is left out, and of the moments of incoming entries all but the squares: then
+    `both` has one entry, and after it those of the outgoing residuals.
+
     Attributes:
         count: number of samples, or the sum of their weights.
         mean: of the incoming entries, and after them of the outgoing residuals.
@@ -67,14 +71,18 @@ class Regression:
     comoment: Float[Array | np.ndarray, "groups incoming both"]
 
 
-def nothing(sizes: tuple[int, int, int], x: Array) -> Regression:
+def nothing(form: Form, sizes: tuple[int, int, int], x: Array) -> Regression:
     """Return the moments of no samples, where those of some are to be.
 
     Args:
+        form: of the layer.
         sizes: the numbers of groups, incoming and outgoing entries.
         x: what goes into the layer.
     """
     groups, incoming, outgoing = sizes
+    if form.is_lookup:
+        empty, sums = (groups, 1, 0), (groups, incoming, 1 + outgoing)
+        return Regression(0, _zeros(empty, x), _zeros(sums, x))
     mean, comoment = (
         _zeros((groups, n, incoming + outgoing), x) for n in (1, incoming)
     )
@@ -165,18 +173,38 @@ def _of_batch(
     """Return the moments of a batch; use under `jit`."""
     of_parent = lambda number: contract(fit.form, *parents[number])
     target = targets.target(of_parent, fit.axes, fit.owner, mixing.parents)
+    if fit.form.is_lookup:
+        residual = columns(fit.form, target - contract(fit.form, *merged))
+        return _of_rows(fit, merged[0], residual, _weights(fit, mixing, target))
     x = jnp.asarray(merged[0], jnp.float32)
     if fit.takes is not None:
         into = lambda number: jnp.asarray(parents[number][0], jnp.float32)
         x = targets.target(into, fit.takes, fit.owner, mixing.parents)
     residual = columns(fit.form, target - contract(fit.form, x, *merged[1:]))
-    weights = None
-    if mixing.samples is not None:
-        each = along(mixing.samples, target.shape)
-        weights = columns(fit.form, jnp.broadcast_to(each, target.shape))[..., :1]
-    elif lags_are_cheaper(fit.form, x.shape, fit.shape):
+    weights = _weights(fit, mixing, target)
+    if weights is None and lags_are_cheaper(fit.form, x.shape, fit.shape):
         return moments_by_lags(fit.form, x, residual, fit.shape)
     return moments_by_copies(fit.form, x, residual, fit.shape, weights)
+
+
+def _weights(fit: Fit, mixing: Mixing, target: Array) -> Array | None:
+    """Return the weight of each row; None for equal ones."""
+    if mixing.samples is None:
+        return None
+    each = along(mixing.samples, target.shape)
+    return columns(fit.form, jnp.broadcast_to(each, target.shape))[..., :1]
+
+
+def _of_rows(
+    fit: Fit, numbers: ArrayLike, residual: Array, weights: Array | None
+) -> MeanAndComoment:
+    """Return the moments of a lookup."""
+    count = fit.shape[fit.form.looked_along]
+    row = looked_up(fit.form, jnp.asarray(numbers), count)
+    weights = jnp.ones_like(residual[..., :1]) if weights is None else weights
+    both = jnp.concatenate([weights, weights * residual], axis=-1)[0]
+    sums = jax.ops.segment_sum(both, row, count + 1)[:count]
+    return jnp.zeros((1, 1, 0), both.dtype), sums[None]
 
 
 def moments_by_copies(
@@ -213,6 +241,8 @@ def moments_by_copies(
 
 def _joined(a: Any, b: Any, share: ArrayLike, weight: ArrayLike) -> MeanAndComoment:
     (mean_a, comoment_a), (mean_b, comoment_b) = a, b
+    if mean_a.shape[-1] == 0:
+        return mean_a, comoment_a + comoment_b
     step = mean_b - mean_a
     outer = step[..., : comoment_a.shape[1]].mT * step
     return mean_a + share * step, comoment_a + comoment_b + weight * outer

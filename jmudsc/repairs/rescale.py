@@ -149,6 +149,8 @@ def _change(
         return reset_norm("repair", layer, [each.merged for each in seen], leaves)
     if isinstance(layer.kernel, Made):
         return {}, "is computed from other leaves"
+    if layer.form.is_lookup:
+        return {}, "left alone: its rows are looked up"
     if layer.is_normed:
         return {}, "left to the norm that follows"
     if not any(layer.makes[axis].labels() for axis in layer.unit_axes):
