@@ -7,9 +7,10 @@ name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax.extend.core as jex
 import numpy as np
 
 from jmudsc.derivation.program import Program, shape_of, variables_of
@@ -28,7 +29,8 @@ from jmudsc.repairs.leaf_entries import (
     per_unit,
 )
 from jmudsc.repairs.loop_axes import axes_at, LoopAxes
-from jmudsc.repairs.made_kernels import Made, made_kernel
+from jmudsc.repairs.made_kernels import made_kernel
+from jmudsc.repairs.operands import Operand
 from jmudsc.repairs.shared_kernels import layers_of
 from jmudsc.repairs.unroll import unrolled
 from jmudsc.spec.axes import Axis
@@ -44,11 +46,12 @@ class _Finder:
     Attributes:
         origins: where its values come from and go to.
         data: the values that depend on the batch.
-        uses: the `id` of every contraction of such a value with one that does not.
+        uses: the `id` of every contraction of such a value with one that does not, and
+            of every sum.
         axes_of: what the axes of such a value are; None if it is not known.
         subtractions: the running statistics by the equation that subtracts the mean.
         skipped: filled with what is left out, and why.
-        made: the kernels that are computed, by variable, as far as they are known.
+        made: the operands that are computed, by variable, as far as they are known.
     """
 
     origins: Origins
@@ -57,12 +60,12 @@ class _Finder:
     axes_of: Callable[[Any], LoopAxes | None]
     subtractions: Mapping[int, Statistics]
     skipped: dict[str, str] = field(default_factory=dict)
-    made: dict[Any, Made | None] = field(default_factory=dict)
+    made: dict[Any, Operand | None] = field(default_factory=dict)
 
-    def kernel(self, var: Any) -> Entries | Made | None:
-        """Return what a kernel is made of; None if it cannot be changed."""
+    def operand(self, var: Any) -> Operand | None:
+        """Return what a kernel or bias is made of; None if it cannot be changed."""
         entries = entries_of(self.origins, var)
-        if entries is not None:
+        if entries is not None or isinstance(var, jex.Literal):
             return entries
         if var not in self.made:
             self.made[var] = made_kernel(self.origins, var, self.uses)
@@ -89,17 +92,11 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
     program = flat.program
     statistics = running_statistics(program, flat.data)
     subtractions = {id(record.eqn): record for record in statistics if record.mean}
-    uses = frozenset(
-        id(eqn)
-        for eqn in program.eqns
-        if (contraction(eqn) is not None or is_lookup(eqn))
-        and len(variables_of(eqn.invars)) == 2
-        and len(flat.data.intersection(eqn.invars)) == 1
-    )
+    uses = frozenset(id(e) for e in program.eqns if _uses_an_operand(e, flat.data))
     finder = _Finder(origins_of(program), flat.data, uses, axes_of, subtractions)
     found: list[Linear | Norm] = []
     for eqn in program.eqns:
-        if id(eqn) in uses:
+        if id(eqn) in uses and not _is_sum(eqn):
             found += _linears(finder, eqn)
         elif id(eqn) in finder.subtractions:
             found += _norms(finder, eqn)
@@ -112,11 +109,23 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
     return Layers(program, flat.data, steps, stops, finder.skipped)
 
 
+def _uses_an_operand(eqn: Any, data: Set[Any]) -> bool:
+    """Whether an equation does to data what a layer does with a kernel or bias."""
+    if not (contraction(eqn) is not None or is_lookup(eqn) or _is_sum(eqn)):
+        return False
+    ins = variables_of(eqn.invars)
+    return len(ins) == 2 and len(data.intersection(ins)) == 1
+
+
+def _is_sum(eqn: Any) -> bool:
+    return primitive_of(eqn).arithmetic is Arithmetic.SUM
+
+
 def _linears(finder: _Finder, eqn: Any) -> Iterator[Linear]:
     origins = finder.origins
     side = int(eqn.invars[0] in finder.data)
     var, out = eqn.invars[side], eqn.outvars[0]
-    form, kernel, made = form_of(eqn, side), finder.kernel(var), finder.axes_of(out)
+    form, kernel, made = form_of(eqn, side), finder.operand(var), finder.axes_of(out)
     if kernel is None:
         for path in leaves_below(origins, eqn, finder.data):
             finder.skipped[path] = _COMPUTED
@@ -144,12 +153,13 @@ def _norms(finder: _Finder, eqn: Any) -> Iterator[Norm]:
     elif any(len(origins.users[leaf]) != 1 for leaf in both):
         finder.skipped[record.mean] = "is used more than once"
     else:
-        mean = per_unit(mean)
-        variance = Entries(record.variance, mean.index)
+        mean, variance = (
+            Entries(path, per_unit(mean.index)) for path in (mean.path, record.variance)
+        )
         yield Norm(eqn, record.activations, mean, variance)
 
 
-def _what_follows(finder: _Finder, var: Any, form: Form) -> tuple[Entries | None, bool]:
+def _what_follows(finder: _Finder, var: Any, form: Form) -> tuple[Operand | None, bool]:
     """Find the bias added to an output, and whether a norm comes next.
 
     The units are followed through whatever keeps each of their axes whole.
@@ -166,7 +176,7 @@ def _what_follows(finder: _Finder, var: Any, form: Form) -> tuple[Entries | None
             return bias, finder.subtractions[id(eqn)].activations is var
         if primitive_of(eqn).arithmetic is Arithmetic.SUM and bias is None:
             other = eqn.invars[eqn.invars[0] is var]
-            bias = _bias(finder.origins, other, places, kept)
+            bias = _bias(finder.operand(other), places, kept)
             if bias is None:
                 return None, False
         else:
@@ -178,18 +188,17 @@ def _what_follows(finder: _Finder, var: Any, form: Form) -> tuple[Entries | None
 
 
 def _bias(
-    origins: Origins, var: Any, places: list[int], shape: tuple[int, ...]
-) -> Entries | None:
-    """Return the entries of a leaf that has one for every unit, in a given shape."""
-    found = entries_of(origins, var)
+    found: Operand | None, places: list[int], shape: tuple[int, ...]
+) -> Operand | None:
+    """Return an operand that has one entry for every unit, in a given shape."""
     if found is None:
         return None
-    index = per_unit(found).index
+    index = per_unit(found.index)
     samples = [axis for axis in range(index.ndim) if axis not in places]
     index = np.transpose(index, (*places, *samples))
     if index.size != np.prod(shape):
         return None
-    return Entries(found.path, index.reshape(shape))
+    return replace(found, index=index.reshape(shape))
 
 
 def _followed(eqn: Any, axis: int) -> int | None:

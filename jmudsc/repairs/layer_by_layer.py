@@ -22,13 +22,11 @@ from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
 from jmudsc.derivation.program import trace
 from jmudsc.repairs.find_layers import find_layers
 from jmudsc.repairs.layers import Layer, Layers, Linear, Norm, Shared, uses_of
-from jmudsc.repairs.leaf_entries import Entries, read
-from jmudsc.repairs.made_kernels import Made, made_value
 from jmudsc.repairs.merger import Merger
+from jmudsc.repairs.operands import value_of
 from jmudsc.repairs.stepwise import Values, Way, way_through
 from jmudsc.repairs.targets import arrays, Leaves, Targets, targets_of
 from jmudsc.repairs.visits import Visit, visits_of
-from jmudsc.sharding import from_host, sharding_of
 from jmudsc.spec.check_variables import check_same
 
 
@@ -113,7 +111,7 @@ def paths_of(layer: Layer) -> list[str]:
         return [layer.mean.path, layer.variance.path]
     if isinstance(layer, Shared):
         return list(dict.fromkeys(p for use in layer.uses for p in paths_of(use)))
-    return [*layer.kernel.paths, *([layer.bias.path] if layer.bias else [])]
+    return [*layer.kernel.paths, *(layer.bias.paths if layer.bias else ())]
 
 
 def _seen(
@@ -142,10 +140,10 @@ def operands_of(layer: Linear, leaves: Leaves) -> tuple[ArrayLike, ArrayLike]:
     Returns:
         The operand of the contraction, and what is added to its output.
     """
-    kernel = _kernel_of(leaves, layer.kernel)
+    kernel = value_of(layer.kernel, leaves)
     if layer.bias is None:
         return kernel, np.zeros((1,) * len(layer.makes), np.float32)
-    return kernel, _placed(leaves, layer.bias)
+    return kernel, value_of(layer.bias, leaves)
 
 
 def log_skipped(log: logging.Logger, where: str, notes: Mapping[str, str]) -> None:
@@ -246,19 +244,3 @@ def _runs(
             "others for some. Pass batches of one shape."
         )
     return runs
-
-
-def _kernel_of(leaves: Leaves, kernel: Entries | Made) -> ArrayLike:
-    """Put a kernel where its leaf is, computed if it is not one."""
-    if isinstance(kernel, Entries):
-        return _placed(leaves, kernel)
-    values = made_value(kernel, leaves).ravel()[kernel.index].astype(np.float32)
-    leaf = leaves[kernel.path]
-    return values if sharding_of(leaf) else from_host(values, leaf)
-
-
-def _placed(leaves: Leaves, entries: Entries) -> ArrayLike:
-    """Put entries of a leaf where it is; on the host if it is spread."""
-    leaf = leaves[entries.path]
-    values = read(leaf, entries.index)
-    return values if sharding_of(leaf) else from_host(values, leaf)

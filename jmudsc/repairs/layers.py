@@ -8,7 +8,7 @@ from typing import Any
 from jmudsc.derivation.program import Program, shape_of
 from jmudsc.repairs.contractions import Form, unit_axes
 from jmudsc.repairs.leaf_entries import Entries
-from jmudsc.repairs.made_kernels import Made
+from jmudsc.repairs.operands import Operand
 from jmudsc.spec.axes import Axis
 
 
@@ -33,8 +33,8 @@ class Linear:
 
     eqn: Any
     form: Form
-    kernel: Entries | Made
-    bias: Entries | None
+    kernel: Operand
+    bias: Operand | None
     makes: tuple[Axis, ...]
     takes: tuple[Axis, ...]
     is_normed: bool

@@ -106,14 +106,13 @@ def entries_of(origins: Origins, var: Any) -> Entries | None:
     return origins.entries[var]
 
 
-def per_unit(entries: Entries) -> Entries:
-    """Cut the axes along which the entries repeat down to size 1."""
-    index = entries.index
+def per_unit(index: np.ndarray) -> np.ndarray:
+    """Cut the axes along which entries repeat down to size 1."""
     for axis in range(index.ndim):
         first = index.take([0], axis)
         if (index == first).all():
             index = first
-    return Entries(entries.path, index)
+    return index
 
 
 def is_used(origins: Origins, entries: Entries, times: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.batches import check_iterable
@@ -22,14 +22,12 @@ from jmudsc.repairs.layer_by_layer import (
     Seen,
 )
 from jmudsc.repairs.layers import Layer, Linear, Norm
-from jmudsc.repairs.leaf_entries import Entries, write
-from jmudsc.repairs.made_kernels import made_value, with_value
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.mixing import Mixing, mixings_of, SampleWeight, TARGETS
 from jmudsc.repairs.normal_equations import gain, shift_of, solve, Uses
+from jmudsc.repairs.operands import with_change
 from jmudsc.repairs.rescale import reset_norm
 from jmudsc.repairs.targets import Leaves, Targets
-from jmudsc.sharding import to_host
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
@@ -289,8 +287,8 @@ def _change(
     for each in sets:
         if new and (bias := each.linear.bias) is not None:
             index = columns(each.linear.form, bias.index)
-            leaf = new.get(bias.path, leaves[bias.path])
-            new[bias.path] = _changed(leaf, index, shift_of(each.uses, change))
+            shift = shift_of(each.uses, change)
+            new |= with_change(bias, {**leaves, **new}, index, shift)[0]
     return new, done
 
 
@@ -300,22 +298,11 @@ def _with_change(
     """Solve for a kernel; return its leaves, how it changes, and what was done."""
     change, kernel = solve(uses, ridge), layer.kernel
     index = matrix(layer.form, kernel.index)
-    if isinstance(kernel, Entries):
-        leaf = _changed(leaves[kernel.path], index, change)
-        return {kernel.path: leaf}, change, _FITTED
-    before = made_value(kernel, leaves)
-    wanted = before.copy()
-    wanted.reshape(-1)[index] += change
-    new, after = with_value(kernel, leaves, wanted)
-    found = (after - before).ravel()[index]
+    new, found = with_change(kernel, leaves, index, change)
+    if found is change:
+        return new, change, _FITTED
     best = gain(uses, change, ridge)
     better = gain(uses, found, ridge)
     if not np.isfinite(better) or better < 0:
         return {}, change, "is computed from leaves in a way that cannot be fitted"
     return new, found, _FITTED if better > _AS_GOOD * best else _NEARLY
-
-
-def _changed(leaf: Array, index: np.ndarray, change: np.ndarray) -> Array:
-    """Return a leaf with something added to some of its entries."""
-    before = to_host(leaf).ravel()[index].astype(float)
-    return write(leaf, index, before + change)

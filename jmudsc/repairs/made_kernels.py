@@ -110,8 +110,7 @@ def made_kernel(origins: Origins, var: Any, uses: Set[int]) -> Made | None:
     routes = tuple(_routes(origins, making, source, own))
     if not routes or times is None:
         return None
-    alone = [r for r in routes if r.is_alone and _fills(r, source)]
-    routes = tuple(alone[:1]) or routes
+    routes = _enough(routes, shape_of(source)) or routes
     index = np.arange(math.prod(shape_of(source))).reshape(shape_of(source))
     for eqn in moves:
         index = laid_out(eqn, index)
@@ -167,7 +166,7 @@ def with_value(
         The new leaves, and what the source is with them.
     """
     new: dict[str, Any] = {}
-    turns = 1 if made.routes[0].is_alone and len(made.routes) == 1 else _TURNS
+    turns = 1 if _enough(made.routes, shape_of(made.source)) else _TURNS
     for route in made.routes * turns:
         known = {**leaves, **new}
         value, weight = _back(route, wanted, _values(made, known))
@@ -224,6 +223,8 @@ def _on_the_way(eqn: Any) -> tuple[int, ...]:
     """Return the operands that an equation can be solved for."""
     if _is_move(eqn):
         return (0,)
+    if eqn.primitive.name == "concatenate":
+        return tuple(range(len(eqn.invars)))
     record = primitive_of(eqn)
     ways = _BACK.get(record.arithmetic) or _BACK.get(eqn.primitive.name)
     variables = [n for n, x in enumerate(eqn.invars) if not isinstance(x, jex.Literal)]
@@ -238,6 +239,9 @@ def _is_move(eqn: Any) -> bool:
 
 
 def _others(eqn: Any, number: int) -> list[Any]:
+    """Return the operands whose values it takes to solve for one."""
+    if eqn.primitive.name == "concatenate":
+        return []
     return [x for n, x in enumerate(eqn.invars) if n != number]
 
 
@@ -260,9 +264,52 @@ def _is_var(x: Any) -> bool:
     return not isinstance(x, jex.Literal)
 
 
-def _fills(route: Route, source: Any) -> bool:
-    """Whether there is one entry of the leaf for every entry of the kernel."""
-    return route.entries.index.size == math.prod(shape_of(source))
+def _enough(routes: Sequence[Route], shape: tuple[int, ...]) -> tuple[Route, ...]:
+    """Return routes that each entry of the kernel is at the end of one of, alone.
+
+    Empty if there are none.
+    """
+    is_free = np.ones(math.prod(shape), bool)
+    chosen: list[Route] = []
+    for route in routes:
+        places = _ends(route, shape) if route.is_alone else None
+        if places is not None and is_free[places].all():
+            is_free[places] = False
+            chosen.append(route)
+    return () if is_free.any() else tuple(chosen)
+
+
+def _ends(route: Route, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return where in the kernel each entry of a leaf comes out.
+
+    None if one comes out more than once, or not at all.
+    """
+    places = np.arange(math.prod(shape)).reshape(shape)
+    for eqn, number in reversed(route.steps):
+        before = shape_of(eqn.invars[number])
+        if eqn.primitive.name == "concatenate":
+            places = _cut_out(eqn, number, places)
+        elif _is_move(eqn):
+            index = laid_out(eqn, np.arange(math.prod(before)).reshape(before))
+            if not _is_one_to_one(index, math.prod(before)):
+                return None
+            flat = np.empty(math.prod(before), int)
+            flat[index.ravel()] = places.ravel()
+            places = flat.reshape(before)
+        elif places.shape != before:
+            return None
+    return places
+
+
+def _is_one_to_one(index: np.ndarray, size: int) -> bool:
+    return index.size == size and np.unique(index).size == size
+
+
+def _cut_out(eqn: Any, number: int, value: np.ndarray) -> np.ndarray:
+    """Return what an operand of a concatenation is of a value of its output."""
+    axis = eqn.params["dimension"]
+    sizes = [shape_of(x)[axis] for x in eqn.invars]
+    return np.split(value, np.cumsum(sizes)[:-1], axis)[number]
 
 
 def _values(made: Made, leaves: Mapping[str, Any]) -> Callable[[Any], Array]:
@@ -287,6 +334,8 @@ def _back(route: Route, wanted: Array, value: Callable[[Any], Array]) -> Wanted:
         record = primitive_of(eqn)
         if _is_move(eqn):
             now = _unmoved(eqn, now)
+        elif eqn.primitive.name == "concatenate":
+            now = _cut_out(eqn, number, now[0]), _cut_out(eqn, number, now[1])
         else:
             ways = _BACK.get(record.arithmetic) or _BACK[eqn.primitive.name]
             now = ways[number](*now, *map(value, _others(eqn, number)))

@@ -16,7 +16,7 @@ from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.contractions import columns, contract, Form, matrix
 from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, operands_of, Seen
 from jmudsc.repairs.layers import Layer, Linear, Norm, Shared
-from jmudsc.repairs.leaf_entries import read, write
+from jmudsc.repairs.leaf_entries import Entries, read, write
 from jmudsc.repairs.made_kernels import Made
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.targets import Leaves, Targets
@@ -147,7 +147,7 @@ def _change(
     seen = list(looked)
     if isinstance(layer, Norm):
         return reset_norm("repair", layer, [each.merged for each in seen], leaves)
-    if isinstance(layer.kernel, Made):
+    if isinstance(layer.kernel, Made) or isinstance(layer.bias, Made):
         return {}, "is computed from other leaves"
     if layer.form.is_lookup:
         return {}, "left alone: its rows are looked up"
@@ -173,6 +173,8 @@ def _folded(
     layer: Linear, leaves: Leaves, scale: np.ndarray, shift: np.ndarray
 ) -> tuple[Leaves, str]:
     """Fold `scale * output + shift` into kernel and bias."""
+    assert isinstance(layer.kernel, Entries)
+    assert not isinstance(layer.bias, Made)
     path, index = layer.kernel.path, matrix(layer.form, layer.kernel.index)
     factor = columns(layer.form, scale.astype(np.float32))
     new = {path: write(leaves[path], index, read(leaves[path], index) * factor)}

@@ -1,6 +1,6 @@
 """Shared kernels: which uses of kernels are of one and the same."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +9,8 @@ import numpy as np
 from jmudsc.derivation.program import variables_of
 from jmudsc.repairs.contractions import matrix
 from jmudsc.repairs.layers import Layer, Linear, Norm, Shared, uses_of
-from jmudsc.repairs.leaf_entries import Entries, is_used, Origins
-from jmudsc.repairs.made_kernels import Made
+from jmudsc.repairs.leaf_entries import Origins
+from jmudsc.repairs.operands import is_whole, source_of
 
 _MORE = "is used more than once"
 
@@ -46,9 +46,7 @@ def _by_entries(found: Iterable[Linear]) -> Iterator[list[Linear]]:
     """Yield the uses of the same entries of a leaf, those that overlap in part too."""
     groups: dict[Any, list[list[Linear]]] = {}
     for use in found:
-        kernel = use.kernel
-        source = kernel.source if isinstance(kernel, Made) else kernel.path
-        of_leaf = groups.setdefault(source, [])
+        of_leaf = groups.setdefault(source_of(use.kernel), [])
         meets = [g for g in of_leaf if any(_overlap(use, other) for other in g)]
         for group in meets:
             of_leaf.remove(group)
@@ -69,7 +67,7 @@ def _overlap(a: Linear, b: Linear) -> bool:
 def _layer(uses: Sequence[Linear], origins: Origins) -> Linear | Shared | str:
     """Make a layer of the uses of a kernel, or say why it cannot be one."""
     first = uses[0]
-    if not _is_whole(first.kernel, len(uses), origins):
+    if not is_whole(first.kernel, len(uses), origins):
         return _MORE
     matrices = [matrix(use.form, use.kernel.index) for use in uses]
     is_turned = [_is_turned(matrices[0], each) for each in matrices]
@@ -81,13 +79,6 @@ def _layer(uses: Sequence[Linear], origins: Origins) -> Linear | Shared | str:
     ]
     uses = _with_own_biases(uses, origins)
     return uses[0] if len(uses) == 1 else Shared(tuple(_led(uses, origins)))
-
-
-def _is_whole(kernel: Entries | Made, times: int, origins: Origins) -> bool:
-    """Whether so many uses are all that there are."""
-    if isinstance(kernel, Made):
-        return kernel.times == times
-    return is_used(origins, kernel, times)
 
 
 def _is_turned(first: np.ndarray, other: np.ndarray) -> bool | None:
@@ -104,13 +95,13 @@ def _with_own_biases(uses: Sequence[Linear], origins: Origins) -> list[Linear]:
     sets = [bias_set(use) for use in uses]
     return [
         use
-        if use.bias is None or is_used(origins, use.bias, sets.count(own))
+        if use.bias is None or is_whole(use.bias, sets.count(own), origins)
         else replace(use, bias=None, is_normed=False)
         for use, own in zip(uses, sets, strict=True)
     ]
 
 
-def bias_set(use: Linear) -> tuple[str, bytes, bool] | None:
+def bias_set(use: Linear) -> Hashable:
     """Return what uses of a kernel that add the same bias have equal.
 
     Args:
@@ -121,7 +112,7 @@ def bias_set(use: Linear) -> tuple[str, bytes, bool] | None:
     """
     if use.bias is None:
         return None
-    return use.bias.path, use.bias.index.tobytes(), use.is_turned
+    return source_of(use.bias), use.bias.index.tobytes(), use.is_turned
 
 
 def _led(uses: Sequence[Linear], origins: Origins) -> Iterator[Linear]:
