@@ -32,7 +32,7 @@ from jmudsc.repairs.loop_axes import axes_at, LoopAxes
 from jmudsc.repairs.made_kernels import made_kernel
 from jmudsc.repairs.operands import Operand
 from jmudsc.repairs.shared_kernels import layers_of
-from jmudsc.repairs.unroll import unrolled
+from jmudsc.repairs.unroll import MOST_STEPS, unrolled
 from jmudsc.spec.axes import Axis
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -102,7 +102,7 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
             found += _norms(finder, eqn)
         elif primitive_of(eqn).bodies is not None:
             for path in leaves_below(finder.origins, eqn, flat.data):
-                finder.skipped[path] = f"is used inside a {eqn.primitive.name}"
+                finder.skipped[path] = f"is used inside a {_kind_of(eqn)}"
     steps = layers_of(found, finder.origins, finder.skipped)
     uses = {id(use.eqn): use for step in steps for use in uses_of(step)}
     stops = tuple(uses[id(eqn)] for eqn in program.eqns if id(eqn) in uses)
@@ -114,7 +114,13 @@ def _uses_an_operand(eqn: Any, data: Set[Any]) -> bool:
     if not (contraction(eqn) is not None or is_lookup(eqn) or _is_sum(eqn)):
         return False
     ins = variables_of(eqn.invars)
-    return len(ins) == 2 and len(data.intersection(ins)) == 1
+    return len(ins) == 2 and sum(var in data for var in ins) == 1
+
+
+def _kind_of(eqn: Any) -> str:
+    """Say what an equation is that has a program inside."""
+    name = eqn.primitive.name
+    return f"{name} of more than {MOST_STEPS} steps" if name == "scan" else name
 
 
 def _is_sum(eqn: Any) -> bool:

@@ -34,10 +34,7 @@ from jmudsc.types import ApplyFn
 _log = logging.getLogger(__name__)
 
 RIDGE = 1e-2
-# So much of what a kernel could gain is all of it, but for rounding.
-_AS_GOOD = 0.999
 _FITTED = "refit by least squares"
-_NEARLY = f"{_FITTED}, as far as what the kernel is made of can follow"
 _WHOLE = "Patterns are of whole leaf paths."
 
 
@@ -298,11 +295,9 @@ def _with_change(
     """Solve for a kernel; return its leaves, how it changes, and what was done."""
     change, kernel = solve(uses, ridge), layer.kernel
     index = matrix(layer.form, kernel.index)
-    new, found = with_change(kernel, leaves, index, change)
-    if found is change:
-        return new, change, _FITTED
-    best = gain(uses, change, ridge)
-    better = gain(uses, found, ridge)
-    if not np.isfinite(better) or better < 0:
-        return {}, change, "is computed from leaves in a way that cannot be fitted"
-    return new, found, _FITTED if better > _AS_GOOD * best else _NEARLY
+    new, found, is_exact = with_change(kernel, leaves, index, change)
+    if is_exact:
+        return new, found, _FITTED
+    if gain(uses, found, ridge) > 0:
+        return new, found, f"{_FITTED}, as far as what it is made of can follow"
+    return {}, change, "is computed from leaves in a way that cannot be fitted"

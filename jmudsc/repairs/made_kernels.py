@@ -212,7 +212,7 @@ def _routes(
             if is_there_once(entries) and uses_within(origins, entries, own):
                 yield Route(entries, steps, _is_alone(making, entries, steps, origins))
             return
-        eqn = making.get(var)
+        eqn: Any = making.get(var)
         for number in () if eqn is None else _on_the_way(eqn):
             yield from visit(eqn.invars[number], ((eqn, number), *steps))
 

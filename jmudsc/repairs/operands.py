@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -11,6 +12,9 @@ from jmudsc.repairs.made_kernels import Made, made_value, with_value
 from jmudsc.sharding import from_host, sharding_of, to_host
 
 Operand = Entries | Made
+
+# So many times the last bit of the largest entry is rounding.
+_ROUNDING = 64
 
 
 def source_of(operand: Operand) -> Hashable:
@@ -48,7 +52,7 @@ def value_of(operand: Operand, leaves: Mapping[str, Any]) -> ArrayLike:
 
 def with_change(
     operand: Operand, leaves: Mapping[str, Any], index: np.ndarray, change: np.ndarray
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray, bool]:
     """Add something to an operand.
 
     Args:
@@ -58,15 +62,18 @@ def with_change(
         change: what to add, laid out in the same way.
 
     Returns:
-        The new leaves, and what came to be added: where the operand is computed, it may
-        not be able to follow.
+        The new leaves; what came to be added; and whether that is what was to be, but
+        for rounding: an operand that is computed may not be able to follow.
     """
     if isinstance(operand, Entries):
         leaf = leaves[operand.path]
         before = to_host(leaf).ravel()[index].astype(float)
-        return {operand.path: write(leaf, index, before + change)}, change
+        return {operand.path: write(leaf, index, before + change)}, change, True
     before = made_value(operand, leaves)
     wanted = before.copy()
     wanted.reshape(-1)[index] += change
     new, after = with_value(operand, leaves, wanted)
-    return new, (after - before).ravel()[index]
+    step = max(float(jnp.finfo(new[path].dtype).eps) for path in new)
+    missed = np.abs(after - wanted).max(initial=0)
+    is_exact = bool(missed <= _ROUNDING * step * np.abs(wanted).max(initial=0))
+    return new, (after - before).ravel()[index], is_exact

@@ -23,7 +23,7 @@ from jmudsc.sharding import from_host, over_processes, sharding_of, to_host
 from jmudsc.spec.axes import Axis
 
 MeanAndComoment = tuple[
-    Float[Array | np.ndarray, "groups 1 both"],
+    Float[Array | np.ndarray, "groups 1 _"],
     Float[Array | np.ndarray, "groups incoming both"],
 ]
 # What goes into a layer of one network, its kernel and its bias.
@@ -67,7 +67,7 @@ class Regression:
     """
 
     count: int | float
-    mean: Float[Array | np.ndarray, "groups 1 both"]
+    mean: Float[Array | np.ndarray, "groups 1 _"]
     comoment: Float[Array | np.ndarray, "groups incoming both"]
 
 

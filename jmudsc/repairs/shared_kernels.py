@@ -112,7 +112,7 @@ def bias_set(use: Linear) -> Hashable:
     """
     if use.bias is None:
         return None
-    return source_of(use.bias), use.bias.index.tobytes(), use.is_turned
+    return use.bias.paths, use.bias.index.tobytes(), use.is_turned
 
 
 def _led(uses: Sequence[Linear], origins: Origins) -> Iterator[Linear]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 
 from jmudsc.derivation.program import (
@@ -200,7 +201,7 @@ class _Writer:
     def _state(self, x: Any) -> Any:
         """Let the first state of a loop count as data, as those after it do."""
         is_number = isinstance(x, jex.Literal) or x in self.data
-        if is_number or not np.issubdtype(x.aval.dtype, np.floating):
+        if is_number or not jnp.issubdtype(x.aval.dtype, jnp.inexact):
             return x
         (copy,) = self._made(jex.primitives.copy_p, [x], {}, x.aval)
         self.data.add(copy)
