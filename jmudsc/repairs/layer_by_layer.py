@@ -21,7 +21,7 @@ from jmudsc import paths
 from jmudsc.batches import batch_kind, check_iterable, checked, no_batches
 from jmudsc.derivation.program import trace
 from jmudsc.repairs.find_layers import find_layers
-from jmudsc.repairs.layers import Layer, Layers, Linear, Norm, Shared, uses_of
+from jmudsc.repairs.layers import is_led, Layer, Layers, Linear, Norm, Shared, uses_of
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.operands import value_of
 from jmudsc.repairs.stepwise import Values, Way, way_through
@@ -92,7 +92,7 @@ def change_layers(
     runs = _runs(where, merger, merged, batches)
     first = runs[0].layers
     notes = {p: n for p, n in first.skipped.items() if within is None or p in within}
-    for visit in visits_of(runs[0].stops, first.steps):
+    for visit in visits_of(runs[0].stops, [*map(is_led, first.steps)]):
         layer = first.steps[visit.step]
         for run in runs:
             run.go_to(visit, leaves, targets)

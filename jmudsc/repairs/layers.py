@@ -117,3 +117,8 @@ class Layers:
 def uses_of(layer: Layer) -> tuple[Linear | Norm, ...]:
     """Return the equations of a layer, in program order."""
     return layer.uses if isinstance(layer, Shared) else (layer,)
+
+
+def is_led(layer: Layer) -> bool:
+    """Return whether a use of a layer is on what a use before it made."""
+    return any(isinstance(use, Linear) and use.is_led for use in uses_of(layer))

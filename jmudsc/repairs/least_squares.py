@@ -18,10 +18,9 @@ from jmudsc.repairs.layer_by_layer import (
     Change,
     change_layers,
     log_skipped,
-    paths_of,
     Seen,
 )
-from jmudsc.repairs.layers import Layer, Linear, Norm
+from jmudsc.repairs.layers import Layer, Linear, Norm, uses_of
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.mixing import Mixing, mixings_of, SampleWeight, TARGETS
 from jmudsc.repairs.normal_equations import gain, shift_of, solve, Uses
@@ -109,13 +108,20 @@ def refit(
     there are CPU cores: the last bits of the result depend on their number. A merged
     network that already does what its parents do stays as it is.
 
-    Fitted are dense and fused kernels of any number of axes, and convolutions with any
-    strides, dilations and groups; the last layer too. A running statistic is set to
-    what the fitted network does. A kernel used more than once, inside a loop, or
-    computed from leaves stays as it is, with a warning.
+    Fitted are dense and fused kernels of any number of axes, convolutions with any
+    strides, dilations and groups, and rows that are looked up; the last layer too. A
+    running statistic is set to what the fitted network does. A kernel that is used more
+    than once is fitted to all its uses together; if what goes into it depends on it, as
+    in a recurrent network, twice: on the states of the parents, and then on its own. A
+    kernel that is computed from leaves (a sum, a product, leaves joined, a direction
+    and a norm) is solved for, and then its leaves. Those inside a `scan` of up to 128
+    steps are fitted as if it was written out. A kernel inside a branch, a `while` loop
+    or a longer `scan`, or one whose leaves go into something else too, stays as it is,
+    with a warning.
 
-    It costs one pass of the batches through every model and the merged network, the
-    activations between two layers held for all batches, and per layer of d incoming
+    It costs one pass of the batches through every model and the merged network, and for
+    a kernel with several uses one more from the first of them to the last; the
+    activations between two layers held for all batches; and per layer of d incoming
     entries (for a convolution: window x channels) d^2 values, samples x d^2 products
     and a solution of O(d^3). The second moments of large windows that overlap depend on
     the lags of their entries only, but for the ends, and take samples x d x channels.
@@ -259,7 +265,7 @@ def _change(
     leaves: Leaves,
     targets: Targets,
 ) -> tuple[Leaves, str]:
-    if settings.only and not paths.matches(paths_of(layer)[0], settings.only):
+    if settings.only and not _is_named(layer, settings.only):
         return {}, ""
     if isinstance(layer, Norm):
         return reset_norm("refit", layer, [each.merged for each in seen], leaves)
@@ -287,6 +293,13 @@ def _change(
             shift = shift_of(each.uses, change)
             new |= with_change(bias, {**leaves, **new}, index, shift)[0]
     return new, done
+
+
+def _is_named(layer: Layer, only: Sequence[str]) -> bool:
+    """Whether patterns name the kernel of a layer, all that it is made of."""
+    first = uses_of(layer)[0]
+    leaves = first.kernel.paths if isinstance(first, Linear) else [first.mean.path]
+    return all(paths.matches(path, only) for path in leaves)
 
 
 def _with_change(

@@ -152,10 +152,11 @@ def _spectrum(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _penalty(left: np.ndarray, right: np.ndarray | None, ridge: float) -> float:
-    mean = _mean_square(left) + (0.0 if right is None else _mean_square(right))
-    return ridge * mean or 1.0  # of inputs that are all zero
+    both = ridge * _trace(left) / len(left)
+    if right is not None:
+        both += ridge * _trace(right) / len(right)
+    return both or 1.0  # of inputs that are all zero
 
 
-def _mean_square(gram: np.ndarray) -> float:
-    total = gram.sum() if gram.ndim == 1 else np.trace(gram)
-    return float(total) / len(gram)
+def _trace(gram: np.ndarray) -> float:
+    return float(gram.sum() if gram.ndim == 1 else np.trace(gram))

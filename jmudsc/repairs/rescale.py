@@ -52,8 +52,8 @@ def repair(
     Where a norm by running statistics follows, the statistics are set to those of the
     merged network instead, which does the same. Without a bias only the standard
     deviation is repaired. Left alone are linear layers whose outputs may not be
-    permuted (the last one), a unit that never changes, and kernels used more than once
-    or inside a loop.
+    permuted (the last one), a unit that never changes, and kernels that are used more
+    than once, computed from leaves, looked up by rows, or inside a `while` or a branch.
 
     It costs one pass of the batches through every model and the merged network; the
     activations between two layers are held for all batches. Sums over samples are

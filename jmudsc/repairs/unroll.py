@@ -136,7 +136,7 @@ class _Writer:
         return outs
 
     def _came_from(self, new: Any, old: Any, here: _Here) -> None:
-        if new in self.fresh:
+        if not isinstance(new, jex.Literal) and new in self.fresh:
             self.origin.setdefault(new, (Place(old, here.loops), here.steps))
 
     def _renamed(self, eqn: Any, ins: list[Any]) -> list[Any]:
@@ -200,10 +200,11 @@ class _Writer:
 
     def _state(self, x: Any) -> Any:
         """Let the first state of a loop count as data, as those after it do."""
-        is_number = isinstance(x, jex.Literal) or x in self.data
-        if is_number or not jnp.issubdtype(x.aval.dtype, jnp.inexact):
+        aval: Any = x.aval
+        is_data = not isinstance(x, jex.Literal) and x in self.data
+        if is_data or not jnp.issubdtype(aval.dtype, jnp.inexact):
             return x
-        (copy,) = self._made(jex.primitives.copy_p, [x], {}, x.aval)
+        (copy,) = self._made(jex.primitives.copy_p, [x], {}, aval)
         self.data.add(copy)
         return copy
 

@@ -8,8 +8,6 @@ lies between its first use and its last, on the states that the network has by t
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jmudsc.repairs.layers import Layer, Linear, uses_of
-
 
 @dataclass(frozen=True)
 class Visit:
@@ -29,13 +27,14 @@ class Visit:
 
 
 def visits_of(
-    places: Sequence[Sequence[int]], layers: Sequence[Layer]
+    places: Sequence[Sequence[int]], is_led: Sequence[bool]
 ) -> Iterator[Visit]:
     """Say in which order to look at layers.
 
     Args:
-        places: for each layer where it is used, in order.
-        layers: the layers, by where they come first.
+        places: for each layer where it is used, in order; layers by where they come
+            first.
+        is_led: for each layer whether a use of it is on what one before it made.
 
     Yields:
         A visit for each, and a second one for those that come after the first use of a
@@ -43,14 +42,13 @@ def visits_of(
     """
     block: list[Visit] = []
     end = -1
-    for step, layer in enumerate(layers):
-        first, *_, last = (*places[step], places[step][-1])
-        if first > end:
+    for step, (uses, leads) in enumerate(zip(places, is_led, strict=True)):
+        if uses[0] > end:
             yield from block
             block = []
-        if any(isinstance(use, Linear) and use.is_led for use in uses_of(layer)):
-            end = max(end, last)
-        is_in = first <= end
+        if leads:
+            end = max(end, uses[-1])
+        is_in = uses[0] <= end
         yield Visit(step, is_start=is_in and not block)
         if is_in:
             block.append(Visit(step, is_again=True, goes_back=not block))
