@@ -12,7 +12,15 @@ from assignments import stay
 from compiled import programs
 from jax import lax
 
-from jmudsc import combine, infer_spec, paths, permute, random_permutations, refit
+from jmudsc import (
+    combine,
+    infer_spec,
+    merge,
+    paths,
+    permute,
+    random_permutations,
+    refit,
+)
 from jmudsc.repairs.least_squares import LeastSquares, refit_layers
 from jmudsc.repairs.merger import Merger
 
@@ -197,9 +205,31 @@ def test_a_kernel_that_cannot_follow_all_the_way_comes_nearer():
     models = [net.variables, spoilt(net.variables, 1.0, seed=3)]
     merged = jax.tree.map(lambda a, b: (a + b) / 2, *models)
     merger = Merger(spec, net.apply_fn, models, stay(spec, 2), (0.5, 0.5))
-    settings = LeastSquares(target="ensemble", only=("raw",))
+    settings = LeastSquares(target="ensemble", only=("raw", "gain"))
     found, notes = refit_layers(merger, merged, [net.batch], settings=settings)
     wanted = np.mean([net.batch @ kernels.standardized(m) for m in models], axis=0)
     error = lambda v: np.square(net.batch @ kernels.standardized(v) - wanted).mean()
     assert error(found) < error(merged)
     assert notes["raw"].startswith("refit by least squares")
+
+
+@pytest.mark.parametrize(
+    "name", ["scanned stack", "recurrent", "tied embedding", "direction and norm"]
+)
+def test_a_merge_comes_nearer_to_its_parents_and_says_how_far_it_reached(name, key):
+    net, _ = net_of(name)
+    models = [net.variables, spoilt(net.variables, 0.5, seed=4)]
+    batches = [net.batch[:32], net.batch[32:]]
+    wanted = np.mean([net.apply_fn(model, net.batch) for model in models], axis=0)
+    options = {"method": "weight-zip", "key": key, "held_out": None}
+    plain, fitted = (
+        merge(net.apply_fn, models, batches, **options, **more)
+        for more in ({}, {"refit": "least-squares", "target": "ensemble"})
+    )
+    error = lambda v: np.square(net.apply_fn(v, net.batch) - wanted).mean()
+    assert error(fitted.variables) < error(plain.variables) / 2
+    total = sum(leaf.size for leaf in jax.tree.leaves(net.variables))
+    assert plain.refit_reach is None
+    assert fitted.refit_reach == (
+        f"The refit changed {total} of {total} parameters (100%)."
+    )
