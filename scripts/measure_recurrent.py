@@ -156,7 +156,7 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(7)))
-    parser.add_argument("--images", type=int, nargs="+", default=[30, 500])
+    parser.add_argument("--images", type=int, nargs="+", default=[60, 500])
     parser.add_argument("--readers", nargs="+", default=list(READERS))
     args = parser.parse_args()
     logging.disable(logging.WARNING)
