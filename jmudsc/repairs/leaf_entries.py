@@ -48,6 +48,7 @@ class Origins:
         program: the traced model.
         moved: value -> the leaf that it is but for `moves`, and the equations of them.
         users: value -> the equations that use it, and None if it is an output.
+        making: value -> the equation that makes it.
         uses: leaf -> how many equations each of its entries goes into, as far as it is
             known.
         entries: value -> its entries, as far as they are known.
@@ -56,6 +57,7 @@ class Origins:
     program: Program
     moved: Mapping[Any, tuple[str, tuple[Any, ...]]]
     users: Mapping[Any, list[Any]]
+    making: Mapping[Any, Any]
     uses: dict[str, np.ndarray] = field(default_factory=dict)
     entries: dict[Any, "Entries"] = field(default_factory=dict)
 
@@ -82,7 +84,8 @@ def origins_of(program: Program) -> Origins:
             moved[eqn.outvars[0]] = path, (*eqns, eqn)
     for var in variables_of(program.outvars):
         users.setdefault(var, []).append(None)
-    return Origins(program, moved, users)
+    making = {var: eqn for eqn in program.eqns for var in eqn.outvars}
+    return Origins(program, moved, users, making)
 
 
 def entries_of(origins: Origins, var: Any) -> Entries | None:
@@ -158,7 +161,7 @@ def leaves_below(origins: Origins, eqn: Any, data: Set[Any]) -> list[str]:
     Returns:
         Their paths.
     """
-    made = {var: e for e in origins.program.eqns for var in e.outvars}
+    made = origins.making
     path_of = {var: path for path, var in origins.program.leaves.items()}
     found: dict[str, None] = {}
     todo = variables_of(eqn.invars)

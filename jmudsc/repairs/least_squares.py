@@ -114,7 +114,7 @@ def refit(
     than once is fitted to all its uses together; if what goes into it depends on it, as
     in a recurrent network, twice: on the states of the parents, and then on its own. A
     kernel that is computed from leaves (a sum, a product, leaves joined, a direction
-    and a norm) is solved for, and then its leaves. Those inside a `scan` of up to 128
+    and a norm) is solved for, and then its leaves. Those inside a `scan` of up to 512
     steps are fitted as if it was written out. A kernel inside a branch, a `while` loop
     or a longer `scan`, or one whose leaves go into something else too, stays as it is,
     with a warning.

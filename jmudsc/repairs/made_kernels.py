@@ -97,7 +97,7 @@ def made_kernel(origins: Origins, var: Any, uses: Set[int]) -> Made | None:
     Returns:
         The kernel; None if no leaf can be found for it that goes into nothing else.
     """
-    making = {v: eqn for eqn in origins.program.eqns for v in eqn.outvars}
+    making = origins.making
     if var not in making:
         return None
     source, moves = _before_moves(making, var)

@@ -69,8 +69,7 @@ def _layer(uses: Sequence[Linear], origins: Origins) -> Linear | Shared | str:
     first = uses[0]
     if not is_whole(first.kernel, len(uses), origins):
         return _MORE
-    matrices = [matrix(use.form, use.kernel.index) for use in uses]
-    is_turned = [_is_turned(matrices[0], each) for each in matrices]
+    is_turned = [_is_turned(first, use) for use in uses]
     if any(flag is None for flag in is_turned):
         return f"{_MORE}, and not as the same matrix"
     uses = [
@@ -81,13 +80,16 @@ def _layer(uses: Sequence[Linear], origins: Origins) -> Linear | Shared | str:
     return uses[0] if len(uses) == 1 else Shared(tuple(_led(uses, origins)))
 
 
-def _is_turned(first: np.ndarray, other: np.ndarray) -> bool | None:
-    """Whether a matrix is the transpose of the first; None if it is another one."""
-    if first.shape == other.shape and (first is other or (first == other).all()):
+def _is_turned(first: Linear, use: Linear) -> bool | None:
+    """Whether a use is of the transpose of the first matrix; None if of another one."""
+    if use.form == first.form and use.kernel.index is first.kernel.index:
+        return False
+    one, other = (matrix(each.form, each.kernel.index) for each in (first, use))
+    if one.shape == other.shape and (one == other).all():
         return False
     turned = np.swapaxes(other, 1, 2)
-    is_same = len(first) == 1 and first.shape == turned.shape
-    return True if is_same and (first == turned).all() else None
+    is_same = len(one) == 1 and one.shape == turned.shape
+    return True if is_same and (one == turned).all() else None
 
 
 def _with_own_biases(uses: Sequence[Linear], origins: Origins) -> list[Linear]:

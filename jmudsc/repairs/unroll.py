@@ -26,7 +26,7 @@ from jmudsc.derivation.terms.values import Place
 from jmudsc.repairs.segments import frozen
 
 # A loop of more steps stays a loop.
-MOST_STEPS = 128
+MOST_STEPS = 512
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,7 +143,7 @@ def kept_in(loop):
 
 def long(x, kernel):
     step = lambda x, _: (jnp.tanh(x @ kernel), None)
-    return lax.scan(step, x, length=129)[0]
+    return lax.scan(step, x, length=513)[0]
 
 
 def endless(x, kernel):
@@ -156,7 +156,7 @@ def forking(x, kernel):
 
 
 STAY = {
-    "is used inside a scan of more than 128 steps": long,
+    "is used inside a scan of more than 512 steps": long,
     "is used inside a while": endless,
     "is used inside a cond": forking,
 }
