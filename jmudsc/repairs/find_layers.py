@@ -1,9 +1,9 @@
 """Find layers: the linear layers of a program and its norms by running statistics.
 
-A linear layer is a contraction of activations with a kernel. The kernel must be a leaf
-but for a rearrangement of its entries (a reshape, a transpose, a slice of a stack, a
-cast), so that a new kernel can be written back into it. No module is looked for by
-name.
+A linear layer is a contraction of activations with a kernel, or a lookup of its rows.
+The kernel is a leaf but for a rearrangement of its entries (a reshape, a transpose, a
+slice of a stack, a cast), or computed from leaves so that it can be told which new
+leaves a new kernel has. No module is looked for by name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -84,7 +84,8 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
 
     Returns:
         The layers, those inside loops among them. What is inside a branch is skipped,
-        and so is a kernel that is used in other ways too or computed from leaves.
+        and so is a kernel that is used in other ways too, or computed from leaves in a
+        way that cannot be undone.
     """
     flat = unrolled(program)
     axes = value_axes(program, spec)
@@ -104,8 +105,8 @@ def find_layers(program: Program, spec: PermutationSpec) -> Layers:
             for path in leaves_below(finder.origins, eqn, flat.data):
                 finder.skipped[path] = f"is used inside a {_kind_of(eqn)}"
     steps = layers_of(found, finder.origins, finder.skipped)
-    uses = {id(use.eqn): use for step in steps for use in uses_of(step)}
-    stops = tuple(uses[id(eqn)] for eqn in program.eqns if id(eqn) in uses)
+    kept = {id(use.eqn): use for step in steps for use in uses_of(step)}
+    stops = tuple(kept[id(eqn)] for eqn in program.eqns if id(eqn) in kept)
     return Layers(program, flat.data, steps, stops, finder.skipped)
 
 

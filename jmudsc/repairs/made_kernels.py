@@ -1,4 +1,4 @@
-"""Made kernels: kernels that a program computes from leaves, and how to change them.
+"""Made kernels: those that a program computes from leaves, and how to change them.
 
 From a leaf to the kernel lead sums, products and moves of entries: a route. Gone along
 backwards, with all else as it is, it says what the leaf should be. Where a leaf
@@ -92,7 +92,8 @@ def made_kernel(origins: Origins, var: Any, uses: Set[int]) -> Made | None:
     Args:
         origins: of the program.
         var: the kernel.
-        uses: the `id` of every contraction of a kernel with activations.
+        uses: the `id` of every equation in which a kernel or a bias may meet
+            activations.
 
     Returns:
         The kernel; None if no leaf can be found for it that goes into nothing else.
@@ -212,8 +213,10 @@ def _routes(
             if is_there_once(entries) and uses_within(origins, entries, own):
                 yield Route(entries, steps, _is_alone(making, entries, steps, origins))
             return
-        eqn: Any = making.get(var)
-        for number in () if eqn is None else _on_the_way(eqn):
+        if var not in making:
+            return
+        eqn = making[var]
+        for number in _on_the_way(eqn):
             yield from visit(eqn.invars[number], ((eqn, number), *steps))
 
     yield from visit(source, ())
