@@ -124,7 +124,8 @@ def cross_moments_over(
     Returns:
         The moments; on the host unless they are large.
     """
-    total, seen = None, [(each.count, each.mean) for each in known]
+    total: Any = None
+    seen = [(each.count, np.asarray(each.mean)) for each in known]
     squares = [each.square.astype(float) for each in known]
     for part in parts:
         means, samples = zip(*part, strict=True)
@@ -140,7 +141,7 @@ def cross_moments_over(
         of_models = [steps[:, model] for model in range(models)]
         total = add_pairs(total, of_models, large)
         squares.append((steps.astype(float) ** 2).sum(axis=0))
-    return CrossMoments(count, mean, sum(squares).astype(np.float32), total)
+    return CrossMoments(count, mean, np.sum(squares, axis=0).astype(np.float32), total)
 
 
 def cross_similarity(

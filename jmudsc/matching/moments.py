@@ -69,7 +69,8 @@ def moments_over(
     Returns:
         The moments of the stacked units; on the host unless they are large.
     """
-    total, seen = None, [(each.count, np.asarray(each.mean)) for each in known]
+    total: Any = None
+    seen = [(each.count, np.asarray(each.mean)) for each in known]
     for part in parts:
         means, samples = zip(*part, strict=True)
         seen.append((len(samples[0]), np.concatenate(means, axis=-1)))
@@ -77,7 +78,7 @@ def moments_over(
     if len(seen) == 1 and known:
         return known[0]
     for each in known:
-        total = plus(total, each.comoment)
+        total = plus(total, present(each.comoment))
     count, mean, steps = steps_between(seen)
     if len(seen) > 1:
         total = add_stacked(total, np.split(steps, models, axis=-1), large)

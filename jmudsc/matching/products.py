@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.linalg import blas
+from scipy.linalg import get_blas_funcs
 
 # Products of so many pairs of numbers, for one label, are taken on an accelerator.
 LARGE = 2**33
 # Entries that go to the device at once.
 CHUNK = 256
+
+_syrk, _gemm = get_blas_funcs(("syrk", "gemm"), dtype=np.float32)
 
 # Samples of the units of one model, on the host.
 Samples = Float[np.ndarray, "entries *apart units"]
@@ -69,7 +71,7 @@ def add_stacked(
         total = np.zeros((*x.shape[1:], x.shape[-1]), np.float32)
     for apart in np.ndindex(total.shape[:-2]):
         # To BLAS, arrays whose rows are contiguous are transposed.
-        blas.ssyrk(times, x[:, *apart].T, 1.0, total[apart].T, overwrite_c=True)
+        _syrk(times, x[:, *apart].T, 1.0, total[apart].T, overwrite_c=True)
     return total
 
 
@@ -95,9 +97,7 @@ def add_pairs(
     for pair, (one, other) in enumerate(itertools.combinations(samples, 2)):
         for apart in np.ndindex(total.shape[1:-2]):
             left, right, onto = one[:, *apart], other[:, *apart], total[pair][apart]
-            blas.sgemm(
-                times, right.T, left.T, 1.0, onto.T, trans_b=True, overwrite_c=True
-            )
+            _gemm(times, right.T, left.T, 1.0, onto.T, trans_b=True, overwrite_c=True)
     return total
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc.merging.comparison import Comparison
+from jmudsc.merging.refit_share import refit_sentence
 from jmudsc.merging.verdict import Verdict
 from jmudsc.paths import cut, plural
 from jmudsc.spec.permutation_spec import PermutationSpec
@@ -54,6 +55,11 @@ class MergeResult:
     verdict: Verdict | None = None
     comparison: Comparison | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def refit_reach(self) -> str | None:
+        """How many parameters a refit changed, as a sentence; None without one."""
+        return refit_sentence(self.variables, self.changes)
 
     def __repr__(self) -> str:
         rows = list(_summary(self))
