@@ -300,7 +300,12 @@ def test_types_stay_and_leaves_of_other_formats_are_taken_as_they_are(tmp_path):
 
 
 COMMAND = """
+import flax.linen as nn
 import flax.nnx as nnx
+import numpy as np
+
+def both():
+    return nn.Dense(2), {"params": {"kernel": np.zeros((3, 2))}}
 
 def make():
     return nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -330,3 +335,9 @@ def test_the_command_writes_a_checkpoint(tmp_path, monkeypatch, capsys):
     )
     text = fails(monkeypatch, *command[:3], "convert_net:mkae", *command[4:])
     assert re.match(r"jmudsc: --like: expected \"mkae\" in convert_net", text)
+    text = fails(monkeypatch, *command[:3], "convert_net:both", *command[4:])
+    assert text == (
+        "jmudsc: --like: expected variables, arrays or their shapes, got an object of "
+        "type Dense among them. Pass --adapter linen (or nnx, equinox, haiku, keras, "
+        "huggingface) if it is a model."
+    )
