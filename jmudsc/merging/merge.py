@@ -341,7 +341,8 @@ def _verdict(judge: Judge, chosen: Chosen) -> Verdict:
     """Judge what is kept, and warn if a parent alone is better."""
     assert chosen.measured is not None
     verdict = judge.verdict(chosen.measured)
-    if advice := advice_of(verdict):
+    is_refit = chosen.prepared.options.refit is not None
+    if advice := advice_of(verdict, is_refit):
         _log.warning(
             "merge: expected a network that is better than any parent alone, got one "
             "that is worse. %s %s",

@@ -133,7 +133,7 @@ def _made(result: MergeResult) -> str:
 def _scores(result: MergeResult) -> list[str]:
     """Tell how it compares with its parents and their ensemble, or why that is not."""
     if result.verdict is not None:
-        said = [*judgement(result.verdict), *verdict_lines(result.verdict)]
+        said = [*judgement(result), *verdict_lines(result.verdict)]
     else:
         reason = str(result.recipe.get("verdict", "none, since nothing was compared"))
         said = [f"Verdict: {reason}."]

@@ -21,7 +21,7 @@ def report(result: MergeResult) -> str:
     Returns:
         Markdown.
     """
-    lines = judgement(result.verdict)
+    lines = judgement(result)
     lines += ["# Merge", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in _decisive(result.recipe)]
     labels, leaves = result.spec.labels, result.spec.axes
@@ -90,16 +90,17 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     ]
 
 
-def judgement(verdict: Verdict | None) -> list[str]:
+def judgement(result: MergeResult) -> list[str]:
     """Say first of all if a parent alone is better.
 
     Args:
-        verdict: of the merge; None for none.
+        result: of the merge.
 
     Returns:
         Lines of Markdown; none if it is not.
     """
-    advice = verdict and advice_of(verdict)
+    verdict = result.verdict
+    advice = verdict and advice_of(verdict, bool(result.recipe.get("refit")))
     if not verdict or not advice:
         return []
     return [f"**Worse than a parent alone.** {verdict.sentence} {advice}", ""]

@@ -106,11 +106,20 @@ class Verdict:
         return f", and is {abs(gap):.3f} {place} the ensemble in cosine"
 
 
-def advice_of(verdict: Verdict) -> str | None:
-    """Say what to do about a merge that is worse than a parent; None for another."""
+def advice_of(verdict: Verdict, is_refit: bool) -> str | None:
+    """Say what to do about a merge that is worse than a parent.
+
+    Args:
+        verdict: of the merge.
+        is_refit: whether it was refit already.
+
+    Returns:
+        A sentence; None for a merge that is no worse.
+    """
     if verdict.answer != "worse":
         return None
+    more = "" if is_refit else "a refit, "
     return (
-        'Use that parent alone, or try a refit, more batches, or method="best", which '
+        f'Use that parent alone, or try {more}more batches, or method="best", which '
         "is never below it there."
     )

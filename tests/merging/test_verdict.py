@@ -1,5 +1,6 @@
 """A merge is judged beside what went into it, and the best is never below a parent."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -86,6 +87,12 @@ def test_strangers_are_warned_of_first_of_all(caplog):
     assert expected in caplog.messages
     first = report(result).splitlines()[0]
     assert first.startswith(f"**Worse than a parent alone.** {verdict.sentence}")
+    recipe = {**result.recipe, "refit": "least-squares"}
+    first = report(dataclasses.replace(result, recipe=recipe)).splitlines()[0]
+    assert first.endswith(
+        'Use that parent alone, or try more batches, or method="best", which is never '
+        "below it there."
+    )
 
 
 def test_the_verdict_is_one_sentence():
