@@ -40,7 +40,7 @@ def run(models=MODELS, xs=XS, **options):
 
 
 def test_the_squares_are_means_over_examples_and_the_model_s_own_classes():
-    found = gradient_squares("fisher", NET.apply_fn, BASE, XS)
+    found = gradient_squares("fisher", NET.apply_fn, [BASE], [XS])[0]
     for path, expected in squares_by_hand(BASE, XS).items():
         scale = max(expected.max(), 1e-12)
         np.testing.assert_allclose(found[path], expected, atol=1e-5 * scale)
