@@ -274,12 +274,16 @@ def lora(
     rename: tuple[str, ...] = (),
     axes: tuple[str, ...] = (),
     seed: int = 0,
+    shard_size: int = 5 * 10**9,
+    tokenizer: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Fold a LoRA adapter into its base, or merge several adapters of one base.
 
     Writes the base with what the adapters become folded in, or one adapter of the rank
-    that is asked for. The base is read, and written, leaf by leaf.
+    that is asked for. The base is read, and written, leaf by leaf. Of a base that is
+    the directory of a Hugging Face model such a directory comes, unless out has an
+    ending.
 
     Args:
         adapters: folders as PEFT writes them.
@@ -296,21 +300,25 @@ def lora(
         rename: OLD=NEW, pattern of names in the adapters and path in the base.
         axes: PATTERN=LETTERS, the axes of leaves whose names do not tell.
         seed: for methods that draw numbers.
+        shard_size: how many bytes a file of a Hugging Face directory holds at most.
+        tokenizer: the directory that the tokenizer of such a directory is copied from,
+            if not the base.
         overwrite: replace an earlier merge at out.
     """
-    from jmudsc.lora.command import Command, run
+    from jmudsc.lora.command import Command, pairs, read_options, run
 
-    chosen = {name: _yaml(value) for name, value in _pairs("options", options)}
     command = Command(
         method,
         space,
         rank,
-        {**chosen, **({"weight": list(weights)} if weights else {})},
+        read_options(options, weights),
         scale,
-        dict(_pairs("rename", rename)),
-        dict(_pairs("axes", axes)),
+        pairs("rename", rename),
+        pairs("axes", axes),
         seed,
         overwrite,
+        shard_size,
+        tokenizer,
     )
     print(run(adapters, base, out, command))
     print(f"Wrote {out}")
@@ -370,21 +378,6 @@ def _speaks() -> bool:
     from jmudsc.processes import is_first
 
     return is_first()
-
-
-def _pairs(flag: str, given: tuple[str, ...]) -> list[tuple[str, str]]:
-    wrong = [text for text in given if "=" not in text]
-    if wrong:
-        raise ValueError(
-            f"--{flag}: expected NAME=VALUE, got {', '.join(wrong)}. Put = between."
-        )
-    return [(name, value) for name, _, value in (x.partition("=") for x in given)]
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)
 
 
 def _bytes(gib: float | None) -> int | None:
