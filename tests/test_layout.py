@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "adapters": "",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "
-        "merging finetunes landscape adapters"
+        "merging finetunes lora landscape adapters"
     ),
     "experiments": (
         "spec reordering derivation checkpoints matching repairs merging finetunes "

@@ -15,6 +15,7 @@ from jmudsc.finetunes.merge_finetunes import merge_requested
 from jmudsc.finetunes.options import FinetuneOptions
 from jmudsc.finetunes.request import Request
 from jmudsc.finetunes.task_batches import task_batches
+from jmudsc.lora.merge_loras import FULL
 from jmudsc.matching.journal import Journal
 from jmudsc.merging.memory_budget import room
 from jmudsc.merging.result import MergeResult
@@ -22,7 +23,8 @@ from jmudsc.paths import flatten
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.hugging_face import axes_of, fitted
-from jmudsc.recipes.resolve import lazy_models, options_of, place
+from jmudsc.recipes.lora_models import merged_in_space
+from jmudsc.recipes.resolve import lazy_models, options_of
 from jmudsc.recipes.schema import Recipe
 
 # What the program itself takes; the least that leaves may take; and the most threads.
@@ -53,7 +55,11 @@ def merge_finetuned(
         trees[donor] = cast(trees[donor], recipe.dtype, widen=True)
     *models, last = trees
     given = ([*models, last], None) if recipe.base is None else (models, last)
-    result = merge_requested(request_of(recipe, named, *given, progress=progress))
+    request = request_of(recipe, named, *given, progress=progress)
+    if recipe.space == FULL:
+        result = merge_requested(request)
+    else:
+        result = merged_in_space(recipe, request)
     return result if recipe.dtype is None else _cast(result, recipe.dtype)
 
 
@@ -142,7 +148,7 @@ def check_different(recipe: Recipe) -> None:
     seen: dict[Any, str] = {}
     names = [f"models: entry {n}" for n in range(len(recipe.models))]
     for name, source in zip([*names, "base"], recipe.sources, strict=False):
-        where = place(recipe, source.path)
+        where = recipe.place(source.path)
         real = where if "://" in where else str(Path(where).expanduser().resolve())
         same = real, source.subtree
         if same in seen:

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.filling import Filling
 from jmudsc.checkpoints.hugging_face import HuggingFace
-from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
+from jmudsc.checkpoints.load import Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free, save_with_record
 from jmudsc.checkpoints.spread import is_spread, save_spread
@@ -34,6 +34,7 @@ from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.finetuned import filling_of, merge_finetuned
 from jmudsc.recipes.hugging_face import written_like
+from jmudsc.recipes.lora_models import fingerprint_at
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
@@ -42,7 +43,6 @@ from jmudsc.recipes.resolve import (
     open_model,
     options_of,
     outputs,
-    place,
     resolved,
     spec_by,
 )
@@ -240,7 +240,7 @@ def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
                 folder,
             )
         return None
-    prints = [fingerprint(place(recipe, source.path)) for source in recipe.sources]
+    prints = [fingerprint_at(recipe, source) for source in recipe.sources]
     if not all(prints):
         return None
     if folder.is_dir():
@@ -296,7 +296,7 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[AnyPath]:
         ValueError: if nothing can be saved there.
     """
     places = [check_free(path, overwrite) for path in outputs(recipe)]
-    sources = [place(recipe, source.path) for source in recipe.sources]
+    sources = [recipe.place(source.path) for source in recipe.sources]
     parents = [path for path in sources if _absolute(path) in places]
     if parents:
         raise FileExistsError(
