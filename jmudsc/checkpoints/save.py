@@ -34,6 +34,8 @@ from jmudsc.checkpoints.urls import (
 from jmudsc.lazy import LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, listed, unflatten
 
+_DIGESTED = 4  # how many leaves are digested at once
+
 
 def save_with_record(
     path: str | os.PathLike[str],
@@ -301,6 +303,9 @@ def _changed(found: PyTree[LazyArray], digests: Mapping[str, str]) -> list[str]:
 def digests_of(found: PyTree[LazyArray]) -> dict[str, str]:
     """Return the digest of every leaf, read part by part."""
     seen: dict[str, str] = {}
-    for part in parts_of(flatten(found)):
-        seen |= {n: provenance.leaf_digest(x) for n, x in read_all(part).items()}
+    with ThreadPoolExecutor(_DIGESTED) as pool:
+        for part in parts_of(flatten(found)):
+            read = read_all(part)
+            digests = pool.map(provenance.leaf_digest, read.values())
+            seen |= zip(read, digests, strict=True)
     return seen
