@@ -11,15 +11,17 @@ import jax
 
 from jmudsc.checkpoints.dtypes import cast
 from jmudsc.checkpoints.filling import Filling
-from jmudsc.finetunes.merge_finetunes import merge_requested
+from jmudsc.finetunes.merge_finetunes import merge_requested, reads_all
 from jmudsc.finetunes.options import FinetuneOptions
-from jmudsc.finetunes.request import Request
+from jmudsc.finetunes.plan_job import plan_job
+from jmudsc.finetunes.request import Request, trunk_of
 from jmudsc.finetunes.task_batches import task_batches
 from jmudsc.lora.merge_loras import FULL
 from jmudsc.matching.journal import Journal
 from jmudsc.merging.memory_budget import room
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import flatten
+from jmudsc.processes import told_by_first
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.hugging_face import axes_of, fitted
@@ -56,6 +58,8 @@ def merge_finetuned(
     *models, last = trees
     given = ([*models, last], None) if recipe.base is None else (models, last)
     request = request_of(recipe, named, *given, progress=progress)
+    if jax.process_count() > 1:
+        _check_leaf_by_leaf(request)
     if recipe.space == FULL:
         result = merge_requested(request)
     else:
@@ -71,6 +75,17 @@ def _cast(result: MergeResult, dtype: str) -> MergeResult:
         networks=tuple(cast(network, dtype) for network in result.networks),
         recipe={**result.recipe, "dtype": dtype},
     )
+
+
+def _check_leaf_by_leaf(request: Request) -> None:
+    """Check that leaves can be dealt out to several processes."""
+    job = plan_job("recipe", trunk_of("recipe", request))
+    if reads_all(job, request):
+        raise ValueError(
+            f"recipe: expected a merge that goes leaf by leaf, since "
+            f"{jax.process_count()} processes do it, each its share, got one that "
+            "needs whole models: data, a search or a repair. Merge in one process."
+        )
 
 
 def filling_of(
@@ -94,6 +109,8 @@ def filling_of(
     """
     known = journal is not None and recipe.apply_fn is None
     decisive = dump_recipe(recipe) if known else secrets.token_hex(8)
+    if jax.process_count() > 1 and not known:
+        decisive = told_by_first(decisive)
     folder = target.with_name(f".{target.name}.jmudsc-journal")
     return Filling(
         folder if journal is None else journal.folder,

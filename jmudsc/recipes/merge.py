@@ -17,6 +17,7 @@ from jmudsc.checkpoints.hugging_face import HuggingFace
 from jmudsc.checkpoints.load import Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free, save_with_record
+from jmudsc.checkpoints.shares import save_by_shares
 from jmudsc.checkpoints.spread import is_spread, save_spread
 from jmudsc.checkpoints.urls import AnyPath, is_url, path_of
 from jmudsc.digests import digest_of
@@ -131,7 +132,7 @@ def merge_recipe(
     if is_finetuned and is_lazy(result.variables) and isinstance(target, Path):
         filling = filling_of(recipe, journal, target, memory, progress)
     _save(_Saving(recipe, donor, like, overwrite, filling), result, places, text)
-    if journal:
+    if journal and is_first():
         shutil.rmtree(journal.folder, ignore_errors=True)
     return target, text
 
@@ -205,6 +206,16 @@ def _save(
         if saving.like is not None:
             own = dataclasses.replace(result, variables=variables)
             kind = format_like(where, own, saving.like, notes)
+        if jax.process_count() > 1 and saving.filling is not None:
+            save_by_shares(
+                where,
+                variables,
+                record,
+                saving.filling,
+                overwrite=overwrite,
+                kind=kind,
+            )
+            continue
         save_with_record(
             where,
             variables,
@@ -232,7 +243,7 @@ def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
     if is_url(output):
         return None
     folder = Path(output.with_name(f".{output.name}.jmudsc-journal"))
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not isinstance(recipe.options, FinetuneOptions):
         if folder.is_dir() and is_first():
             _log.warning(
                 "%s: a merge by one process left its steps here. Several processes "
@@ -243,7 +254,7 @@ def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
     prints = [fingerprint_at(recipe, source) for source in recipe.sources]
     if not all(prints):
         return None
-    if folder.is_dir():
+    if folder.is_dir() and is_first():
         _log.warning(
             "%s: an interrupted merge left its steps here. Those of the same models "
             "are taken up.",
