@@ -59,6 +59,14 @@ def test_each_entry_is_the_mean_weighted_by_its_squares_over_their_norm():
         np.testing.assert_allclose(found[path], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_one_model_and_copies_are_themselves():
+    copies = [MODELS[0], {path: leaf.copy() for path, leaf in MODELS[0].items()}]
+    for models in (MODELS[:1], copies):
+        found = run(models, XS[: len(models)])
+        for path, leaf in MODELS[0].items():
+            np.testing.assert_array_equal(found[path], leaf)
+
+
 def test_a_large_floor_gives_the_mean():
     found = run(floor=1e6)
     for path in BASE:
