@@ -132,8 +132,9 @@ def merge_recipe(
     if is_finetuned and is_lazy(result.variables) and isinstance(target, Path):
         filling = filling_of(recipe, journal, target, memory, progress)
     _save(_Saving(recipe, donor, like, overwrite, filling), result, places, text)
-    if journal and is_first():
-        shutil.rmtree(journal.folder, ignore_errors=True)
+    kept = journal or filling
+    if kept and is_first():
+        shutil.rmtree(kept.folder, ignore_errors=True)
     return target, text
 
 
