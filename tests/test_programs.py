@@ -139,8 +139,10 @@ KINDS = {
     "ResNet-20x2": (17, 7, 0, 3),
     "ViT": (8, 6, 5, 0),
     "deeper ViT": (8, 6, 5, 0),
-    "decoder": (7, 5, 3, 0),
-    "deeper decoder": (7, 5, 3, 0),
+    "decoder": (8, 6, 3, 0),
+    "deeper decoder": (8, 6, 3, 0),
+    "scanned decoder": (8, 6, 3, 0),
+    "deeper scanned decoder": (8, 6, 3, 0),
 }
 
 

@@ -48,6 +48,11 @@ class Program:
         """The variable of each leaf, by path."""
         return dict(zip(self.paths, self.invars, strict=False))
 
+    @functools.cached_property
+    def path_of(self) -> dict[jex.Var, str]:
+        """The path of each leaf, by variable."""
+        return dict(zip(self.invars, self.paths, strict=False))
+
     @property
     def inputs(self) -> tuple[jex.Var, ...]:
         """The leaves of the batch."""
@@ -86,7 +91,7 @@ def trace(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> Program:
     return Program(
         invars=tuple(jaxpr.invars),
         consts=dict(zip(jaxpr.constvars, flat.consts, strict=True)),
-        eqns=_live(jaxpr.eqns, jaxpr.outvars),
+        eqns=live_equations(jaxpr.eqns, jaxpr.outvars),
         outvars=tuple(jaxpr.outvars),
         paths=tuple(paths.flatten(variables)),
     )
@@ -159,6 +164,24 @@ def scan_operands(eqn: jex.JaxprEqn) -> tuple[int, int]:
         for outer, var in zip(eqn.outvars, inner.outvars, strict=True)
     )
     return len(eqn.invars) - scanned - carried, carried
+
+
+def live_equations(
+    eqns: Sequence[jex.JaxprEqn], outvars: Sequence[Any]
+) -> tuple[jex.JaxprEqn, ...]:
+    """Return the equations that some outputs depend on, in order.
+
+    Args:
+        eqns: equations in order.
+        outvars: the outputs, variables or literals.
+    """
+    needed = {var for var in outvars if not isinstance(var, jex.Literal)}
+    kept = []
+    for eqn in reversed(eqns):
+        if needed.intersection(eqn.outvars):
+            kept.append(eqn)
+            needed |= {v for v in eqn.invars if not isinstance(v, jex.Literal)}
+    return tuple(reversed(kept))
 
 
 def _evaluate(
@@ -260,16 +283,6 @@ def open_jaxpr(jaxpr: Any) -> Any:
 
 def _read(values: dict[Any, Any], var: Any) -> Any:
     return var.val if isinstance(var, jex.Literal) else values[var]
-
-
-def _live(eqns: Sequence[jex.JaxprEqn], outvars: Sequence[Any]) -> tuple:
-    needed = {var for var in outvars if not isinstance(var, jex.Literal)}
-    kept = []
-    for eqn in reversed(eqns):
-        if needed.intersection(eqn.outvars):
-            kept.append(eqn)
-            needed |= {v for v in eqn.invars if not isinstance(v, jex.Literal)}
-    return tuple(reversed(kept))
 
 
 def _needed(eqns: Sequence[jex.JaxprEqn], wanted: Iterable[Any]) -> set[Any]:

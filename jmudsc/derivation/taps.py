@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -123,21 +122,24 @@ def _is_clear(spec: PermutationSpec, name: str, tap: Tap) -> bool:
     return all(known.issuperset(b) and b.count(name) == 1 for b in blocks)
 
 
-def value_axes(program: Program, spec: PermutationSpec) -> dict[Any, tuple[Axis, ...]]:
-    """Say what every axis of every activation is, outside loops and branches.
+def value_axes(
+    program: Program, spec: PermutationSpec
+) -> dict[Place, tuple[Axis, ...]]:
+    """Say what every axis of every activation is, outside branches.
 
     Args:
         program: the traced model.
         spec: its spec, derived or written by hand.
 
     Returns:
-        Per variable that depends on the batch one axis expression per axis.
+        Per place of a value that depends on the batch one axis expression per axis:
+        those of the steps of the loops around it, outermost first, and then its own.
     """
     seen, names = _walk_by(program, spec)
     return {
-        found.place.var: express_all(seen.terms, names, found.value.axes)
+        found.place: express_all(seen.terms, names, (*found.around, *found.value.axes))
         for found in seen.values
-        if found.value.is_data and found.place is not None and not found.place.loops
+        if found.value.is_data and found.place is not None
     }
 
 

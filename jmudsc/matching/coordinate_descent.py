@@ -22,7 +22,7 @@ from jmudsc.matching.multi_model import check_reference
 from jmudsc.matching.nested_labels import families, stacked_shape
 from jmudsc.matching.passes import bytes_of_moments
 from jmudsc.matching.row_updates import Chains
-from jmudsc.matching.similarity import activation_similarity
+from jmudsc.matching.similarity import activation_similarity, groups_mended
 from jmudsc.progress import Progress
 from jmudsc.reordering.permute import identity
 from jmudsc.spec.check_variables import check_covers, check_same
@@ -182,8 +182,8 @@ def _are_kept(spec: PermutationSpec, models: int) -> bool:
     That depends on sizes alone: with whatever budget the bits are the same.
     """
     sizes = [
-        2 * bytes_of_moments(spec, name, models) * len(label.sites)
-        for name, label in spec.labels.items()
+        bytes_of_moments(spec, name, models) * len(groups_mended(spec, name, models))
+        for name in spec.labels
     ]
     return sum(sizes) <= BUDGET
 

@@ -12,10 +12,12 @@ from jmudsc.matching.moment_cache import MomentCache
 from jmudsc.matching.nested_labels import match_family, stacked_shape
 from jmudsc.matching.objective import mean_similarity
 from jmudsc.matching.row_updates import Chains
-from jmudsc.matching.similarity import sites_read, weight_similarity
+from jmudsc.matching.similarity import groups_mended, weight_similarity
 from jmudsc.matching.weight_vectors import others_on
 from jmudsc.spec.permutation_spec import PermutationSpec
 
+# Rows of similarities that are blended at once.
+_ROWS = 64
 # What a step is kept as in a journal: the objective of each label, and assignments.
 _REACHED, _TO = "reached", "to/"
 
@@ -109,9 +111,9 @@ def _advanced(
         return
     spec = search.spec
     for name in family:
-        for site, others in sites_read(spec, name).items():
+        for sites, others in groups_mended(spec, name, len(search.leaves)).items():
             state = {other: assignment[other] for other in others}
-            yield search.chains.advance(spec, name, site, state)[-1].key.encode()
+            yield search.chains.advance(spec, name, sites, state)[-1].key.encode()
 
 
 def solve(
@@ -171,14 +173,20 @@ def blend_of(
         )
     activation = present(known)
     if weight is not None and activation is not None:
-        alpha = np.float32(search.alpha)
-        blend = alpha * weight
-        blend += (1 - alpha) * activation
-        return blend
+        return _blended(weight, activation, search.alpha)
     if weight is not None or activation is not None:
         return activation if weight is None else weight
     is_bare = not search.spec.children(name)
     return _in_place(search.spec, name, len(search.leaves)) if is_bare else None
+
+
+def _blended(weight: np.ndarray, activation: np.ndarray, share: float) -> np.ndarray:
+    """Blend two matrices, some rows at once, so that they stay in a cache."""
+    blend, alpha = np.empty_like(weight), np.float32(share)
+    for start in range(0, weight.shape[-2], _ROWS):
+        rows = ..., slice(start, start + _ROWS), slice(None)
+        blend[rows] = alpha * weight[rows] + (1 - alpha) * activation[rows]
+    return blend
 
 
 def inputs_of(spec: PermutationSpec, family: Sequence[str]) -> list[str]:

@@ -14,8 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jmudsc.matching.moments import Centered
-from jmudsc.matching.products import pair_products
+from jmudsc.matching.moments import Parts, steps_between
+from jmudsc.matching.products import add_pairs, plus
 from jmudsc.reordering.blocks import library_of, Values
 from jmudsc.sharding import to_host
 
@@ -25,9 +25,6 @@ _CONSTANT = 16 * np.finfo(np.float32).eps
 
 # Rows of a matrix on the host that are worked on at once, so that they stay in a cache.
 _TILE = 256
-
-# Mean, square and product of `CrossMoments`.
-_Sums = tuple[Values, Values, Values]
 
 
 def correlation(
@@ -52,19 +49,20 @@ def correlation(
     inverse = inverse_std(mean, variance)
 
     def scaled(rows: slice, columns: slice) -> Any:
-        product = inverse[..., rows, None] * inverse[..., None, columns]
-        return library.clip(comoment[..., rows, columns] / size * product, -1, 1)
+        both = comoment[..., rows, columns] + comoment[..., columns, rows].mT
+        both *= library.asarray(0.5, comoment.dtype) / size
+        both *= inverse[..., rows, None] * inverse[..., None, columns]
+        return library.clip(both, -1, 1)
 
     everything = slice(None)
     if library is not np:
-        whole = scaled(everything, everything)
-        return (whole + whole.mT) / 2
+        return scaled(everything, everything)
     found = np.empty_like(comoment)
     tiles = [slice(at, at + _TILE) for at in range(0, comoment.shape[-1], _TILE)]
     for rows, columns in itertools.combinations_with_replacement(tiles, 2):
-        mean_of_both = (scaled(rows, columns) + scaled(columns, rows).mT) / 2
-        found[..., rows, columns] = mean_of_both
-        found[..., columns, rows] = mean_of_both.mT
+        tile = scaled(rows, columns)
+        found[..., rows, columns] = tile
+        found[..., columns, rows] = tile.mT
     return found
 
 
@@ -107,39 +105,43 @@ class CrossMoments:
     product: Float[Array | np.ndarray, "pairs *apart units units"]
 
 
-def cross_moments(units: Sequence[Centered], large: bool = False) -> CrossMoments:
-    """Compute the cross moments of the units of all models.
+def cross_moments_over(
+    models: int,
+    parts: Parts = (),
+    known: Sequence[CrossMoments] = (),
+    large: bool = False,
+) -> CrossMoments:
+    """Compute the cross moments of units over several sets of samples.
+
+    Exact like `moments_over`.
 
     Args:
-        units: for every model what `centered` returns, on the host.
+        models: how many.
+        parts: sets of samples, for every model what `centered` returns, on the host.
+        known: moments over other sets.
         large: whether to take products on the device (see `products`).
 
     Returns:
-        The moments over these samples; on the host unless they are large.
+        The moments; on the host unless they are large.
     """
-    means, samples = zip(*units, strict=True)
-    square = np.stack([(x * x).sum(axis=0, dtype=np.float64) for x in samples])
-    product = pair_products(samples, large)
-    squares = square.astype(np.float32)
-    return CrossMoments(len(samples[0]), np.stack(means), squares, product)
-
-
-def merge_cross_moments(a: CrossMoments, b: CrossMoments) -> CrossMoments:
-    """Combine the cross moments of two sets of samples, as `merge_moments` does.
-
-    Args:
-        a: over some samples.
-        b: of the same units over others.
-
-    Returns:
-        The moments over both.
-    """
-    count = a.count + b.count
-    share, weight = np.float32(b.count / count), np.float32(a.count * b.count / count)
-    one, other = ((x.mean, x.square, x.product) for x in (a, b))
-    is_here = isinstance(a.product, np.ndarray) and isinstance(b.product, np.ndarray)
-    merge = _merged if is_here else _merged_there
-    return CrossMoments(count, *merge(one, other, share, weight))
+    total: Any = None
+    seen = [(each.count, np.asarray(each.mean)) for each in known]
+    squares = [each.square.astype(float) for each in known]
+    for part in parts:
+        means, samples = zip(*part, strict=True)
+        seen.append((len(samples[0]), np.stack(means)))
+        squares.append(np.stack([(x * x).sum(axis=0, dtype=float) for x in samples]))
+        total = jax.block_until_ready(add_pairs(total, samples, large))
+    if len(seen) == 1 and known:
+        return known[0]
+    for each in known:
+        total = plus(total, each.product)
+    count, mean, steps = steps_between(seen)
+    if len(seen) > 1:
+        of_models = [steps[:, model] for model in range(models)]
+        total = add_pairs(total, of_models, large)
+        squares.append((steps.astype(float) ** 2).sum(axis=0))
+    return CrossMoments(count, mean, np.sum(squares, axis=0).astype(np.float32), total)
 
 
 def cross_similarity(
@@ -167,22 +169,6 @@ def cross_similarity(
 
 def _pairs(models: int) -> list[tuple[int, int]]:
     return list(itertools.combinations(range(models), 2))
-
-
-def _merged(a: _Sums, b: _Sums, share: Any, weight: Any) -> _Sums:
-    (mean, square, product), (other, others, crossed) = a, b
-    step = other - mean
-    outer = library_of(step).stack(
-        [step[i][..., :, None] * step[j][..., None, :] for i, j in _pairs(len(step))]
-    )
-    return (
-        mean + share * step,
-        square + others + weight * step * step,
-        product + crossed + weight * outer,
-    )
-
-
-_merged_there = jax.jit(_merged)
 
 
 def _correlated(mean: Values, square: Values, product: Values, count: Any) -> Values:

@@ -1,7 +1,7 @@
 """Moment cache: what weights say of units, kept for as long as it holds.
 
-What a leaf adds to the moments of a label's weights depends only on where the units of
-the leaf's other labels go. As long as those stay, between sweeps and between balances,
+What leaves add to the moments of a label's weights depends only on where the units of
+the leaves' other labels go. As long as those stay, between sweeps and between balances,
 it need not be computed again.
 """
 
@@ -11,19 +11,22 @@ from typing import Any, TypeVar
 
 from jmudsc.lazy import LazyArray
 from jmudsc.matching.cross_moments import CrossMoments
-from jmudsc.matching.moments import Moments
+from jmudsc.matching.moments import Centered, Moments
 
-Cached = TypeVar("Cached", bound=Moments | CrossMoments)
+# Moments, or samples of the units of every model, site by site.
+Kept = Moments | CrossMoments | list[list[Centered]]
+Cached = TypeVar("Cached", bound=Kept)
 
-BUDGET = 2**30
+BUDGET = 2**31
 
 
 @dataclass
 class MomentCache:
     """Moments, each under what it was computed from.
 
-    One leaf and label take `4 * (models * units)**2` bytes, or less than half of that
-    where only units of different models are compared. Of each the first moments
+    Those of a label, from all leaves that depend on the same other labels, take
+    `4 * (models * units)**2` bytes, or less than half of that where only units of
+    different models are compared. Of each the first moments
     are kept, from which every balance starts, and the latest; where both do not fit,
     the latest.
 
@@ -86,6 +89,8 @@ def budget_beside(moments: Mapping[str, Moments], budget: int | None) -> int:
     return min(BUDGET, max(0, budget - held))
 
 
-def _bytes(moments: Moments | CrossMoments) -> int:
-    arrays = (x for x in vars(moments).values() if hasattr(x, "nbytes"))
+def _bytes(kept: Kept) -> int:
+    if isinstance(kept, list):
+        return sum(x.nbytes for part in kept for pair in part for x in pair)
+    arrays = (x for x in vars(kept).values() if hasattr(x, "nbytes"))
     return sum(x.nbytes for x in arrays if not isinstance(x, LazyArray))

@@ -1,6 +1,6 @@
 """Moments: means and co-moments of units, exact however those of batches are merged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jmudsc.lazy import LazyArray, present
-from jmudsc.matching.products import stacked_products
+from jmudsc.matching.products import add_stacked, mirror, plus
 from jmudsc.reordering.blocks import library_of, Values
 
 # The mean of each unit of one model, and the samples without it.
@@ -18,6 +18,8 @@ Centered = tuple[
     Float[Array | np.ndarray, "*apart units"],
     Float[Array | np.ndarray, "samples *apart units"],
 ]
+# Sets of samples, of any numbers, for every model what `Centered` says.
+Parts = Iterable[Sequence[tuple[Any, Any]]]
 # The mean and the co-moment of `Moments`.
 Sums = tuple[
     Float[Array | np.ndarray, "*apart stacked"],
@@ -46,20 +48,62 @@ class Moments:
     comoment: Float[Array | np.ndarray | LazyArray, "*apart stacked stacked"]
 
 
-def moments_of_centered(units: Sequence[Centered], large: bool = False) -> Moments:
-    """Compute the moments of the units of all models from centered samples.
+def moments_over(
+    models: int,
+    parts: Parts = (),
+    known: Sequence[Moments] = (),
+    large: bool = False,
+) -> Moments:
+    """Compute the moments of the units of all models over several sets of samples.
+
+    Exact however large the means are beside the standard deviations, like
+    `merge_moments`: products are taken of samples without the mean of their set, and
+    the means of the sets, without that of all, are a few samples more.
 
     Args:
-        units: for every model what `centered` returns.
+        models: how many.
+        parts: sets of samples, for every model what `centered` returns, on the host.
+        known: moments over other sets.
         large: whether to take products on the device (see `products`).
 
     Returns:
         The moments of the stacked units; on the host unless they are large.
     """
-    means, samples = zip(*units, strict=True)
-    mean = np.concatenate([np.asarray(x) for x in means], axis=-1)
-    comoment = stacked_products([np.asarray(x) for x in samples], large)
-    return Moments(len(samples[0]), mean, comoment)
+    total: Any = None
+    seen = [(each.count, np.asarray(each.mean)) for each in known]
+    for part in parts:
+        means, samples = zip(*part, strict=True)
+        seen.append((len(samples[0]), np.concatenate(means, axis=-1)))
+        total = jax.block_until_ready(add_stacked(total, samples, large))
+    if len(seen) == 1 and known:
+        return known[0]
+    for each in known:
+        total = plus(total, present(each.comoment))
+    count, mean, steps = steps_between(seen)
+    if len(seen) > 1:
+        total = add_stacked(total, np.split(steps, models, axis=-1), large)
+    return Moments(count, mean, mirror(total))
+
+
+def steps_between(
+    seen: Sequence[tuple[int, np.ndarray]],
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Compute the mean over several sets of samples, and how far theirs are from it.
+
+    Args:
+        seen: of each set the number of samples, and the mean of each unit.
+
+    Returns:
+        The number of all samples, the mean over them in float32, and of each set the
+        difference of its mean times the square root of its number of samples: their
+        products are what co-moments within the sets lack (Chan, Golub and LeVeque 1979,
+        eq. 2.1).
+    """
+    counts = np.array([count for count, _ in seen], float)
+    means = np.stack([mean for _, mean in seen]).astype(float)
+    mean = np.tensordot(counts / counts.sum(), means, 1)
+    steps = (means - mean) * np.sqrt(counts).reshape(-1, *(1,) * mean.ndim)
+    return int(counts.sum()), mean.astype(np.float32), steps.astype(np.float32)
 
 
 def step_shares(before: int, more: int) -> tuple[np.float32, np.float32]:

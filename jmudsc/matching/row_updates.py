@@ -1,4 +1,4 @@
-"""Row updates: moments of a leaf's weights, mended where few of its rows have moved.
+"""Row updates: moments of weights, mended where few rows of their leaves have moved.
 
 Under another assignment of one label, most merged units of that label have the members
 that they had, and so have the rows of a leaf that belong to them. The moments of the
@@ -22,7 +22,7 @@ import numpy as np
 from jmudsc.digests import digest_of
 from jmudsc.matching.cross_moments import CrossMoments
 from jmudsc.matching.moments import Moments
-from jmudsc.matching.products import pair_products, stacked_products
+from jmudsc.matching.products import add_pairs, add_stacked, mirror
 from jmudsc.spec.axes import labels_by_axis
 from jmudsc.spec.permutation_spec import PermutationSpec, Site
 
@@ -32,6 +32,8 @@ _FEW = 1 / 4
 Mended = TypeVar("Mended", Moments, CrossMoments)
 # Other label of a leaf -> where the units of every model go.
 State = Mapping[str, np.ndarray]
+# Sites of a label that depend on the same other labels.
+Sites = tuple[Site, ...]
 
 
 @dataclass(frozen=True)
@@ -71,30 +73,32 @@ class Chains:
     """The chain of every label at every leaf, through one search.
 
     Attributes:
-        links: label and site -> the links, the first one taken anew.
+        links: label and sites -> the links, the first one taken anew.
     """
 
-    links: dict[tuple[str, Site], tuple[Link, ...]] = field(default_factory=dict)
+    links: dict[tuple[str, Sites], tuple[Link, ...]] = field(default_factory=dict)
 
     def advance(
-        self, spec: PermutationSpec, label: str, site: Site, state: State
+        self, spec: PermutationSpec, label: str, sites: Sites, state: State
     ) -> tuple[Link, ...]:
         """Go on to a state; one that is in the chain ends it.
 
         Args:
             spec: the permutation spec.
             label: whose moments they are.
-            site: on which leaf and axis.
-            state: of the other labels on the leaf.
+            sites: on which leaves and axes.
+            state: of the other labels on these leaves.
 
         Returns:
             The chain that ends in the state.
         """
-        links = self.links.get((label, site), ())
+        links = self.links.get((label, sites), ())
         known = [n for n, link in enumerate(links) if _same(link.state, state)]
         if known:
             links = links[: known[0] + 1]
-        elif links and (moved := what_moved(spec, label, site, links[-1].state, state)):
+        elif links and (
+            moved := what_moved(spec, label, sites, links[-1].state, state)
+        ):
             rows, all_rows = (
                 links[-1].rows + len(moved.new),
                 state[moved.label].shape[1],
@@ -105,20 +109,20 @@ class Chains:
             links = (*links, link) if few else (Link(state, _key(state)),)
         else:
             links = (Link(state, _key(state)),)
-        self.links[label, site] = links
+        self.links[label, sites] = links
         return links
 
 
 def what_moved(
-    spec: PermutationSpec, label: str, site: Site, before: State, after: State
+    spec: PermutationSpec, label: str, sites: Sites, before: State, after: State
 ) -> Moved | None:
-    """Return what is different between two states, if rows of the leaf tell it.
+    """Return what is different between two states, if rows of the leaves tell it.
 
     Args:
         spec: the permutation spec.
         label: the label that is read.
-        site: on which leaf and axis.
-        before: one state of the other labels on the leaf.
+        sites: on which leaves and axes.
+        before: one state of the other labels on these leaves.
         after: another.
 
     Returns:
@@ -132,6 +136,7 @@ def what_moved(
     nested = any(name in spec.labels[n].parents for n in (label, *after))
     counts = [
         Counter(chained.from_iterable(axes))[name]
+        for site in sites
         for axes in labels_by_axis(spec.axes[site.path])
     ]
     if name == label or spec.labels[name].parents or nested or max(counts) > 1:
@@ -164,26 +169,22 @@ def mended(
     old = [x - mean for x, mean in zip(old, means, strict=True)]
     new = [x - mean for x, mean in zip(new, means, strict=True)]
     pairs = zip(new, old, strict=True)
+    pairs = zip(new, old, strict=True)
     step = [(x.sum(axis=0) - y.sum(axis=0)) / moments.count for x, y in pairs]
-    step = [x.astype(np.float32) for x in step]
-    many = np.float32(moments.count)
+    step = [x.astype(np.float32)[None] for x in step]
+    changes = (new, 1.0), (old, -1.0), (step, -float(moments.count))
     if isinstance(moments, Moments):
-        shift = np.concatenate(step, axis=-1)
-        comoment = stacked_products(new) - stacked_products(old)
-        comoment -= many * (shift[..., :, None] * shift[..., None, :])
-        comoment += np.asarray(moments.comoment)
-        return replace(moments, mean=moments.mean + shift, comoment=comoment)
-    shift = np.stack(step)
-    square = np.stack([(x * x).sum(axis=0) for x in new])
-    square -= np.stack([(x * x).sum(axis=0) for x in old])
-    product = pair_products(new) - pair_products(old)
-    product -= many * pair_products([x[None] for x in step])
-    return replace(
-        moments,
-        mean=moments.mean + shift,
-        square=np.maximum(moments.square + square - many * shift * shift, 0),
-        product=moments.product + product,
-    )
+        total = np.array(moments.comoment)
+        for samples, times in changes:
+            total = add_stacked(total, samples, times=times)
+        mean = moments.mean + np.concatenate(step, axis=-1)[0]
+        return replace(moments, mean=mean, comoment=mirror(total))
+    square, total = moments.square.copy(), np.array(moments.product)
+    for samples, times in changes:
+        total = add_pairs(total, samples, times=times)
+        square += np.float32(times) * np.stack([(x * x).sum(axis=0) for x in samples])
+    mean = moments.mean + np.concatenate(step)
+    return replace(moments, mean=mean, square=np.maximum(square, 0), product=total)
 
 
 def _members(rows: np.ndarray) -> dict[bytes, int]:

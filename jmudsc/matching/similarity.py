@@ -1,33 +1,34 @@
 """Similarity of the units of a label: Pearson correlation of activations or weights."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from jmudsc.lazy import LazyArray, Leaf, present
+from jmudsc.lazy import Leaf, present
 from jmudsc.matching.cross_moments import (
     correlation,
     correlation_there,
-    cross_moments,
+    cross_moments_over,
     cross_similarity,
-    merge_cross_moments,
 )
 from jmudsc.matching.moment_cache import MomentCache
-from jmudsc.matching.moments import merge_moments, Moments, moments_of_centered
+from jmudsc.matching.moments import Centered, Moments, moments_over
 from jmudsc.matching.products import are_large
-from jmudsc.matching.row_updates import Chains, Link, mended, State
+from jmudsc.matching.row_updates import Chains, Link, mended, Sites, State
 from jmudsc.matching.weight_vectors import others_on, unit_entries, unit_slices
 from jmudsc.sharding import to_host
 from jmudsc.spec.permutation_spec import PermutationSpec, Site
 
 # Of matrices that have more entries, correlations are computed where they are.
 _FEW = 2**22
+# Samples are kept instead of their products where they are so many times fewer.
+_THIN = 64
 
 
 def activation_similarity(
@@ -89,18 +90,77 @@ def weight_similarity(
         Values in [-1, 1]; None if the label is only on leaves that are no
         evidence: running statistics, and leaves that move like others.
     """
-    _, join, correlate = _comparison(within)
+    over, correlate = _comparison(within)
     leaves = _Leaves(spec, models, label, within, cache or MomentCache(budget=0))
-    chains = None if leaves.large else chains
-    seen: list[Any] = []
-    for site, names in sites_read(spec, label).items():
+    groups = groups_read(spec, label)
+    if not groups:
+        return None
+    known, few = [], []
+    for names, sites in groups.items():
         state = {name: assignment[name] for name in names}
-        if chains is None:
-            found = leaves.recall(site, state)
+        if is_thin(spec, label, sites, len(models)):
+            few += leaves.samples(sites, state)
+        elif chains is None or leaves.large:
+            known.append(leaves.recall(sites, state))
         else:
-            found = leaves.follow(site, chains.advance(spec, label, site, state))
-        seen = [join(seen[0], found) if seen else found]
-    return correlate(seen[0]) if seen else None
+            links = chains.advance(spec, label, sites, state)
+            known.append(leaves.follow(sites, links))
+    return correlate(over(len(models), few, known, leaves.large))
+
+
+def groups_read(spec: PermutationSpec, label: str) -> dict[tuple[str, ...], Sites]:
+    """Group the sites at which a label is read by the labels they depend on.
+
+    Args:
+        spec: the permutation spec.
+        label: the label.
+
+    Returns:
+        Labels, as `sites_read` gives them -> the sites that depend on just these.
+    """
+    groups: dict[tuple[str, ...], Sites] = {}
+    for site, names in sites_read(spec, label).items():
+        groups[names] = (*groups.get(names, ()), site)
+    return groups
+
+
+def groups_mended(
+    spec: PermutationSpec, label: str, models: int
+) -> dict[Sites, tuple[str, ...]]:
+    """Return the groups of sites of which moments are kept, and mended.
+
+    Args:
+        spec: the permutation spec.
+        label: the label.
+        models: how many.
+
+    Returns:
+        For each the labels that it depends on.
+    """
+    groups = groups_read(spec, label).items()
+    return {
+        sites: names
+        for names, sites in groups
+        if not is_thin(spec, label, sites, models)
+    }
+
+
+def is_thin(spec: PermutationSpec, label: str, sites: Sites, models: int) -> bool:
+    """Whether samples of the units at some sites are far fewer than their products.
+
+    Then the samples are kept, such as those of biases and norms, and their products are
+    taken whenever they are needed.
+
+    Args:
+        spec: the permutation spec.
+        label: the label.
+        sites: where it is read.
+        models: how many.
+    """
+    axes = [spec.axes[site.path] for site in sites]
+    numbers = sum(math.prod(axis.size for axis in each) for each in axes)
+    apart, compared = map(math.prod, spec.compared_shape(label))
+    return _THIN * numbers <= models * apart * compared**2
 
 
 def sites_read(spec: PermutationSpec, label: str) -> dict[Site, tuple[str, ...]]:
@@ -151,53 +211,60 @@ class _Leaves:
         units = math.prod(self.spec.compared_shape(self.label)[1])
         return are_large(len(self.models), units, numbers)
 
-    def recall(self, site: Site, state: State) -> Any:
-        """Return moments in a state, computed anew if they are not known."""
-        key = tuple(rows.tobytes() for rows in state.values())
-        return self.cache.recall(self._of(site), key, lambda: self._anew(site, state))
+    def samples(self, sites: Sites, state: State) -> list[list[Centered]]:
+        """Return samples of the units in a state, site by site."""
+        read = functools.partial(self._read, sites, state)
+        return self.cache.recall(self._of(sites), _bytes_of(state), lambda: [*read()])
 
-    def follow(self, site: Site, links: Sequence[Link]) -> Any:
+    def recall(self, sites: Sites, state: State) -> Any:
+        """Return moments in a state, computed anew if they are not known."""
+        anew = functools.partial(self._anew, sites, state)
+        return self.cache.recall(self._of(sites), _bytes_of(state), anew)
+
+    def follow(self, sites: Sites, links: Sequence[Link]) -> Any:
         """Return moments at the end of a chain, from the last of it that is known."""
-        of = self._of(site)
+        of = self._of(sites)
 
         def compute() -> Any:
             known = [self.cache.known(of, link.key) for link in links]
             start = max((n for n, x in enumerate(known) if x is not None), default=0)
-            found = known[start] or self._anew(site, links[0].state)
+            found = known[start] or self._anew(sites, links[0].state)
             for one, other in itertools.pairwise(links[start:]):
-                found = self._mended(found, site, one.state, other)
+                found = self._mended(found, sites, one.state, other)
             return found
 
         return self.cache.recall(of, links[-1].key, compute)
 
-    def _of(self, site: Site) -> Any:
-        return self.label, site, self.within
+    def _of(self, sites: Sites) -> Any:
+        return self.label, sites, self.within
 
-    def _anew(self, site: Site, state: State) -> Any:
-        of, _, _ = _comparison(self.within)
-        parts = unit_slices(self.spec, self.models, state, self.label, site)
-        found = of(parts, self.large)
-        if isinstance(self.models[0][site.path], LazyArray):
-            # Or leaves are read faster than their products are taken, and pile up.
-            jax.block_until_ready(list(vars(found).values()))
-        return found
+    def _read(self, sites: Sites, state: State) -> Iterator[list[Centered]]:
+        for site in sites:
+            yield unit_slices(self.spec, self.models, state, self.label, site)
 
-    def _mended(self, found: Any, site: Site, before: State, link: Link) -> Any:
+    def _anew(self, sites: Sites, state: State) -> Any:
+        over, _ = _comparison(self.within)
+        parts = self._read(sites, state)
+        return over(len(self.models), parts, large=self.large)
+
+    def _mended(self, found: Any, sites: Sites, before: State, link: Link) -> Any:
         moved = link.moved
         assert moved is not None
-        old, new = (
-            unit_entries(
-                self.spec, self.models, state, self.label, site, (moved.label, merged)
-            )
-            for state, merged in ((before, moved.old), (link.state, moved.new))
-        )
-        return mended(found, old, new)
+
+        def entries(state: State, merged: np.ndarray) -> list[np.ndarray]:
+            only, own = (moved.label, merged), (self.spec, self.models, state)
+            parts = [unit_entries(*own, self.label, site, only) for site in sites]
+            return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+        return mended(found, entries(before, moved.old), entries(link.state, moved.new))
 
 
-def _comparison(
-    within: bool,
-) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., np.ndarray]]:
-    """Return how moments are computed, combined, and turned into similarities."""
+def _bytes_of(state: State) -> tuple[bytes, ...]:
+    return tuple(rows.tobytes() for rows in state.values())
+
+
+def _comparison(within: bool) -> tuple[Callable[..., Any], Callable[..., np.ndarray]]:
+    """Return how moments are computed, and turned into similarities."""
     if not within:
-        return cross_moments, merge_cross_moments, cross_similarity
-    return moments_of_centered, merge_moments, activation_similarity
+        return cross_moments_over, cross_similarity
+    return moments_over, activation_similarity

@@ -22,8 +22,9 @@ from jmudsc.merging.prepare import Prepared
 from jmudsc.merging.separate import is_carried
 from jmudsc.merging.verdict import parent_name
 from jmudsc.reordering.permute import identity
-from jmudsc.repairs.find_layers import find_layers, Linear
+from jmudsc.repairs.find_layers import find_layers
 from jmudsc.repairs.layer_by_layer import paths_of
+from jmudsc.repairs.layers import Linear
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def _readout(grounds: Grounds) -> list[str]:
         return []
     batch = first_batch("merge", grounds.split.used or ())
     program = trace(prepared.apply_fns[0], prepared.models[0], batch)
-    layers = find_layers(program, prepared.spec).steps
-    return paths_of(layers[-1]) if layers and isinstance(layers[-1], Linear) else []
+    stops = find_layers(program, prepared.spec).stops
+    return paths_of(stops[-1]) if stops and isinstance(stops[-1], Linear) else []
 
 
 def _parent(prepared: Prepared, judge: Judge) -> Chosen:

@@ -18,6 +18,7 @@ from jmudsc.matching.methods import TABLE
 from jmudsc.merging.candidate import Candidate
 from jmudsc.merging.constant_outputs import stuck_outputs
 from jmudsc.merging.prepare import Prepared
+from jmudsc.merging.refit_share import refit_parameters
 from jmudsc.paths import plural
 from jmudsc.sharding import to_host
 from jmudsc.spec.permutation_spec import PermutationSpec
@@ -114,25 +115,6 @@ def shared_units(
             shared += int((np.sum(present, axis=0) > 1).sum())
             total += label.size
     return shared, total
-
-
-def refit_parameters(network: PyTree, changes: Mapping[str, str]) -> tuple[int, int]:
-    """Count the parameters of the leaves that a refit changed.
-
-    Args:
-        network: the refit variables.
-        changes: path of a leaf -> what was done with it, or why nothing was.
-
-    Returns:
-        How many there are, and how many parameters in all.
-    """
-    sizes = {
-        path: np.size(leaf)
-        for path, leaf in paths.flatten(network).items()
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    }
-    done = [path for path, said in changes.items() if not said.startswith("is ")]
-    return sum(sizes.get(path, 0) for path in done), sum(sizes.values())
 
 
 def _shares_a_start(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from jmudsc.merging.refit_share import refit_sentence
 from jmudsc.merging.verdict import Verdict
 from jmudsc.spec.permutation_spec import PermutationSpec
 
@@ -47,3 +48,8 @@ class MergeResult:
     networks: tuple[PyTree, ...] = ()
     verdict: Verdict | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def refit_reach(self) -> str | None:
+        """How many parameters a refit changed, as a sentence; None without one."""
+        return refit_sentence(self.variables, self.changes)

@@ -15,6 +15,7 @@ from jmudsc.matching.methods import Method
 from jmudsc.matching.moment_cache import BUDGET
 from jmudsc.matching.nested_labels import families, is_innermost, stacked_shape
 from jmudsc.matching.passes import bytes_of_moments, passes_within
+from jmudsc.matching.similarity import groups_mended
 from jmudsc.merging.memory_budget import leaf_bytes, tree_bytes
 from jmudsc.merging.prepare import Prepared
 from jmudsc.paths import flatten
@@ -331,8 +332,9 @@ def _share(models: int, within: bool) -> float:
 
 
 def _sited(job: Job, squares: Mapping[str, int]) -> int:
-    """Return the bytes of the moments of every label at every place."""
-    return sum(squares[n] * len(label.sites) for n, label in job.spec.labels.items())
+    """Return the bytes of the moments of every label and group of leaves."""
+    groups = {n: groups_mended(job.spec, n, len(job.models)) for n in job.spec.labels}
+    return sum(squares[name] * len(sites) for name, sites in groups.items())
 
 
 def _leaf_kinds(job: Job) -> set[Any]:

@@ -77,6 +77,8 @@ def report(result: MergeResult) -> str:
             f"- sweeps: {len(result.history)}, the best was sweep {best + 1} with mean "
             f"similarity {result.history[best]:.4f}"
         ]
+    if result.refit_reach:
+        lines += [f"- {result.refit_reach}"]
     if result.seconds:
         seconds = {stage: round(taken, 2) for stage, taken in result.seconds.items()}
         lines += [f"- seconds: {_plain(seconds)}"]

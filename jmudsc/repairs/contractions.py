@@ -1,5 +1,7 @@
 """Contractions of activations with a kernel, seen as products of matrices.
 
+A lookup of rows by numbers is one as well, of what is 1 at a number and 0 elsewhere.
+
 A `dot_general` with batch axes and a grouped convolution are both a stack of products
 `rows @ columns`: one matrix of samples by incoming entries and one of incoming entries
 by outgoing units per group. All sums are taken in float32 at the highest precision.
@@ -29,6 +31,7 @@ _PARAMS = {
         "dimension_numbers",
         "feature_group_count",
     ),
+    "gather": ("dimension_numbers", "slice_sizes", "mode"),
 }
 
 
@@ -58,20 +61,34 @@ class Form:
         """Whether windows are slid over the activations."""
         return self.name == "conv_general_dilated"
 
+    @property
+    def is_lookup(self) -> bool:
+        """Whether the activations are numbers of rows of the kernel."""
+        return self.name == "gather"
+
+    @property
+    def looked_along(self) -> int:
+        """The axis of the kernel that a lookup numbers."""
+        return self.param["dimension_numbers"].start_index_map[0]
+
 
 def form_of(eqn: Any, side: int) -> Form | None:
     """Describe a contraction with a kernel.
 
     Args:
-        eqn: a `dot_general` or `conv_general_dilated`.
+        eqn: a `dot_general`, `conv_general_dilated` or `gather`.
         side: which operand is the kernel.
 
     Returns:
         The form; None for a convolution whose windows are activations, or that splits
-        the batch into groups.
+        the batch into groups, and for a `gather` that is no lookup of rows.
     """
     name, params = eqn.primitive.name, eqn.params
-    if name == "conv_general_dilated":
+    if name == "gather":
+        if not is_lookup(eqn):
+            return None
+        free = len(eqn.invars[1].aval.shape) - 1
+    elif name == "conv_general_dilated":
         if side == 0 or params["batch_group_count"] != 1:
             return None
         free = len(eqn.invars[0].aval.shape) - 1
@@ -80,6 +97,25 @@ def form_of(eqn: Any, side: int) -> Form | None:
         taken = len(contracted[1 - side]) + len(batch[1 - side])
         free = len(eqn.invars[1 - side].aval.shape) - taken
     return Form(name, tuple((key, params[key]) for key in _PARAMS[name]), side, free)
+
+
+def is_lookup(eqn: Any) -> bool:
+    """Return whether an equation looks rows of a matrix up by numbers, one each.
+
+    Args:
+        eqn: any equation.
+    """
+    if eqn.primitive.name != "gather":
+        return False
+    shape, numbers = eqn.invars[0].aval.shape, eqn.params["dimension_numbers"]
+    along = tuple(numbers.start_index_map)
+    sizes = tuple(1 if axis in along else size for axis, size in enumerate(shape))
+    return (
+        len(shape) == 2
+        and len(along) == 1
+        and tuple(numbers.collapsed_slice_dims) == along
+        and tuple(eqn.params["slice_sizes"]) == sizes
+    )
 
 
 def unit_axes(form: Form, rank: int) -> tuple[int, ...]:
@@ -94,6 +130,8 @@ def unit_axes(form: Form, rank: int) -> tuple[int, ...]:
     """
     if form.is_convolution:
         return (form.param["dimension_numbers"].out_spec[1],)
+    if form.is_lookup:
+        return tuple(form.param["dimension_numbers"].offset_dims)
     batch = len(form.param["dimension_numbers"][1][0])
     samples = range(batch, batch + form.free)
     if form.side == 0:
@@ -116,7 +154,11 @@ def contract(
     Returns:
         The output, in float32.
     """
-    x, k = (jnp.asarray(operand, jnp.float32) for operand in (activations, kernel))
+    k = jnp.asarray(kernel, jnp.float32)
+    if form.is_lookup:
+        numbers = jnp.asarray(activations)
+        return jax.lax.gather(k, numbers, **form.param) + jnp.asarray(bias, jnp.float32)
+    x = jnp.asarray(activations, jnp.float32)
     param: dict[str, Any] = dict(form.params)
     param["precision"] = jax.lax.Precision.HIGHEST
     if form.is_convolution:
@@ -167,7 +209,7 @@ def columns(form: Form, output: Values) -> Shaped[Any, "groups samples outgoing"
         y = library.transpose(output, (batch, *space, feature))
         return library.moveaxis(y.reshape(-1, groups, y.shape[-1] // groups), 1, 0)
     units = unit_axes(form, output.ndim)
-    batch = len(_numbers(form)[1][0])
+    batch = 0 if form.is_lookup else len(_numbers(form)[1][0])
     samples = [axis for axis in range(output.ndim) if axis not in units]
     y = library.transpose(output, (*units[:batch], *samples, *units[batch:]))
     return y.reshape(*_sizes(y.shape, batch, len(samples)))
@@ -189,10 +231,26 @@ def matrix(form: Form, kernel: np.ndarray) -> np.ndarray:
         k = np.transpose(kernel, (into, *space, out))
         k = k.reshape(-1, groups, k.shape[-1] // groups)
         return np.moveaxis(k, 1, 0)
+    if form.is_lookup:
+        return np.moveaxis(kernel, form.looked_along, 0)[None]
     contracted, batch = (sides[form.side] for sides in _numbers(form))
     free = [i for i in range(kernel.ndim) if i not in (*contracted, *batch)]
     k = np.transpose(kernel, (*batch, *contracted, *free))
     return k.reshape(*_sizes(k.shape, len(batch), len(contracted)))
+
+
+def looked_up(form: Form, numbers: Array, count: int) -> Shaped[Array, " samples"]:
+    """Return the number of the row of each sample of a lookup.
+
+    Args:
+        form: of the lookup.
+        numbers: its operand.
+        count: number of rows; it stands for those that there are not.
+    """
+    rows = numbers.reshape(-1)
+    if form.param["mode"] == jax.lax.GatherScatterMode.CLIP:
+        return jnp.clip(rows, 0, count - 1)
+    return jnp.where((rows < 0) | (rows >= count), count, rows)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ class Entries:
     path: str
     index: np.ndarray
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The leaf, as one of one."""
+        return (self.path,)
+
 
 @dataclass(frozen=True)
 class Origins:
@@ -43,14 +48,18 @@ class Origins:
         program: the traced model.
         moved: value -> the leaf that it is but for `moves`, and the equations of them.
         users: value -> the equations that use it, and None if it is an output.
+        making: value -> the equation that makes it.
         uses: leaf -> how many equations each of its entries goes into, as far as it is
-            known: 2 for more than one.
+            known.
+        entries: value -> its entries, as far as they are known.
     """
 
     program: Program
     moved: Mapping[Any, tuple[str, tuple[Any, ...]]]
     users: Mapping[Any, list[Any]]
+    making: Mapping[Any, Any]
     uses: dict[str, np.ndarray] = field(default_factory=dict)
+    entries: dict[Any, "Entries"] = field(default_factory=dict)
 
 
 def origins_of(program: Program) -> Origins:
@@ -75,7 +84,8 @@ def origins_of(program: Program) -> Origins:
             moved[eqn.outvars[0]] = path, (*eqns, eqn)
     for var in variables_of(program.outvars):
         users.setdefault(var, []).append(None)
-    return Origins(program, moved, users)
+    making = {var: eqn for eqn in program.eqns for var in eqn.outvars}
+    return Origins(program, moved, users, making)
 
 
 def entries_of(origins: Origins, var: Any) -> Entries | None:
@@ -90,29 +100,48 @@ def entries_of(origins: Origins, var: Any) -> Entries | None:
     """
     if isinstance(var, jex.Literal) or var not in origins.moved:
         return None
-    path, eqns = origins.moved[var]
-    index, eqns = _first(shape_of(origins.program.leaves[path]), eqns)
-    for eqn in eqns:
-        if primitive_of(eqn).entries is not Moves.KEPT:
-            index = _laid_out(eqn, index)
-    return Entries(path, index)
+    if var not in origins.entries:
+        path, eqns = origins.moved[var]
+        index, eqns = _first(shape_of(origins.program.leaves[path]), eqns)
+        for eqn in eqns:
+            index = laid_out(eqn, index)
+        origins.entries[var] = Entries(path, index)
+    return origins.entries[var]
 
 
-def per_unit(entries: Entries) -> Entries:
-    """Cut the axes along which the entries repeat down to size 1."""
-    index = entries.index
+def per_unit(index: np.ndarray) -> np.ndarray:
+    """Cut the axes along which entries repeat down to size 1."""
     for axis in range(index.ndim):
         first = index.take([0], axis)
         if (index == first).all():
             index = first
-    return Entries(entries.path, index)
+    return index
 
 
-def is_used_once(origins: Origins, entries: Entries) -> bool:
-    """Return whether each entry is there once, and goes into one equation only."""
+def is_used(origins: Origins, entries: Entries, times: int) -> bool:
+    """Return whether each entry is there once, and goes into so many equations.
+
+    Args:
+        origins: of the program.
+        entries: of a leaf.
+        times: how many equations.
+    """
     return is_there_once(entries) and bool(
-        (_uses(origins, entries.path)[entries.index] == 1).all()
+        (_uses(origins, entries.path)[entries.index] == times).all()
     )
+
+
+def uses_within(origins: Origins, entries: Entries, eqns: Set[int]) -> bool:
+    """Return whether entries of a leaf go into some equations and into no others.
+
+    Args:
+        origins: of the program.
+        entries: of a leaf.
+        eqns: the `id` of each of them.
+    """
+    inside = _counted(origins, entries.path, lambda eqn: id(eqn) in eqns)
+    index = entries.index
+    return bool((_uses(origins, entries.path)[index] == inside[index]).all())
 
 
 def is_there_once(entries: Entries) -> bool:
@@ -132,7 +161,7 @@ def leaves_below(origins: Origins, eqn: Any, data: Set[Any]) -> list[str]:
     Returns:
         Their paths.
     """
-    made = {var: e for e in origins.program.eqns for var in e.outvars}
+    made = origins.making
     path_of = {var: path for path, var in origins.program.leaves.items()}
     found: dict[str, None] = {}
     todo = variables_of(eqn.invars)
@@ -159,6 +188,25 @@ def write(leaf: ArrayLike, index: np.ndarray, values: np.ndarray) -> Array:
     return placed_like(new, leaf) if sharding_of(leaf) else from_host(new, leaf)
 
 
+def laid_out(eqn: Any, index: np.ndarray) -> np.ndarray:
+    """Do to places, on the host, what an equation does to entries.
+
+    Args:
+        eqn: one that only moves the entries of its operand.
+        index: places, of the shape of that operand.
+
+    Returns:
+        The places of what comes out.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    if primitive_of(eqn).entries is Moves.KEPT:
+        return index
+    if name in _ON_HOST:
+        return _ON_HOST[name](index, params)
+    ins = [v.val if isinstance(v, jex.Literal) else index for v in eqn.invars]
+    return np.asarray(eqn.primitive.bind(*map(jnp.asarray, ins), **params))
+
+
 def _first(
     shape: tuple[int, ...], eqns: Sequence[Any]
 ) -> tuple[np.ndarray, Sequence[Any]]:
@@ -178,15 +226,6 @@ def _first(
         others = [n for n in range(len(shape)) if n != axis]
         index += np.expand_dims(along.astype(kind), others)
     return index, eqns
-
-
-def _laid_out(eqn: Any, index: np.ndarray) -> np.ndarray:
-    """Do to places, on the host, what an equation does to entries."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in _ON_HOST:
-        return _ON_HOST[name](index, params)
-    ins = [v.val if isinstance(v, jex.Literal) else index for v in eqn.invars]
-    return np.asarray(eqn.primitive.bind(*map(jnp.asarray, ins), **params))
 
 
 def _broadcast(index: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
@@ -213,19 +252,23 @@ _ON_HOST: dict[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
 
 
 def _uses(origins: Origins, path: str) -> np.ndarray:
-    """Count the equations that each entry of a leaf goes into, up to 2."""
+    """Count the equations that each entry of a leaf goes into."""
     if path not in origins.uses:
-        size = math.prod(shape_of(origins.program.leaves[path]))
-        uses = np.zeros(size, np.uint8)
-        for var, (leaf, _) in origins.moved.items():
-            if leaf == path:
-                users = origins.users.get(var, ())
-                count = sum(not _hands_on(origins, eqn) for eqn in users)
-                found = entries_of(origins, var) if count else None
-                if found is not None:
-                    uses[found.index] = np.minimum(uses[found.index] + count, 2)
-        origins.uses[path] = uses
+        origins.uses[path] = _counted(origins, path, lambda eqn: True)
     return origins.uses[path]
+
+
+def _counted(origins: Origins, path: str, counts: Callable[[Any], bool]) -> np.ndarray:
+    """Count for each entry of a leaf those that count of the equations it goes into."""
+    uses = np.zeros(math.prod(shape_of(origins.program.leaves[path])), np.uint32)
+    for var, (leaf, _) in origins.moved.items():
+        if leaf == path:
+            users = [e for e in origins.users.get(var, ()) if not _hands_on(origins, e)]
+            count = sum(map(counts, users))
+            found = entries_of(origins, var) if count else None
+            if found is not None:
+                uses[found.index] += np.uint32(count)
+    return uses
 
 
 def _hands_on(origins: Origins, eqn: Any) -> bool:

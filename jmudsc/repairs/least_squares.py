@@ -7,41 +7,33 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.batches import check_iterable
 from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.contractions import columns, matrix
-from jmudsc.repairs.find_layers import Linear, Norm
+from jmudsc.repairs.gather import Follow, gathered
 from jmudsc.repairs.layer_by_layer import (
     Change,
     change_layers,
     log_skipped,
-    operands_of,
-    paths_of,
     Seen,
 )
-from jmudsc.repairs.leaf_entries import write
+from jmudsc.repairs.layers import Layer, Linear, Norm, uses_of
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.mixing import Mixing, mixings_of, SampleWeight, TARGETS
-from jmudsc.repairs.regression import (
-    added,
-    Fit,
-    nothing,
-    over_all_processes,
-    Regression,
-    solve,
-)
+from jmudsc.repairs.normal_equations import gain, shift_of, solve, Uses
+from jmudsc.repairs.operands import with_change
 from jmudsc.repairs.rescale import reset_norm
 from jmudsc.repairs.targets import Leaves, Targets
-from jmudsc.sharding import to_host
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
 
 _log = logging.getLogger(__name__)
 
 RIDGE = 1e-2
+_FITTED = "refit by least squares"
 _WHOLE = "Patterns are of whole leaf paths."
 
 
@@ -116,13 +108,20 @@ def refit(
     there are CPU cores: the last bits of the result depend on their number. A merged
     network that already does what its parents do stays as it is.
 
-    Fitted are dense and fused kernels of any number of axes, and convolutions with any
-    strides, dilations and groups; the last layer too. A running statistic is set to
-    what the fitted network does. A kernel used more than once, inside a loop, or
-    computed from leaves stays as it is, with a warning.
+    Fitted are dense and fused kernels of any number of axes, convolutions with any
+    strides, dilations and groups, and rows that are looked up; the last layer too. A
+    running statistic is set to what the fitted network does. A kernel that is used more
+    than once is fitted to all its uses together; if what goes into it depends on it, as
+    in a recurrent network, twice: on the states of the parents, and then on its own. A
+    kernel that is computed from leaves (a sum, a product, leaves joined, a direction
+    and a norm) is solved for, and then its leaves. Those inside a `scan` of up to 512
+    steps are fitted as if it was written out. A kernel inside a branch, a `while` loop
+    or a longer `scan`, or one whose leaves go into something else too, stays as it is,
+    with a warning.
 
-    It costs one pass of the batches through every model and the merged network, the
-    activations between two layers held for all batches, and per layer of d incoming
+    It costs one pass of the batches through every model and the merged network, and for
+    a kernel with several uses one more from the first of them to the last; the
+    activations between two layers held for all batches; and per layer of d incoming
     entries (for a convolution: window x channels) d^2 values, samples x d^2 products
     and a solution of O(d^3). The second moments of large windows that overlap depend on
     the lags of their entries only, but for the ends, and take samples x d x channels.
@@ -261,65 +260,57 @@ def check_owners(where: str, owners: Sequence[int], models: int) -> None:
 def _change(
     settings: LeastSquares,
     mixings: Sequence[Mixing],
-    seen: Sequence[Seen],
+    layer: Layer,
+    seen: Iterable[Seen],
     leaves: Leaves,
     targets: Targets,
 ) -> tuple[Leaves, str]:
-    layer, owners = seen[0].layer, settings.owners
-    if settings.only and not paths.matches(paths_of(layer)[0], settings.only):
+    if settings.only and not _is_named(layer, settings.only):
         return {}, ""
     if isinstance(layer, Norm):
         return reset_norm("refit", layer, [each.merged for each in seen], leaves)
-    if owners is not None and len(owners) != len(seen):
+    owners = settings.owners
+    if owners is not None and len(owners) != len(mixings):
         raise ValueError(
-            f"refit: owners: expected one for each of the {len(seen)} batches, got "
+            f"refit: owners: expected one for each of the {len(mixings)} batches, got "
             f"{len(owners)}. Count the batches of each task."
         )
-    owners = owners if settings.follows_owners else None
-    total = _gathered(seen, leaves, targets, owners, mixings)
-    if not (np.isfinite(total.mean).all() and np.isfinite(total.comoment).all()):
+    follow = Follow(owners if settings.follows_owners else None, mixings)
+    sets = gathered(seen, leaves, targets, follow)
+    first = sets[0].linear
+    if not all(np.isfinite(each.uses.total.mean).all() for each in sets) or not all(
+        np.isfinite(each.uses.total.comoment).all() for each in sets
+    ):
         raise ValueError(
-            f"refit: {layer.kernel.path}: expected finite activations, got some that "
+            f"refit: {first.kernel.path}: expected finite activations, got some that "
             "are not. Check the range of the input."
         )
-    has_shift = layer.bias is not None or layer.is_normed
-    kernel_change, bias_change = solve(total, settings.ridge, has_shift)
-    index = matrix(layer.form, layer.kernel.index)
-    new = {layer.kernel.path: _changed(leaves[layer.kernel.path], index, kernel_change)}
-    if layer.bias is not None:
-        index = columns(layer.form, layer.bias.index)
-        new[layer.bias.path] = _changed(leaves[layer.bias.path], index, bias_change)
-    return new, "refit by least squares"
+    uses = [each.uses for each in sets]
+    new, change, done = _with_change(first, leaves, uses, settings.ridge)
+    for each in sets:
+        if new and (bias := each.linear.bias) is not None:
+            index = columns(each.linear.form, bias.index)
+            shift = shift_of(each.uses, change)
+            new |= with_change(bias, {**leaves, **new}, index, shift)[0]
+    return new, done
 
 
-def _gathered(
-    seen: Sequence[Seen],
-    leaves: Leaves,
-    targets: Targets,
-    owners: Sequence[int] | None,
-    mixings: Sequence[Mixing],
-) -> Regression:
-    """Gather what goes in and how far from the parents it comes out, of all batches."""
-    first = seen[0].layer
-    assert isinstance(first, Linear)
-    merged = operands_of(first, leaves)
-    parents = [operands_of(first, of_parent) for of_parent in targets.leaves]
-    shape = first.kernel.index.shape
-    total = nothing(matrix(first.form, first.kernel.index).shape, seen[0].merged)
-    followed = owners or [None] * len(seen)
-    for each, owner, mixing in zip(seen, followed, mixings, strict=True):
-        layer = each.layer
-        assert isinstance(layer, Linear)
-        wanted, axes = targets.of_layer(layer.makes, owner)
-        order = sorted(range(len(parents)), key=lambda n: (n != owner, n))
-        own = [(each.parents[n], *parents[n]) for n in order]
-        fit = Fit(layer.form, shape, axes, None if owner is None else 0)
-        into = each.merged, *merged
-        total = added(total, layer.samples, fit, (into, own), wanted, mixing)
-    return over_all_processes(total)
+def _is_named(layer: Layer, only: Sequence[str]) -> bool:
+    """Whether patterns name the kernel of a layer, all that it is made of."""
+    first = uses_of(layer)[0]
+    leaves = first.kernel.paths if isinstance(first, Linear) else [first.mean.path]
+    return all(paths.matches(path, only) for path in leaves)
 
 
-def _changed(leaf: Array, index: np.ndarray, change: np.ndarray) -> Array:
-    """Return a leaf with something added to some of its entries."""
-    before = to_host(leaf).ravel()[index].astype(float)
-    return write(leaf, index, before + change)
+def _with_change(
+    layer: Linear, leaves: Leaves, uses: Sequence[Uses], ridge: float
+) -> tuple[Leaves, np.ndarray, str]:
+    """Solve for a kernel; return its leaves, how it changes, and what was done."""
+    change, kernel = solve(uses, ridge), layer.kernel
+    index = matrix(layer.form, kernel.index)
+    new, found, is_exact = with_change(kernel, leaves, index, change)
+    if is_exact:
+        return new, found, _FITTED
+    if gain(uses, found, ridge) > 0:
+        return new, found, f"{_FITTED}, as far as what it is made of can follow"
+    return {}, change, "is computed from leaves in a way that cannot be fitted"

@@ -1,4 +1,4 @@
-"""Regression: the moments that a fit by least squares needs, and its solution.
+"""Regression: the moments that a fit by least squares needs.
 
 All of a batch is gathered by one compiled function, which layers of one kind share,
 whatever network they are in.
@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jmudsc.repairs.contractions import columns, contract, Form, rows
+from jmudsc.repairs.contractions import columns, contract, Form, looked_up, rows
 from jmudsc.repairs.lags import lags_are_cheaper, moments_by_lags
 from jmudsc.repairs.mixing import along, Mixing
 from jmudsc.repairs.targets import Targets
@@ -24,7 +23,7 @@ from jmudsc.sharding import from_host, over_processes, sharding_of, to_host
 from jmudsc.spec.axes import Axis
 
 MeanAndComoment = tuple[
-    Float[Array | np.ndarray, "groups 1 both"],
+    Float[Array | np.ndarray, "groups 1 _"],
     Float[Array | np.ndarray, "groups incoming both"],
 ]
 # What goes into a layer of one network, its kernel and its bias.
@@ -40,17 +39,25 @@ class Fit:
         shape: the shape of the kernel.
         axes: what the axes of the output are.
         owner: the parent that the samples belong to; None if that is not known.
+        takes: what the axes of the activations are, where the merged network's are not
+            known yet, and those that it should have are taken for them; None where
+            they are known.
     """
 
     form: Form
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     owner: int | None
+    takes: tuple[Axis, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Regression:
     """Moments of what goes into a layer and of what is missing from what comes out.
+
+    Of a lookup, of which a sample has 1 in one incoming entry and 0 in all others, the
+    mean is left out, and of the moments of incoming entries all but the squares: then
+    `both` has one entry, and after it those of the outgoing residuals.
 
     Attributes:
         count: number of samples, or the sum of their weights.
@@ -60,18 +67,22 @@ class Regression:
     """
 
     count: int | float
-    mean: Float[Array | np.ndarray, "groups 1 both"]
+    mean: Float[Array | np.ndarray, "groups 1 _"]
     comoment: Float[Array | np.ndarray, "groups incoming both"]
 
 
-def nothing(sizes: tuple[int, int, int], x: Array) -> Regression:
+def nothing(form: Form, sizes: tuple[int, int, int], x: Array) -> Regression:
     """Return the moments of no samples, where those of some are to be.
 
     Args:
+        form: of the layer.
         sizes: the numbers of groups, incoming and outgoing entries.
         x: what goes into the layer.
     """
     groups, incoming, outgoing = sizes
+    if form.is_lookup:
+        empty, sums = (groups, 1, 0), (groups, incoming, 1 + outgoing)
+        return Regression(0, _zeros(empty, x), _zeros(sums, x))
     mean, comoment = (
         _zeros((groups, n, incoming + outgoing), x) for n in (1, incoming)
     )
@@ -140,36 +151,6 @@ def joined(a: Regression, b: Regression) -> Regression:
     return Regression(count, mean, comoment)
 
 
-def solve(
-    total: Regression, ridge: float, has_shift: bool
-) -> tuple[Float[np.ndarray, "groups incoming outgoing"], np.ndarray]:
-    """Find the change of a kernel and its bias that leaves the least residual.
-
-    Args:
-        total: moments of what goes in and of the residual before the change.
-        ridge: strength of the penalty on the change, times the mean square of what
-            goes in.
-        has_shift: whether there is a bias to change too, which is not penalised.
-
-    Returns:
-        The change of the kernel, and that of the bias, (groups, 1, outgoing).
-    """
-    into = total.comoment.shape[1]
-    mean = to_host(total.mean).astype(float)
-    second = to_host(total.comoment).astype(float) / total.count
-    if not has_shift:
-        second += np.swapaxes(mean[..., :into], 1, 2) * mean
-    changes = []
-    for group in second:
-        gram, cross = group[:, :into], group[:, into:]
-        penalty = ridge * np.trace(gram) / into or 1.0  # of inputs that are all zero
-        changes.append(
-            scipy.linalg.solve(gram + penalty * np.eye(into), cross, assume_a="pos")
-        )
-    change = np.stack(changes)
-    return change, mean[..., into:] - mean[..., :into] @ change
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _added(
     fit: Fit,
@@ -192,15 +173,38 @@ def _of_batch(
     """Return the moments of a batch; use under `jit`."""
     of_parent = lambda number: contract(fit.form, *parents[number])
     target = targets.target(of_parent, fit.axes, fit.owner, mixing.parents)
-    residual = columns(fit.form, target - contract(fit.form, *merged))
+    if fit.form.is_lookup:
+        residual = columns(fit.form, target - contract(fit.form, *merged))
+        return _of_rows(fit, merged[0], residual, _weights(fit, mixing, target))
     x = jnp.asarray(merged[0], jnp.float32)
-    weights = None
-    if mixing.samples is not None:
-        each = along(mixing.samples, target.shape)
-        weights = columns(fit.form, jnp.broadcast_to(each, target.shape))[..., :1]
-    elif lags_are_cheaper(fit.form, x.shape, fit.shape):
+    if fit.takes is not None:
+        into = lambda number: jnp.asarray(parents[number][0], jnp.float32)
+        x = targets.target(into, fit.takes, fit.owner, mixing.parents)
+    residual = columns(fit.form, target - contract(fit.form, x, *merged[1:]))
+    weights = _weights(fit, mixing, target)
+    if weights is None and lags_are_cheaper(fit.form, x.shape, fit.shape):
         return moments_by_lags(fit.form, x, residual, fit.shape)
     return moments_by_copies(fit.form, x, residual, fit.shape, weights)
+
+
+def _weights(fit: Fit, mixing: Mixing, target: Array) -> Array | None:
+    """Return the weight of each row; None for equal ones."""
+    if mixing.samples is None:
+        return None
+    each = along(mixing.samples, target.shape)
+    return columns(fit.form, jnp.broadcast_to(each, target.shape))[..., :1]
+
+
+def _of_rows(
+    fit: Fit, numbers: ArrayLike, residual: Array, weights: Array | None
+) -> MeanAndComoment:
+    """Return the moments of a lookup."""
+    count = fit.shape[fit.form.looked_along]
+    row = looked_up(fit.form, jnp.asarray(numbers), count)
+    weights = jnp.ones_like(residual[..., :1]) if weights is None else weights
+    both = jnp.concatenate([weights, weights * residual], axis=-1)[0]
+    sums = jax.ops.segment_sum(both, row, count + 1)[:count]
+    return jnp.zeros((1, 1, 0), both.dtype), sums[None]
 
 
 def moments_by_copies(
@@ -237,6 +241,8 @@ def moments_by_copies(
 
 def _joined(a: Any, b: Any, share: ArrayLike, weight: ArrayLike) -> MeanAndComoment:
     (mean_a, comoment_a), (mean_b, comoment_b) = a, b
+    if mean_a.shape[-1] == 0:
+        return mean_a, comoment_a + comoment_b
     step = mean_b - mean_a
     outer = step[..., : comoment_a.shape[1]].mT * step
     return mean_a + share * step, comoment_a + comoment_b + weight * outer

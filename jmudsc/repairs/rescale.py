@@ -14,9 +14,10 @@ from jaxtyping import Array, PyTree
 
 from jmudsc.reordering.combine import shares_of
 from jmudsc.repairs.contractions import columns, contract, Form, matrix
-from jmudsc.repairs.find_layers import Linear, Norm
 from jmudsc.repairs.layer_by_layer import change_layers, log_skipped, operands_of, Seen
-from jmudsc.repairs.leaf_entries import read, write
+from jmudsc.repairs.layers import Layer, Linear, Norm, Shared
+from jmudsc.repairs.leaf_entries import Entries, read, write
+from jmudsc.repairs.made_kernels import Made
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.targets import Leaves, Targets
 from jmudsc.sharding import over_processes, to_host
@@ -51,8 +52,8 @@ def repair(
     Where a norm by running statistics follows, the statistics are set to those of the
     merged network instead, which does the same. Without a bias only the standard
     deviation is repaired. Left alone are linear layers whose outputs may not be
-    permuted (the last one), a unit that never changes, and kernels used more than once
-    or inside a loop.
+    permuted (the last one), a unit that never changes, and kernels that are used more
+    than once, computed from leaves, looked up by rows, or inside a `while` or a branch.
 
     It costs one pass of the batches through every model and the merged network; the
     activations between two layers are held for all batches. Sums over samples are
@@ -139,21 +140,28 @@ def reset_norm(
 
 
 def _change(
-    seen: Sequence[Seen], leaves: Leaves, targets: Targets
+    layer: Layer, looked: Iterable[Seen], leaves: Leaves, targets: Targets
 ) -> tuple[Leaves, str]:
-    layer = seen[0].layer
+    if isinstance(layer, Shared):
+        return {}, "is used more than once"
+    seen = list(looked)
     if isinstance(layer, Norm):
         return reset_norm("repair", layer, [each.merged for each in seen], leaves)
+    if isinstance(layer.kernel, Made) or isinstance(layer.bias, Made):
+        return {}, "is computed from other leaves"
+    if layer.form.is_lookup:
+        return {}, "left alone: its rows are looked up"
     if layer.is_normed:
         return {}, "left to the norm that follows"
     if not any(layer.makes[axis].labels() for axis in layer.unit_axes):
         return {}, "left alone: its units may not be permuted"
-    mean, spread = _of_units([(s.layer, s.merged) for s in seen], leaves)
+    mean, spread = _of_units([(s.use, s.merged) for s in seen], leaves)
     axes = _axes_of_units(layer)
     own = [
-        _of_units([(s.layer, s.parents[number]) for s in seen], leaves_of_parent)
+        _of_units([(s.use, s.parents[number]) for s in seen], leaves_of_parent)
         for number, leaves_of_parent in enumerate(targets.leaves)
     ]
+    targets = targets.within(layer.at)
     wanted = [targets.mean(values, axes) for values in zip(*own, strict=True)]
     lives = spread > _STILL * np.abs(mean)
     scale = np.where(lives, wanted[1] / np.where(lives, spread, 1), 1)
@@ -165,6 +173,8 @@ def _folded(
     layer: Linear, leaves: Leaves, scale: np.ndarray, shift: np.ndarray
 ) -> tuple[Leaves, str]:
     """Fold `scale * output + shift` into kernel and bias."""
+    assert isinstance(layer.kernel, Entries)
+    assert not isinstance(layer.bias, Made)
     path, index = layer.kernel.path, matrix(layer.form, layer.kernel.index)
     factor = columns(layer.form, scale.astype(np.float32))
     new = {path: write(leaves[path], index, read(leaves[path], index) * factor)}

@@ -182,7 +182,7 @@ def _key(
         params = dict(eqn.params)
         if len(operands) > len(eqn.invars):
             params = {}  # the shapes say how much of it is taken
-        rows.append((eqn.primitive, _frozen(params), operands, made))
+        rows.append((eqn.primitive, frozen(params), operands, made))
     return (*rows, tuple(number(var) for var in outs))
 
 
@@ -196,17 +196,21 @@ def _kind(x: Any) -> Hashable:
 
 def _literal(x: Any) -> Hashable:
     value = np.asarray(x.val) if np.ndim(x.val) == 0 else x.val
-    return "literal", _kind(x), _frozen(value)
+    return "literal", _kind(x), frozen(value)
 
 
-def _frozen(value: Any) -> Hashable:
-    """Return a parameter as something that equals only what means the same."""
+def frozen(value: Any) -> Hashable:
+    """Return a parameter as something that equals only what means the same.
+
+    Args:
+        value: a parameter of an equation, or all of them.
+    """
     if isinstance(value, (jex.ClosedJaxpr, jex.Jaxpr)):
         return _frozen_jaxpr(value)
     if isinstance(value, Mapping):
-        return "mapping", tuple((k, _frozen(v)) for k, v in sorted(value.items()))
+        return "mapping", tuple((k, frozen(v)) for k, v in sorted(value.items()))
     if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(_frozen, value))
+        return type(value), tuple(map(frozen, value))
     if isinstance(value, np.ndarray):
         return value.dtype, value.shape, value.tobytes()
     try:

@@ -5,7 +5,7 @@ have been changed. So a program stops before a layer, its leaves may be changed,
 goes on with what they are then.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +54,7 @@ class Way:
             What is alive after it.
         """
         segment, program = self.segments[number], self.program
-        path_of = {var: path for path, var in program.leaves.items()}
-
-        def value(x: Any) -> Any:
-            if isinstance(x, Given):
-                return x.value
-            if x in values:
-                return values[x]
-            return leaves[path_of[x]] if x in path_of else program.consts[x]
-
+        value = lambda x: values[x] if x in values else operand_of(program, x, leaves)
         alive = dict(values)
         if segment.outs:
             made = run_segment(segment, [value(x) for x in segment.ins])
@@ -72,18 +64,37 @@ class Way:
         return alive
 
 
-def way_through(program: Program, stops: Sequence[tuple[Any, Any]]) -> Way:
+def operand_of(program: Program, x: Any, leaves: Mapping[str, Any]) -> Any:
+    """Return an operand of a segment that is there from the beginning.
+
+    Args:
+        program: the traced model.
+        x: a leaf, a constant, or what is given.
+        leaves: path -> array.
+    """
+    if isinstance(x, Given):
+        return x.value
+    path = program.path_of.get(x)
+    return program.consts[x] if path is None else leaves[path]
+
+
+def way_through(
+    program: Program,
+    stops: Sequence[tuple[Any, Any]],
+    data: Set[Any] = frozenset(),
+) -> Way:
     """Cut a program into segments.
 
     Args:
         program: the traced model.
         stops: equations in program order, and for each a value that is needed there.
+        data: variables that count as data although no batch is needed for them.
 
     Returns:
         The way through it, up to the last stop.
     """
     made = {var: eqn for eqn in program.eqns for var in eqn.outvars}
-    parts = _parts(program, stops)
+    parts = _parts(program, stops, data)
     data = {*program.inputs, *(v for part in parts for e in part for v in e.outvars)}
     used: set[Any] = set()
     segments: list[Segment] = []
@@ -124,7 +135,9 @@ def values_at(
         yield values[operand]
 
 
-def _parts(program: Program, stops: Sequence[tuple[Any, Any]]) -> list[list[Any]]:
+def _parts(
+    program: Program, stops: Sequence[tuple[Any, Any]], counted: Set[Any]
+) -> list[list[Any]]:
     """Cut the equations that depend on the batch before every stop."""
     parts: list[list[Any]] = [[]]
     todo = [eqn for eqn, _ in stops]
@@ -133,7 +146,8 @@ def _parts(program: Program, stops: Sequence[tuple[Any, Any]]) -> list[list[Any]
         while todo and eqn is todo[0]:
             parts.append([])
             todo.pop(0)
-        if data.intersection(variables_of(eqn.invars)):
+        is_data = not data.isdisjoint(variables_of(eqn.invars))
+        if is_data or not counted.isdisjoint(eqn.outvars):
             data.update(eqn.outvars)
             parts[-1].append(eqn)
     return parts

@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -79,6 +79,31 @@ class Targets:
         nesting = tuple((new[n], tuple(new[o] for o in outer[n])) for n in names)
         renamed = tuple(axis.renamed(new) for axis in axes)
         return Targets((), shares, moves, alone, nesting), renamed
+
+    def within(self, at: Mapping[str, int]) -> "Targets":
+        """Return the targets at one position of some outer labels.
+
+        Args:
+            at: outer label -> the position.
+
+        Returns:
+            Targets in which the labels are nested in no label of `at` any more.
+        """
+        if not at:
+            return self
+        outer = dict(self.nesting)
+        moves, alone = (
+            {
+                name: [_picked(move, outer[name], at) for move in rows]
+                for name, rows in each.items()
+            }
+            for each in (self.moves, self.alone)
+        )
+        nesting = tuple(
+            (name, tuple(o for o in parents if o not in at))
+            for name, parents in self.nesting
+        )
+        return replace(self, moves=moves, alone=alone, nesting=nesting)
 
     def mean(self, values: Sequence[Values], axes: Sequence[Axis]) -> Values:
         """Average a value of all parents in the merged order, by their shares."""
@@ -164,6 +189,13 @@ class Targets:
             return values
 
         return map_blocks(array, axes, visit)
+
+
+def _picked(move: Move, outer: Sequence[str], at: Mapping[str, int]) -> Move:
+    """Pick how units move in one unit of some of their outer labels."""
+    place = tuple(at.get(name, slice(None)) for name in outer)
+    scale = None if move.scale is None else np.asarray(move.scale)[place]
+    return Move(np.asarray(move.index)[place], scale)
 
 
 def targets_of(where: str, merger: Merger) -> Targets:

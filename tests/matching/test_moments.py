@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from jmudsc import collect, infer_spec
-from jmudsc.matching.moments import centered, merge_moments, moments_of_centered
+from jmudsc.matching.cross_moments import cross_moments_over
+from jmudsc.matching.moments import centered, merge_moments, moments_over
 from jmudsc.matching.similarity import activation_similarity
 
 # The co-moment is good to this share of the product of the deviations; the mean to this
@@ -36,7 +37,7 @@ def assert_moments(moments, samples, tolerance=STATE):
 
 
 def moments_of(units):
-    return moments_of_centered([centered(x) for x in units])
+    return moments_over(len(units), [[centered(x) for x in units]])
 
 
 def draw(samples, units, mean=0.0, seed=0):
@@ -304,3 +305,29 @@ def test_models_that_the_spec_does_not_fit_are_refused():
             [v, other],
             [tiny.batch(tiny.MLP, 0)],
         )
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e3])
+@pytest.mark.parametrize("known", [0, 1, 2, 3])
+def test_moments_over_sets_are_those_of_all_their_samples(known, mean):
+    sets = [[draw(n, 4, mean, 2 * n), draw(n, 4, mean, 2 * n + 1)] for n in (30, 1, 9)]
+    before = [moments_of(units) for units in sets[:known]]
+    parts = [[centered(x) for x in units] for units in sets[known:]]
+    for moments in before:
+        moments.comoment.flags.writeable = False  # what is known stays as it is
+    found = moments_over(2, parts, before)
+    every = np.concatenate([np.concatenate(units, axis=1) for units in sets])
+    tolerance = STATE_OF_LARGE_MEANS if abs(mean) > 1 else STATE
+    assert_moments(found, every, tolerance)
+    np.testing.assert_array_equal(found.comoment, found.comoment.T)
+    crossed = cross_moments_over(2, parts, [cross_of(units) for units in sets[:known]])
+    scale = np.abs(found.comoment).max()
+    block = found.comoment[:4, 4:]
+    np.testing.assert_allclose(crossed.product[0], block, atol=1e-5 * scale)
+    np.testing.assert_allclose(crossed.mean.ravel(), found.mean, rtol=1e-6, atol=1e-6)
+    square = crossed.square.ravel()
+    np.testing.assert_allclose(square, np.diag(found.comoment), rtol=1e-4)
+
+
+def cross_of(units):
+    return cross_moments_over(2, [[centered(x) for x in units]])

@@ -7,7 +7,7 @@ import tiny
 
 from jmudsc import collect, infer_spec, match
 from jmudsc.matching import similarity
-from jmudsc.matching.products import are_large, pair_products, stacked_products
+from jmudsc.matching.products import add_pairs, add_stacked, are_large, mirror, plus
 
 
 def draw(*shape, models=2):
@@ -30,7 +30,7 @@ SHAPES = [(1, 4), (70, 5), (600, 7), (256, 3), (40, 3, 5), (300, 2, 4)]
 def test_products_are_sums_over_entries(shape, models, large):
     samples = draw(*shape, models=models)
     expected = stacked_in_float64(samples)
-    found = np.asarray(stacked_products(samples, large))
+    found = np.asarray(mirror(add_stacked(None, samples, large)))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6 * shape[0], rtol=1e-5)
     np.testing.assert_array_equal(found, found.swapaxes(-1, -2))
@@ -43,7 +43,7 @@ def test_products_of_pairs_are_blocks_of_all_products(shape, models, large):
     samples = draw(*shape, models=models)
     blocks = stacked_in_float64(samples)
     units, pairs = shape[-1], [(i, j) for j in range(models) for i in range(j)]
-    found = pair_products(samples, large)
+    found = add_pairs(None, samples, large)
     assert len(found) == len(pairs)
     for block, (i, j) in zip(found, sorted(pairs), strict=True):
         rows, columns = slice(i * units, None), slice(j * units, None)
@@ -71,3 +71,34 @@ def test_large_products_lead_to_the_same_matching(method, monkeypatch, key):
     np.testing.assert_allclose(there.history, here.history, atol=1e-5)
     for name, rows in here.assignment.items():
         np.testing.assert_array_equal(there.assignment[name], rows)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("shape", [*SHAPES, (90, 130)], ids=str)
+def test_products_are_added_to_others(shape, large):
+    one, other = draw(*shape), [x[:20] for x in draw(*shape)]
+    expected = stacked_in_float64(one) + stacked_in_float64(other)
+    total = add_stacked(add_stacked(None, one, large), other, large)
+    scale = 1e-6 * shape[0]
+    np.testing.assert_allclose(mirror(total), expected, atol=scale, rtol=1e-5)
+    pairs = add_pairs(add_pairs(None, one, large), other, large)
+    block = expected[..., : shape[-1], shape[-1] :]
+    np.testing.assert_allclose(pairs[0], block, atol=scale, rtol=1e-5)
+    again = plus(plus(None, pairs), np.asarray(pairs) if not large else pairs + 0)
+    np.testing.assert_allclose(again[0], 2 * block, atol=2 * scale, rtol=1e-5)
+
+
+def test_products_are_taken_off_again():
+    one, other = draw(40, 3, 70), [x[:7] for x in draw(40, 3, 70)]
+    both = add_stacked(add_stacked(None, one), other)
+    found = mirror(add_stacked(both, other, times=-1.0))
+    np.testing.assert_allclose(found, stacked_in_float64(one), atol=1e-4)
+    pairs = add_pairs(add_pairs(add_pairs(None, one), other), other, times=-1.0)
+    np.testing.assert_allclose(pairs, add_pairs(None, one), atol=1e-4)
+
+
+def test_what_is_added_to_none_is_a_copy():
+    sums = np.ones((2, 2), np.float32)
+    total = plus(plus(None, sums), sums)
+    np.testing.assert_array_equal(total, 2 * np.ones((2, 2)))
+    np.testing.assert_array_equal(sums, np.ones((2, 2)))

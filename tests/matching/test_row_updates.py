@@ -8,9 +8,9 @@ from chains import assert_same, chain_of
 
 from jmudsc import collect, infer_spec, match, matcher, permute, random_permutations
 from jmudsc.matching import coordinate_descent, row_updates, similarity
-from jmudsc.matching.cross_moments import cross_moments
+from jmudsc.matching.cross_moments import cross_moments_over
 from jmudsc.matching.journal import Journal
-from jmudsc.matching.moments import moments_of_centered
+from jmudsc.matching.moments import moments_over
 from jmudsc.matching.row_updates import Chains, mended, what_moved
 from jmudsc.matching.similarity import sites_read
 from jmudsc.matching.weight_vectors import unit_entries, unit_slices
@@ -59,7 +59,7 @@ def test_mended_moments_are_those_taken_anew(name, kind, key):
                     rows = zipped(rows.shape[1], 2, draw)
                 before = {n: start[n] for n in others} | {other: rows}
                 after = before | {other: a_few_moved(rows, draw)}
-                moved = what_moved(spec, label, site, before, after)
+                moved = what_moved(spec, label, (site,), before, after)
                 if moved is None:
                     continue
                 assert len(moved.old) == len(moved.new) <= 2
@@ -68,9 +68,9 @@ def test_mended_moments_are_those_taken_anew(name, kind, key):
                     unit_entries(spec, models, state, label, site, (other, merged))
                     for state, merged in ((before, moved.old), (after, moved.new))
                 )
-                for of in (moments_of_centered, cross_moments):
+                for over in (moments_over, cross_moments_over):
                     was, expected = (
-                        of(unit_slices(spec, models, state, label, site))
+                        over(2, [unit_slices(spec, models, state, label, site)])
                         for state in (before, after)
                     )
                     found = mended(was, old, new)
@@ -90,7 +90,7 @@ def test_no_update_where_rows_do_not_tell_what_moved(name, several, key):
     for label in spec.labels:
         for site, others in sites_read(spec, label).items():
             states = [{n: x[n] for n in others} for x in (start, after)]
-            assert what_moved(spec, label, site, *states) is None
+            assert what_moved(spec, label, (site,), *states) is None
             asked += len(others) == several
     assert asked  # the label itself is on the other axis, or is one of two
 
@@ -107,8 +107,8 @@ def test_a_chain_ends_before_as_many_rows_moved_as_there_are():
     rows = np.stack([np.arange(24, dtype=np.int32)] * 2)
     lengths, states = [], []
     for _ in range(40):
-        links = chains.advance(spec, label, site, {other: rows})
-        assert chains.advance(spec, label, site, {other: rows}) == links
+        links = chains.advance(spec, label, (site,), {other: rows})
+        assert chains.advance(spec, label, (site,), {other: rows}) == links
         assert links[0].moved is None
         assert all(link.moved for link in links[1:])
         assert links[-1].rows == sum(len(x.moved.new) for x in links[1:]) <= 24
@@ -117,10 +117,10 @@ def test_a_chain_ends_before_as_many_rows_moved_as_there_are():
         rows = a_few_moved(rows, draw)
     assert max(lengths) > 6
     assert lengths.count(1) > 2  # taken anew, now and then
-    back = chains.links[label, site][0].state
-    assert len(chains.advance(spec, label, site, back)) == 1
+    back = chains.links[label, (site,)][0].state
+    assert len(chains.advance(spec, label, (site,), back)) == 1
     far = {other: np.stack([np.arange(24, dtype=np.int32), draw.permutation(24)])}
-    assert len(chains.advance(spec, label, site, far)) == 1
+    assert len(chains.advance(spec, label, (site,), far)) == 1
 
 
 @pytest.fixture(scope="module")

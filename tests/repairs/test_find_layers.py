@@ -7,7 +7,8 @@ import zoo
 
 from jmudsc import infer_spec
 from jmudsc.derivation.program import trace
-from jmudsc.repairs.find_layers import find_layers, Linear, Norm
+from jmudsc.repairs.find_layers import find_layers
+from jmudsc.repairs.layers import Linear, Norm, Shared
 from jmudsc.repairs.leaf_entries import read, write
 
 
@@ -64,25 +65,70 @@ def test_heads_have_one_bias_entry_per_channel():
     assert layers.steps[1].bias.index.shape == (1, 1, 3, 4)
 
 
-SKIPPED = {
-    "tied embedding": {"embedding": "is used more than once"},
-    "recurrence": dict.fromkeys(["in", "again"], "is used more than once"),
-    "scanned layers": dict.fromkeys(["up", "down"], "is used inside a scan"),
+SHARED = {
+    "tied embedding": [("embedding", 2, [False, True], [False, True])],
+    "recurrence": [
+        ("in", 4, [False] * 4, [False] * 4),
+        ("again", 3, [False] * 3, [False, True, True]),
+    ],
 }
 
 
-@pytest.mark.parametrize("name", SKIPPED)
-def test_what_cannot_be_written_back_is_told_with_the_reason(name):
-    assert layers_of(zoo.NETS[name]()).skipped == SKIPPED[name]
+@pytest.mark.parametrize("name", SHARED)
+def test_the_uses_of_a_kernel_are_one_layer(name):
+    layers = layers_of(zoo.NETS[name]())
+    assert not layers.skipped
+    assert [
+        (
+            layer.uses[0].kernel.path,
+            len(layer.uses),
+            [use.is_turned for use in layer.uses],
+            [use.is_led for use in layer.uses],
+        )
+        for layer in layers.steps
+        if isinstance(layer, Shared)
+    ] == SHARED[name]
 
 
-def test_a_kernel_that_is_computed_is_told_with_the_leaves_it_is_made_of():
+def test_scanned_layers_are_kernels_of_their_own():
+    layers = layers_of(zoo.NETS["scanned layers"]())
+    inside = [name for _ in range(4) for name in ("up", "down")]
+    assert names(layers) == ["in", *inside, "out"]
+    positions = [layer.kernel.index.min() for layer in layers.steps[1:-1:2]]
+    size = layers.steps[1].kernel.index.size
+    assert positions == [0, size, 2 * size, 3 * size]
+    assert [list(layer.at.values()) for layer in layers.steps[1:-1:2]] == [
+        [n] for n in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "kernel_of"),
+    [
+        ("is used more than once", lambda v: v["a"] * v["b"].sum()),
+        (
+            "is computed with, in a way that cannot be undone, before it is contracted",
+            lambda v: jnp.exp(v["a"]),
+        ),
+    ],
+)
+def test_what_cannot_be_written_back_is_told_with_the_reason(reason, kernel_of):
+    def apply_fn(v, x):
+        y = jnp.tanh(x @ kernel_of(v)) @ v["b"]
+        return y + v["b"].sum() if "more" in reason else y
+
+    net = zoo.of_plain(apply_fn, {"a": (3, 4), "b": (4, 2)}, (5, 3))
+    path = "b" if "more" in reason else "a"
+    assert layers_of(net).skipped[path] == reason
+
+
+def test_a_kernel_that_is_computed_has_the_leaves_that_say_what_it_is():
     def apply_fn(v, x):
         return jnp.tanh(x @ (v["a"] * v["gain"][None])) @ v["b"]
 
     net = zoo.of_plain(apply_fn, {"a": (3, 4), "gain": (4,), "b": (4, 2)}, (5, 3))
-    reason = "is not contracted as it is, but computed with"
-    assert layers_of(net).skipped == {"a": reason, "gain": reason}
+    first, _ = layers_of(net).steps
+    assert first.kernel.paths == ("a",)
 
 
 def test_what_is_added_to_an_output_is_a_bias_only_with_one_entry_per_unit():

@@ -14,7 +14,8 @@ from mlp import images, preactivations
 from jmudsc import combine, infer_spec, permute, random_permutations, refit
 from jmudsc.repairs.least_squares import refit_layers
 from jmudsc.repairs.merger import Merger
-from jmudsc.repairs.regression import Regression, solve
+from jmudsc.repairs.normal_equations import shift_of, solve, Uses
+from jmudsc.repairs.regression import Regression
 
 MLP = tiny.MLP
 
@@ -275,7 +276,8 @@ def test_the_solution_is_that_of_ridge_regression(has_shift):
     mean = both.mean(axis=0)
     comoment = (both - mean)[:, :4].T @ (both - mean)
     total = Regression(30, jnp.asarray(mean[None, None]), jnp.asarray(comoment[None]))
-    change, shift = solve(total, 0.5, has_shift)
+    change = solve([Uses(total, has_shift)], 0.5)
+    shift = shift_of(Uses(total, has_shift), change)
     middle = mean if has_shift else 0 * mean
     a, b = (both - middle)[:, :4], (both - middle)[:, 4:]
     penalty = np.sqrt(0.5 * np.square(a).sum() / 4) * np.eye(4)
@@ -287,7 +289,8 @@ def test_the_solution_is_that_of_ridge_regression(has_shift):
 
 def test_inputs_that_are_all_zero_change_nothing():
     total = Regression(5, jnp.zeros((2, 1, 7)), jnp.zeros((2, 4, 7)))
-    change, shift = solve(total, 1e-2, True)
+    change = solve([Uses(total, True)], 1e-2)
+    shift = shift_of(Uses(total, True), change)
     assert not change.any()
     assert not shift.any()
 

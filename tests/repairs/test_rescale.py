@@ -141,7 +141,7 @@ def test_a_unit_that_never_changes_is_left_alone():
             )
 
 
-@pytest.mark.parametrize("name", ["tied embedding", "recurrence", "scanned layers"])
+@pytest.mark.parametrize("name", ["tied embedding", "recurrence"])
 def test_kernels_that_cannot_be_repaired_stay_and_are_told(name, caplog):
     net = zoo.NETS[name]()
     spec = infer_spec(net.apply_fn, net.variables, net.batch)
