@@ -145,6 +145,7 @@ def fine_tunes(folder):
 GIVEN = {
     "checkpoints": files,
     "devices": one_device,
+    "faq": merged_so_far,
     "method": heads,
     "verdict": merged_so_far,
     "which-method": fine_tunes,

@@ -88,10 +88,14 @@ def save_with_record(
     check = partial(check_replaceable, target, quick=True)
     if not kind.endings:
         with building(target, overwrite, check) as temporary:
-            content |= _written(target, temporary, kind, variables, filling)
+            card = record.card
+            content |= _written(target, temporary, kind, variables, filling, card)
             provenance.write(records_of(temporary), content, record)
         return target
     beside = Path(records_of(target))
+    if record.card is not None:
+        notes = {**record.notes, provenance.CARD: record.card}
+        record = replace(record, notes=notes)
     with building_both(target, beside, overwrite, check) as (temporary, folder):
         content |= _written(target, temporary, kind, variables, filling)
         provenance.write(epath.Path(folder), content, record)
@@ -219,6 +223,7 @@ def _written(
     kind: Format,
     variables: PyTree,
     filling: Filling | None = None,
+    card: str | None = None,
 ) -> dict[str, Any]:
     """Write variables, compare what is read back; return what a record says of them."""
     lazy = savable(variables, kind)
@@ -229,6 +234,7 @@ def _written(
             kind.write(temporary, unflatten(tree, leaves))
         else:
             digests = _filled(temporary, kind, tree, filling)
+        write_card(temporary, card)
     except OSError as error:
         raise ValueError(no_room(target, error)) from error
     with ThreadPoolExecutor(1) as pool:
@@ -236,6 +242,17 @@ def _written(
         if wrong := _changed(kind.open(temporary), digests):
             raise ValueError(not_as_written(target, wrong, len(digests)))
         return told(lazy, kind, digests, files.result())
+
+
+def write_card(directory: Path, card: str | None) -> None:
+    """Write the card of a checkpoint at the top of its directory.
+
+    Args:
+        directory: that of the checkpoint, written.
+        card: the text; None for none.
+    """
+    if card is not None:
+        (directory / provenance.CARD).write_text(card)
 
 
 def no_room(target: Path, error: OSError) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 from jaxtyping import PyTree
 
 from jmudsc import paths
@@ -92,39 +91,6 @@ def run(folders: Sequence[Path], base: Path, out: Path, command: Command) -> str
     count = paths.plural(len(result.changes), "leaf", "leaves")
     what = "Folded 1 adapter" if len(adapters) == 1 else f"Merged {len(adapters)}"
     return f"{what}{'' if len(adapters) == 1 else ' adapters'}: {count} changed."
-
-
-def read_options(given: Sequence[str], weights: Sequence[float]) -> dict[str, Any]:
-    """Read the options of a method as they are given on the command line.
-
-    Args:
-        given: `NAME=VALUE`, each value as YAML has it.
-        weights: of each adapter; none for equal ones.
-
-    Raises:
-        ValueError: if there is no `=` in one.
-    """
-    chosen = {n: yaml.safe_load(value) for n, value in pairs("options", given).items()}
-    return chosen | ({"weight": list(weights)} if weights else {})
-
-
-def pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
-    """Read what is given on the command line as `NAME=VALUE`.
-
-    Args:
-        flag: named in the error.
-        given: the texts.
-
-    Raises:
-        ValueError: if there is no `=` in one.
-    """
-    wrong = [text for text in given if "=" not in text]
-    if wrong:
-        raise ValueError(
-            f"--{flag}: expected NAME=VALUE, got {', '.join(wrong)}. Put = between."
-        )
-    parts = [text.partition("=") for text in given]
-    return {name: value for name, _, value in parts}
 
 
 def _written_like(

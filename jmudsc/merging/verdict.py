@@ -67,6 +67,16 @@ class Verdict:
             f"{self._of_ensemble()}."
         )
 
+    @property
+    def short(self) -> str:
+        """The verdict in a few words."""
+        best = parent_name(self.best_parent)
+        samples = plural(self.samples, "sample")
+        return (
+            f"{_WORDS[self.answer]} {best}, the best alone ({self.decided_by} "
+            f"{self._told(MERGED)}, {self._told(best)}; {samples})"
+        )
+
     def plain(self) -> dict[str, Any]:
         """The verdict as plain JSON values."""
         networks = {n: f and asdict(f) for n, f in self.networks.items()}

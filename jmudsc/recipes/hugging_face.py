@@ -59,7 +59,6 @@ def written_like(recipe: Recipe, donor: Stored) -> HuggingFace | None:
         tokenizer = recipe.place(recipe.tokenizer)
     like = HuggingFace(
         find(recipe.place(source.path)),  # of a URL the local copy
-        parents=tuple(recipe.place(each.path) for each in recipe.sources),
         shard_size=recipe.shard_size,
         tokenizer=tokenizer,
     )

@@ -25,9 +25,9 @@ from jmudsc.progress import Progress, silent
 from jmudsc.recipes.landscape_finetuned import finetuned_networks
 from jmudsc.recipes.landscape_networks import landscape_networks, LandscapeNetworks
 from jmudsc.recipes.reader import read_recipe
-from jmudsc.recipes.report import table
 from jmudsc.recipes.resolve import losses_of
 from jmudsc.recipes.schema import Recipe
+from jmudsc.tables import table
 
 
 @dataclass(frozen=True, eq=False)

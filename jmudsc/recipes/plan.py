@@ -123,7 +123,7 @@ def _matched(
     machine: Machine,
 ) -> Plan:
     """Plan a merge of networks that are matched."""
-    options = _options(problems, recipe)
+    options = _options(problems, recipe, named)
     functions = _functions(problems, recipe, named)
     plan = _looked_at(problems, recipe, machine.say)
     models = plan.models
@@ -178,12 +178,17 @@ def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
         ) from error
 
 
-def _options(problems: list[str], recipe: Recipe) -> MergeOptions:
+def _options(
+    problems: list[str], recipe: Recipe, named: Mapping[str, Any]
+) -> MergeOptions:
     """Return the options of a recipe; note how they contradict each other.
 
-    In the place of its functions are some that do nothing: these may be wrong.
+    In the place of its functions are some that do nothing: these may be wrong. An
+    adapter gives no update_fn to models without running statistics.
     """
-    functions = dict.fromkeys(recipe.functions, lambda *_: None)
+    none = [key for key in recipe.functions if key in named and named[key] is None]
+    there = [key for key in recipe.functions if key not in none]
+    functions = {**dict.fromkeys(none), **dict.fromkeys(there, lambda *_: None)}
     options = recipe.family.with_functions(recipe.options, functions)
     problems += [f"recipe: {problem}" for problem in options.problems()]
     return options
@@ -196,7 +201,7 @@ def _functions(
     count, separate = len(recipe.models), recipe.options.separate
     functions = {}
     for key in ("apply_fn", "update_fn"):
-        if key in named:
+        if named.get(key) is not None:
             with noting(problems):
                 functions[key] = per_model("recipe", key, named[key], count, separate)
     return functions
@@ -292,8 +297,10 @@ def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> 
     """Find out what is to be done, and note what of it cannot be."""
     rows = prepared.options.rows
     with noting(problems):
-        # Of several ways to merge, those that cannot be carried are not tried.
-        zips = all(row.zips for row in rows)
+        # Of several ways to merge, those that cannot be carried are not tried, unless
+        # they are named.
+        each = any if prepared.options.among else all
+        zips = each(row.zips for row in rows)
         check_carried("recipe", prepared.apart, zips)
     taps: Mapping[str, tuple[Tap, ...]] = {}
     if any(row.activations for row in rows):

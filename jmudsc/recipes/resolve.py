@@ -17,13 +17,15 @@ from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
 from jmudsc.paths import listed, plural
 from jmudsc.progress import Progress
-from jmudsc.recipes.import_path import adapted, ImportPath, resolve
+from jmudsc.recipes.import_path import adapted, called_if_function, ImportPath, resolve
 from jmudsc.recipes.lora_models import check_base, folded, is_adapter
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.recipes.yaml_text import decoded
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
+
+_BATCHES = "batches"
 
 
 def load_model(
@@ -237,6 +239,8 @@ def _imported(recipe: Recipe, import_paths: Mapping[str, ImportPath]) -> dict[st
     for key, path in import_paths.items():
         try:
             made = resolve(path, recipe.folder)
+            if key.startswith(_BATCHES):
+                made = called_if_function(path, made)
             named[key] = made if path.adapter is None else adapted(path, made, key)
         except ValueError as error:
             problems.append(f"{key}: {error}")
@@ -260,7 +264,7 @@ def _import_paths(recipe: Recipe, keys: Sequence[str]) -> dict[str, ImportPath]:
 
 
 def _own_batches(model: int) -> str:
-    return f"batches of model {model}"
+    return f"{_BATCHES} of model {model}"
 
 
 def _spec_text(file: AnyPath) -> str:

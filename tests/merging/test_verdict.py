@@ -12,8 +12,8 @@ import tiny
 
 from jmudsc import load_provenance, merge, permute, random_permutations, save
 from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.report import report
 from jmudsc.merging.verdict import Verdict
-from jmudsc.recipes.report import report
 
 NET = tiny.MLP
 SPEC = tiny.spec_of("mlp")
@@ -176,7 +176,7 @@ def test_the_best_is_never_below_a_parent_or_what_was_tried(owners, score):
         "mudsc-align + refit",
         "mudsc-zip",
         "mudsc-zip + refit",
-        f"parent {result.verdict.best_parent} + refit of its last layer",
+        f"parent {result.verdict.best_parent} + read-out",
     ]
     assert tried[chosen] == max(tried.values())
     assert result.verdict.margin >= 0

@@ -1,0 +1,50 @@
+"""Variables like: those of the network that an import path names."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import PyTree
+
+from jmudsc.adapters.libraries import LIBRARIES
+from jmudsc.paths import did_you_mean
+from jmudsc.recipes.import_path import read_import_path, resolve
+
+
+def variables_like(name: str, adapter: str | None, folder: Path) -> PyTree:
+    """Return the variables of a network, by which others are understood.
+
+    Args:
+        name: `module:name` of the variables, or of a function that returns them or a
+            model.
+        adapter: the library of that model; None for variables.
+        folder: where modules are looked for too.
+
+    Raises:
+        ValueError: if there is no such module, name or adapter.
+    """
+    if adapter is not None and adapter not in LIBRARIES:
+        raise ValueError(
+            f"--adapter: expected one of {', '.join(LIBRARIES)}, got "
+            f'"{adapter}"{did_you_mean(adapter, LIBRARIES) or "."}'
+        )
+    try:
+        named: Any = resolve(read_import_path(name), folder)
+    except ValueError as error:
+        raise ValueError(f"--like: {error}") from None
+    made = named() if callable(named) and _is_function(named) else named
+    if adapter is None:
+        return made
+    parts = made if isinstance(made, tuple) else (made,)
+    return (
+        importlib.import_module(f"jmudsc.adapters.{adapter}")
+        .functions(*parts)
+        .variables
+    )
+
+
+def _is_function(named: Any) -> bool:
+    """Whether an object makes a model, and is none itself (many can be called)."""
+    return (
+        isinstance(named, type) or hasattr(named, "__code__") or hasattr(named, "func")
+    )
