@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "conversion": "checkpoints",
     "recipes": (
         "spec reordering derivation derivation.rules checkpoints matching repairs "
-        "merging finetunes landscape adapters conversion"
+        "merging finetunes lora landscape adapters conversion"
     ),
     "experiments": (
         "spec reordering derivation checkpoints matching repairs merging finetunes "
@@ -52,7 +52,7 @@ MAY_IMPORT = {
     ),
     "commands": "checkpoints merging finetunes lora conversion recipes experiments",
 }
-DEEPEST = 10
+DEEPEST = 11
 
 
 # What `import jmudsc` offers: options of users are keywords.

@@ -21,12 +21,16 @@ def lora(
     rename: tuple[str, ...] = (),
     axes: tuple[str, ...] = (),
     seed: int = 0,
+    shard_size: int = 5 * 10**9,
+    tokenizer: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Fold a LoRA adapter into its base, or merge several adapters of one base.
 
     Writes the base with what the adapters become folded in, or one adapter of the rank
-    that is asked for. The base is read, and written, leaf by leaf.
+    that is asked for. The base is read, and written, leaf by leaf. Of a base that is
+    the directory of a Hugging Face model such a directory comes, unless out has an
+    ending.
 
     Args:
         adapters: folders as PEFT writes them.
@@ -43,6 +47,9 @@ def lora(
         rename: OLD=NEW, pattern of names in the adapters and path in the base.
         axes: PATTERN=LETTERS, the axes of leaves whose names do not tell.
         seed: for methods that draw numbers.
+        shard_size: how many bytes a file of a Hugging Face directory holds at most.
+        tokenizer: the directory that the tokenizer of such a directory is copied from,
+            if not the base.
         overwrite: replace an earlier merge at out.
     """
     from jmudsc.lora.command import Command, run
@@ -58,6 +65,8 @@ def lora(
         dict(pairs("axes", axes)),
         seed,
         overwrite,
+        shard_size,
+        tokenizer,
     )
     print(run(adapters, base, out, command))
     print(f"Wrote {out}")

@@ -12,7 +12,6 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
-from jmudsc.checkpoints.load import fingerprint
 from jmudsc.checkpoints.provenance import versions
 from jmudsc.checkpoints.save import check_free
 from jmudsc.checkpoints.urls import AnyPath, is_url, path_of
@@ -30,6 +29,7 @@ from jmudsc.processes import is_first
 from jmudsc.progress import Progress
 from jmudsc.recipes.finetuned import filling_of, merge_finetuned
 from jmudsc.recipes.hugging_face import written_like
+from jmudsc.recipes.lora_models import fingerprint_at
 from jmudsc.recipes.reader import read_recipe
 from jmudsc.recipes.resolve import (
     load_model,
@@ -37,7 +37,6 @@ from jmudsc.recipes.resolve import (
     open_model,
     options_of,
     outputs,
-    place,
     resolved,
     spec_by,
 )
@@ -153,8 +152,9 @@ def merge_read(path: AnyPath, recipe: Recipe, doing: Doing) -> tuple[AnyPath, st
         filling = filling_of(recipe, journal, target, memory, progress)
     writing = Writing(recipe, donor, like, overwrite, filling, parents)
     write_networks(writing, result, places, text)
-    if journal:
-        shutil.rmtree(journal.folder, ignore_errors=True)
+    kept = journal or filling
+    if kept and is_first():
+        shutil.rmtree(kept.folder, ignore_errors=True)
     return target, text
 
 
@@ -248,7 +248,7 @@ def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
     if is_url(output):
         return None
     folder = Path(output.with_name(f".{output.name}.jmudsc-journal"))
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not isinstance(recipe.options, FinetuneOptions):
         if folder.is_dir() and is_first():
             _log.warning(
                 "%s: a merge by one process left its steps here. Several processes "
@@ -256,10 +256,10 @@ def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
                 folder,
             )
         return None
-    prints = [fingerprint(place(recipe, source.path)) for source in recipe.sources]
+    prints = [fingerprint_at(recipe, source) for source in recipe.sources]
     if not all(prints):
         return None
-    if folder.is_dir():
+    if folder.is_dir() and is_first():
         _log.warning(
             "%s: an interrupted merge left its steps here. Those of the same models "
             "are taken up.",
@@ -312,7 +312,7 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[AnyPath]:
         ValueError: if nothing can be saved there.
     """
     places = [check_free(path, overwrite) for path in outputs(recipe)]
-    sources = [place(recipe, source.path) for source in recipe.sources]
+    sources = [recipe.place(source.path) for source in recipe.sources]
     parents = [path for path in sources if _absolute(path) in places]
     if parents:
         raise FileExistsError(

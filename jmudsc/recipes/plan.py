@@ -25,12 +25,13 @@ from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.separate import check_carried, check_read, trunks_of
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.costs import Job, stages_of
+from jmudsc.recipes.lora_models import is_adapter
 from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.merge import free_places, is_checked
 from jmudsc.recipes.plan_finetuned import plan_finetuned
 from jmudsc.recipes.planned import Machine, Model, noting, Plan, run_on_shapes
 from jmudsc.recipes.reader import parse_keys, read_content
-from jmudsc.recipes.resolve import open_model, resolved, spec_by
+from jmudsc.recipes.resolve import load_model, open_model, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.spec.check_variables import differences
@@ -209,6 +210,9 @@ def _functions(
 def _model(problems: list[str], recipe: Recipe, source: Source) -> Model | None:
     """Look at a checkpoint, and whether what is in it could be saved."""
     with noting(problems):
+        if is_adapter(recipe, source):
+            shapes = abstract(source.path, load_model(recipe, source, None, lazy=True))
+            return Model(source.path, "LoRA adapter", shapes)
         stored = open_model(recipe, source)
         shapes = abstract(stored.where, stored.variables)
         if recipe.output:

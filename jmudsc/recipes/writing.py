@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+
 from jmudsc.checkpoints.contents import contents_digest
 from jmudsc.checkpoints.filling import Filling
 from jmudsc.checkpoints.hugging_face import HuggingFace
 from jmudsc.checkpoints.load import Stored, stored_as
 from jmudsc.checkpoints.provenance import Record
 from jmudsc.checkpoints.save import save_with_record
+from jmudsc.checkpoints.shares import save_by_shares
 from jmudsc.checkpoints.spread import is_spread, save_spread
 from jmudsc.checkpoints.urls import AnyPath
 from jmudsc.merging.model_card import model_card, Parent, parent_at
@@ -18,7 +21,6 @@ from jmudsc.merging.save_result import format_like, record_of
 from jmudsc.processes import is_first
 from jmudsc.progress import Progress
 from jmudsc.recipes.dump import dump_recipe
-from jmudsc.recipes.resolve import place
 from jmudsc.recipes.schema import Recipe
 
 
@@ -56,7 +58,7 @@ def parents_of(recipe: Recipe, progress: Progress | None) -> list[Parent]:
     """
     found = []
     for source in recipe.sources:
-        where, digest = place(recipe, source.path), None
+        where, digest = recipe.place(source.path), None
         if is_first():
             if progress:
                 progress(f"digesting {source.path}", 0, None)
@@ -90,6 +92,16 @@ def write_networks(
         record = Record({**record.content, **parents}, record.arrays, notes, card)
         if is_spread(variables):
             save_spread(where, variables, record, overwrite=writing.overwrite)
+            continue
+        if jax.process_count() > 1 and writing.filling is not None:
+            save_by_shares(
+                where,
+                variables,
+                record,
+                writing.filling,
+                overwrite=writing.overwrite,
+                kind=kind,
+            )
             continue
         save_with_record(
             where,
