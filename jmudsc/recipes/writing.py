@@ -1,7 +1,9 @@
 """Writing: each network of a merge as its donor is stored, with card and record."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
@@ -53,18 +55,22 @@ def parents_of(recipe: Recipe, progress: Progress | None) -> list[Parent]:
         progress: called with the stage.
 
     Returns:
-        One for each, with its digest, for which all of it is read once. In several
-        processes only the first has them, which is the one that writes them.
+        One for each, with its digest, for which all of it is read once, several side
+        by side. In several processes only the first has them, which is the one that
+        writes them.
     """
-    found = []
-    for source in recipe.sources:
-        where, digest = recipe.place(source.path), None
-        if is_first():
-            if progress:
-                progress(f"digesting {source.path}", 0, None)
-            digest = contents_digest(where)
-        found.append(parent_at(where, source.path, digest))
-    return found
+    places = [recipe.place(source.path) for source in recipe.sources]
+    digests: list[str | None] = [None] * len(places)
+    if is_first():
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for number, digest in enumerate(pool.map(contents_digest, places)):
+                digests[number] = digest
+                if progress:
+                    progress("digesting models", number + 1, len(places))
+    return [
+        parent_at(place, source.path, digest)
+        for place, source, digest in zip(places, recipe.sources, digests, strict=True)
+    ]
 
 
 def write_networks(
