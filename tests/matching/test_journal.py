@@ -105,7 +105,7 @@ def test_models_written_anew_are_matched_anew(project, monkeypatch):
         raise Stop
 
     path = recipe(project, "weight-align", "anew")
-    monkeypatch.setattr("jmudsc.recipes.merge.save_with_record", stop)
+    monkeypatch.setattr("jmudsc.recipes.writing.save_with_record", stop)
     with pytest.raises(Stop):
         merge_recipe(path)
     before = set(journal_of(project, "anew").iterdir())
@@ -159,7 +159,7 @@ def test_a_model_replaced_while_it_is_read_is_another(project, monkeypatch):
 
     load = resolve.load_models
     path = recipe(project, "weight-align", "replaced")
-    monkeypatch.setattr("jmudsc.recipes.merge.save_with_record", stop)
+    monkeypatch.setattr("jmudsc.recipes.writing.save_with_record", stop)
     steps = []
     for loads in (load_models, load):
         monkeypatch.setattr("jmudsc.recipes.merge.load_models", loads)
