@@ -388,7 +388,8 @@ def test_a_refit_of_some_leaves_may_name_those_that_are_separate(only):
 
 def test_leaves_to_refit_that_are_not_there_are_listed():
     text = (
-        "merge: only: expected every pattern to match a leaf, got some that match none:\n"
+        "merge: only: expected every pattern to match a leaf, got some that match "
+        "none:\n"
         '  "c/kernal"; did you mean "c/kernel"?\n'
         "Patterns are of whole leaf paths."
     )
