@@ -9,10 +9,11 @@ MHCnuggets, Cancer Immunology Research 8(3), 2020,
 doi:10.1158/2326-6066.CIR-19-0464.
 
 Pairs are merged by mudsc-zip on random peptides of the length that is usual for each
-molecule, with what each has for itself as `APART` says. Prints how well merged networks
-tell the peptides that a parent calls binders (500 nM or less) from all others, as areas
-under the curve (AUC) of first / second molecule; the same for affinities that were
-measured; and whether verdicts have the sign that test peptides give.
+molecule, or on half of those whose affinity was measured (which is not read), with what
+each has for itself as `APART` says. Prints how well merged networks tell the peptides
+that a parent calls binders (500 nM or less) from all others, as areas under the curve
+(AUC) of first / second molecule; the same for the affinities that were measured; and
+whether verdicts have the sign that test peptides give.
 
     python scripts/merge_peptides.py --cache ~/.cache/peptides
 """
@@ -51,9 +52,9 @@ TWO_STARTS = (
     ("HLA-A03:01", "HLA-DRB107:01"),
     ("HLA-B27:05", "HLA-DRB115:01"),
 )
+PAIRS = TWO_STARTS + ONE_START
 APART: dict[str, tuple[str, ...]] = {
     "dense and head": ("dense/*", "head/*"),
-    "head": ("head/*",),
     "nothing": (),
 }
 WAYS: dict[str, dict[str, Any]] = {
@@ -204,14 +205,22 @@ class Task:
         return auc(np.asarray(run(network, x))[:, 0], binders)
 
 
-def task_of(package, molecule: str, seed: int, count: int, tests: int) -> Task:
-    """Read a network and draw its peptides, none of the test among the others."""
+def task_of(package, molecule: str, seed: int, args) -> Task:
+    """Read a network and its peptides, none to test on among those to merge on."""
     of = "II" if molecule.startswith("HLA-D") else "I"
     network = read_network(package, f"production/{molecule}_BA")
-    peptides = drawn(seed, count + tests, LENGTHS[of])
-    batches = np.split(peptides[:count], count // SIZE)
-    test = peptides[count:], np.asarray(run(network, peptides[count:]))[:, 0]
-    return Task(network, batches, test, measured(package, molecule, of))
+    known, binders = measured(package, molecule, of)
+    peptides = drawn(seed, args.peptides + args.tests, LENGTHS[of])
+    test = peptides[args.peptides :]
+    peptides = peptides[: args.peptides]
+    if args.on == "measured":
+        order = np.random.default_rng(seed).permutation(len(known))
+        half = np.split(order, [len(order) // 2])
+        peptides, known, binders = known[half[0]], known[half[1]], binders[half[1]]
+        peptides = peptides[: min(len(peptides) // SIZE * SIZE, args.peptides)]
+    said = np.asarray(run(network, test))[:, 0]
+    batches = np.split(peptides, len(peptides) // SIZE)
+    return Task(network, batches, (test, said), (known, binders))
 
 
 def alike(tasks: list[Task]) -> float:
@@ -263,9 +272,20 @@ def merged_every_way(tasks: list[Task], apart: tuple[str, ...]) -> dict:
     return found
 
 
-def pair_of(values) -> str:
-    """Format what there is of two molecules."""
-    return " / ".join(f"{value:.3f}" for value in values)
+def pair_of(figure, tasks: list[Task], networks: list[dict]) -> str:
+    """Format a figure of the networks for both molecules."""
+    both = zip(tasks, networks, strict=True)
+    return " / ".join(f"{figure(task, network):.3f}" for task, network in both)
+
+
+def described(tasks: list[Task]) -> str:
+    """Say how alike the parents are, and what there is to test on."""
+    binders = " / ".join(str((task.test[1] >= THRESHOLD).sum()) for task in tasks)
+    known = " / ".join(str(len(task.measured[1])) for task in tasks)
+    return (
+        f"recurrent kernels correlate by {alike(tasks):.2f}, {binders} binders among "
+        f"the test peptides, {known} measured"
+    )
 
 
 def main() -> None:
@@ -274,45 +294,39 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--peptides", type=int, default=4000, help="of each molecule")
     parser.add_argument("--tests", type=int, default=20_000, help="of each molecule")
+    parser.add_argument("--on", choices=["random", "measured"], default="random")
+    parser.add_argument("--pairs", type=int, nargs="+", default=range(len(PAIRS)))
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     package = fetch(args.cache.expanduser())
     check_equations(package)
     follow, bind, verdicts = [], [], []
-    for pair in ONE_START + TWO_STARTS:
+    for pair in [PAIRS[number] for number in args.pairs]:
         tasks = [
-            task_of(package, molecule, seed, args.peptides, args.tests)
-            for seed, molecule in enumerate(pair)
+            task_of(package, molecule, seed, args) for seed, molecule in enumerate(pair)
         ]
         told = " + ".join(name.removeprefix("HLA-") for name in pair)
-        print(told, f"recurrent kernels correlate by {alike(tasks):.2f};", end=" ")
-        print(
-            "binders:", *((task.test[1] >= THRESHOLD).sum() for task in tasks), end="; "
-        )
-        print("measured:", *(len(task.measured[1]) for task in tasks))
+        print(f"{told}: {described(tasks)}", flush=True)
         for name, apart in APART.items():
             if not apart and pair in ONE_START:
                 continue  # nothing tells the molecules apart
             found = merged_every_way(tasks, apart)
-            aucs, measures = [], [pair_of(task.binds(task.network) for task in tasks)]
-            for way, (networks, result) in found.items():
-                both = list(zip(tasks, networks, strict=True))
-                aucs.append(pair_of(task.follows(n) for task, n in both))
-                measures.append(pair_of(task.binds(n) for task, n in both))
-                on_test = margin(tasks, networks, apart)
-                verdict = result.verdict
-                verdicts.append(
-                    [told, name, way, verdict.answer, verdict.margin, on_test]
-                )
-            chosen = found["best"][1].recipe["chosen"]
-            follow.append([told, name, *aucs, chosen])
+            networks = [each for each, _ in found.values()]
+            own = [task.network for task in tasks]
+            aucs = [pair_of(Task.follows, tasks, each) for each in networks]
+            measures = [pair_of(Task.binds, tasks, each) for each in [own, *networks]]
+            follow.append([told, name, *aucs, found["best"][1].recipe["chosen"]])
             bind.append([told, name, *measures])
-            print(follow[-1], file=sys.stderr, flush=True)
+            for way, (each, result) in found.items():
+                signs = result.verdict.margin, margin(tasks, each, apart)
+                verdicts.append([told, name, way, result.verdict.answer, *signs])
+            print(follow[-1], bind[-1], *verdicts[-4:], sep="\n", file=sys.stderr)
+            sys.stderr.flush()
     ways = list(WAYS)
     print(table(["pair", "apart", *ways, "chosen"], follow))
     print(table(["pair", "apart", "parents", *ways], bind))
     for row in verdicts:
-        print(row)
+        print(*row[:4], *(f"{value:+.3f}" for value in row[4:]), sep=", ")
     same = sum((row[4] > 0) == (row[5] > 0) for row in verdicts)
     print(f"verdict and test peptides agree in {same} of {len(verdicts)} merges")
 
