@@ -7,6 +7,7 @@ Merging:
     FINETUNE_METHODS: the methods of `merge_finetunes`, by name.
     MergeResult: what `merge` returns: variables, spec, assignment and history.
     Verdict: whether a merged network is better than what went into it.
+    Comparison: all merges that method "best" tried, in one table.
 
 Low-rank adapters of a base (LoRA):
     load_lora: read an adapter as PEFT writes it.
@@ -112,6 +113,7 @@ if TYPE_CHECKING:  # what type checkers and editors read
     )
     from jmudsc.matching.methods import METHODS as METHODS
     from jmudsc.matching.moments import Moments as Moments
+    from jmudsc.merging.comparison import Comparison as Comparison
     from jmudsc.merging.merge import merge as merge
     from jmudsc.merging.result import MergeResult as MergeResult
     from jmudsc.merging.save_result import (
@@ -168,6 +170,7 @@ _NAMES_OF = {
     "matching.coordinate_descent": "Match match matcher",
     "matching.methods": "METHODS",
     "matching.moments": "Moments",
+    "merging.comparison": "Comparison",
     "merging.merge": "merge",
     "merging.result": "MergeResult",
     "merging.save_result": "load_provenance save",

@@ -2,12 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jaxtyping import PyTree
+
+Thing = TypeVar("Thing", bound=Hashable)
 
 # A name of more characters is like no other.
 _LONGEST = 300
@@ -142,6 +144,25 @@ def check_patterns(
             f"{where}: expected every pattern to match a {kind}, got some that match "
             f"none:\n{listed(unmatched)}\n{advice}"
         )
+
+
+def shared(names: Mapping[str, Thing]) -> dict[Thing, list[str]]:
+    """Return what several names stand for.
+
+    Args:
+        names: name -> what it stands for.
+
+    Returns:
+        Whatever has more than one name -> all its names.
+
+    Example:
+        >>> shared({"a": 1, "b": 2, "c": 1})
+        {1: ['a', 'c']}
+    """
+    found: dict[Thing, list[str]] = {}
+    for name, thing in names.items():
+        found.setdefault(thing, []).append(name)
+    return {thing: each for thing, each in found.items() if len(each) > 1}
 
 
 def listed(lines: Iterable[str], most: int = 10) -> str:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jmudsc import infer_spec
-from jmudsc.recipes.report import table
+from jmudsc.tables import table
 
 LAYERS, WIDTH, HEADS, HIDDEN, TOKENS, WORDS = 48, 3456, 27, 9216, 128, 32000
 

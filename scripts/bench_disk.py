@@ -31,7 +31,7 @@ import jmudsc
 from jmudsc.checkpoints.save import save_variables
 from jmudsc.lazy import LazyArray
 from jmudsc.paths import flatten, unflatten
-from jmudsc.recipes.report import table
+from jmudsc.tables import table
 
 RECIPE = """
 models: [model-0{ending}, model-1{ending}]

@@ -1,10 +1,11 @@
 """Merge fine-tunes of many parameters from disk to disk, and compare with copying.
 
 Writes a base and two models of random numbers as sharded safetensors in bfloat16, laid
-out as a language model is; copies them; merges them by each method in a process of its
-own, of which the peak of memory is measured; kills one merge (SIGKILL) in the middle,
-runs it again, and compares the bits. Before every run the files are dropped from the
-page cache, and every run ends when what it wrote is on disk.
+out as a language model is; copies them and merges them by each method in turns, each
+time in a process of its own, of which the time on processors and the peak of memory are
+measured; kills one merge (SIGKILL) in the middle, runs it again, and compares the bits.
+Before every run the files are dropped from the page cache, and every run ends when what
+it wrote is on disk.
 
     python scripts/bench_finetunes.py --parameters 1e9 --out /tmp/bench --memory 2
 """
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
@@ -123,19 +125,48 @@ def settle(folder: Path) -> None:
         os.close(descriptor)
 
 
-def copy_models(out: Path) -> float:
-    """Copy base and models, and return the seconds until they are on disk."""
+@dataclass(frozen=True)
+class Cost:
+    """What a process took: seconds, those on processors, and GiB at the peak."""
+
+    seconds: float
+    used: float
+    peak: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, {self.used:.1f} s of processors"
+
+
+def ended(process: subprocess.Popen, start: float, what: str) -> Cost:
+    """Wait for a process, and return what it took."""
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{what} failed")
+    seconds = time.perf_counter() - start
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+
+
+COPY = """
+import os, shutil, sys
+from pathlib import Path
+out = Path(sys.argv[1])
+for name in ("base", "a", "b"):
+    shutil.copytree(out / name, out / "copy" / name)
+for file in sorted((out / "copy").rglob("*.safetensors")):
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+"""
+
+
+def copy_models(out: Path) -> Cost:
+    """Copy base and models until they are on disk."""
     for name in ("base", "a", "b"):
         settle(out / name)
     start = time.perf_counter()
-    for name in ("base", "a", "b"):
-        shutil.copytree(out / name, out / "copy" / name)
-    for file in sorted((out / "copy").rglob("*.safetensors")):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    seconds = time.perf_counter() - start
+    process = subprocess.Popen([sys.executable, "-c", COPY, str(out)])
+    cost = ended(process, start, "copying")
     shutil.rmtree(out / "copy")
-    return seconds
+    return cost
 
 
 def start_merge(out: Path, method: str, memory: float) -> subprocess.Popen:
@@ -151,17 +182,12 @@ def start_merge(out: Path, method: str, memory: float) -> subprocess.Popen:
     )
 
 
-def merge(out: Path, method: str, memory: float) -> tuple[float, float, float]:
-    """Merge, and return seconds, seconds of the processor, and GiB at the peak."""
+def merge(out: Path, method: str, memory: float) -> Cost:
+    """Merge until the result is on disk."""
     for name in ("base", "a", "b"):
         settle(out / name)
     start = time.perf_counter()
-    process = start_merge(out, method, memory)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"{method}: the merge failed")
-    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+    return ended(start_merge(out, method, memory), start, f"{method}: the merge")
 
 
 def killed_and_run_again(
@@ -179,12 +205,18 @@ def killed_and_run_again(
     done = _lines(log)
     if (out / f"{method}.safetensors").exists():
         sys.exit(f"{method}: there is an output though the merge was killed")
-    return done, merge(out, method, memory)[0]
+    return done, merge(out, method, memory).seconds
 
 
 def _lines(log: Path) -> int:
     """Return how many leaves a log tells of."""
     return max(0, log.read_text().count("\n") - 1) if log.exists() else 0
+
+
+def remove(output: Path) -> None:
+    """Remove a merge, with its record."""
+    output.unlink()
+    shutil.rmtree(f"{output}.jmudsc")
 
 
 def digest(path: Path) -> str:
@@ -200,6 +232,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder to make")
     parser.add_argument("--methods", nargs="+", default=["task_arithmetic", "ties"])
     parser.add_argument("--memory", type=float, default=4.0, help="GiB")
+    parser.add_argument("--rounds", type=int, default=1, help="of copying and merging")
     parser.add_argument("--keep", action="store_true", help="leave the files")
     options = parser.parse_args()
     out, shapes = options.out, shapes_of(options.parameters)
@@ -207,19 +240,21 @@ def main() -> None:
     print(f"{total:,} parameters in {len(shapes)} leaves", flush=True)
     if not out.exists():
         write_models(out, shapes, seed=0)
-    copied = copy_models(out)
-    print(f"copying base and models: {copied:.1f} s", flush=True)
     for method in options.methods:
-        seconds, used, peak = merge(out, method, options.memory)
-        print(
-            f"{method}: {seconds:.1f} s, {seconds / copied:.2f} times as long as "
-            f"copying, {used:.1f} s of processors, peak {peak:.2f} GiB",
-            flush=True,
-        )
-        output = out / f"{method}.safetensors"
+        output, expected = out / f"{method}.safetensors", ""
+        for _ in range(options.rounds):
+            if output.exists():
+                remove(output)
+            copied = copy_models(out)
+            cost = merge(out, method, options.memory)
+            print(
+                f"copying base and models: {copied}\n{method}: {cost}, "
+                f"{cost.seconds / copied.seconds:.2f} times as long as copying, peak "
+                f"{cost.peak:.2f} GiB",
+                flush=True,
+            )
         expected = digest(output)
-        output.unlink()
-        shutil.rmtree(f"{output}.jmudsc")
+        remove(output)
         done, again = killed_and_run_again(out, method, options.memory, len(shapes))
         same = digest(output) == expected
         print(
@@ -227,8 +262,7 @@ def main() -> None:
             f"{again:.1f} s, {'the same bits' if same else 'OTHER BITS'}",
             flush=True,
         )
-        output.unlink()
-        shutil.rmtree(f"{output}.jmudsc")
+        remove(output)
     if not options.keep:
         shutil.rmtree(out)
 

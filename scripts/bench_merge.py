@@ -53,7 +53,7 @@ from jmudsc.experiments import models
 from jmudsc.matching.methods import TABLE
 from jmudsc.matching.similarity import activation_similarity
 from jmudsc.paths import flatten, unflatten
-from jmudsc.recipes.report import table
+from jmudsc.tables import table
 
 Clock = Callable[[], float]
 

@@ -26,7 +26,7 @@ import numpy as np
 
 import jmudsc
 from jmudsc.experiments import models
-from jmudsc.recipes.report import table
+from jmudsc.tables import table
 
 
 def parent(file: str) -> Any:

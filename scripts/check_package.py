@@ -30,6 +30,7 @@ ENDINGS = {
     "",
     ".cff",
     ".cfg",
+    ".ipynb",
     ".md",
     ".npz",
     ".png",

@@ -38,9 +38,9 @@ from jmudsc.matching.coordinate_descent import match, matcher
 from jmudsc.matching.methods import TABLE
 from jmudsc.matching.moments import Moments
 from jmudsc.merging.alpha_search import search_alpha
-from jmudsc.recipes.report import table
 from jmudsc.reordering.combine import combine
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.tables import table
 from jmudsc.types import ApplyFn
 
 ROOT = Path(__file__).parent.parent

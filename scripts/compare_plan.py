@@ -23,7 +23,7 @@ from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import prepare
 from jmudsc.recipes.costs import Job, stages_of
 from jmudsc.recipes.machine_speed import measure_rates
-from jmudsc.recipes.report import table
+from jmudsc.tables import table
 
 WIDTHS, SHAPE, SIZE, BATCHES = (1, 4), (32, 32, 3), 100, 10
 

@@ -17,7 +17,7 @@ import numpy as np
 import jmudsc
 from jmudsc.experiments import demo
 from jmudsc.experiments.accuracy import score_network
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 
 def swapped(spec: jmudsc.PermutationSpec) -> jmudsc.PermutationSpec:

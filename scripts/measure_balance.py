@@ -21,7 +21,7 @@ from jmudsc.experiments import demo
 from jmudsc.experiments.accuracy import score_network
 from jmudsc.experiments.datasets import digits
 from jmudsc.merging.alpha_search import ALPHAS, joint_agreement, search_alpha
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 CRITERIA = (

@@ -29,10 +29,10 @@ from jmudsc.experiments.tasks_run import (
     test_loss,
 )
 from jmudsc.progress import silent
-from jmudsc.recipes.report import mean_and_std, table
 from jmudsc.reordering.permute import identity
 from jmudsc.repairs.least_squares import refit_layers
 from jmudsc.repairs.merger import Merger
+from jmudsc.tables import mean_and_std, table
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 FITTED = ("nothing", "heads", "trunk", "trunk and heads")

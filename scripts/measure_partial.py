@@ -13,7 +13,7 @@ import time
 import jmudsc
 from jmudsc.experiments import demo
 from jmudsc.experiments.accuracy import score_network
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 METHODS = ("mudsc-align", "mudsc-zip")
 NETWORK = "resnet20"

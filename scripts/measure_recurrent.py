@@ -23,7 +23,7 @@ from jax import lax
 
 import jmudsc
 from jmudsc.experiments.datasets import digits
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 UNITS, STEPS, RATE, BATCH, CLASSES = 32, 600, 1e-2, 64, 10
 WORDS, WIDTH = 16, 8

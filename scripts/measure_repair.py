@@ -20,7 +20,7 @@ from jmudsc.experiments import demo
 from jmudsc.experiments.accuracy import score_ensemble, score_network
 from jmudsc.experiments.models import ResNet20
 from jmudsc.experiments.training import NetworkSetup, TrainConfig
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 METHODS = ("average", "mudsc-align", "mudsc-zip")
 REPAIRS = ("none", "pooled", "repair", "refit", "refit + repair")

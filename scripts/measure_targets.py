@@ -21,7 +21,7 @@ from jmudsc.experiments.accuracy import score_network
 from jmudsc.experiments.datasets import digits
 from jmudsc.experiments.models import ViT
 from jmudsc.experiments.training import NetworkSetup, TrainConfig
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 VIT = NetworkSetup(
     ViT(64, 2, 48, 2, 4, 96),

@@ -36,7 +36,7 @@ import numpy as np
 from jax import lax
 
 import jmudsc
-from jmudsc.recipes.report import table
+from jmudsc.tables import table
 
 VERSION = "2.4.1"
 # Molecules of class I, all trained on from one start: that of A02:01.

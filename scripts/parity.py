@@ -25,9 +25,9 @@ from jmudsc.experiments import parity
 from jmudsc.merging.options import MergeOptions
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.import_path import ImportPath
-from jmudsc.recipes.report import mean_and_std, table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
+from jmudsc.tables import mean_and_std, table
 
 CALIBRATION = 10_000  # training images, for activations and the refit
 DRAWN = 1_000  # test images, for the points of a landscape

@@ -34,9 +34,9 @@ from jmudsc.experiments import models
 from jmudsc.experiments.seed_setup import SeedSetup
 from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import match
-from jmudsc.recipes.report import table
 from jmudsc.reordering.combine import combine
 from jmudsc.reordering.permute import permute, random_permutations
+from jmudsc.tables import table
 
 NOISES = (0.0, 1.0, 2.0)
 

@@ -32,6 +32,8 @@ FINETUNES = (
     "finetunes-resnet",
     "finetunes-resnet-bn",
     "finetunes-resnet-laptop",
+    "finetunes-vit-laptop",
+    "finetunes-resnet-bn-laptop",
 )
 INTRO = """# Results
 

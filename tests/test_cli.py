@@ -67,6 +67,15 @@ def test_merge_writes_a_checkpoint_with_its_report_and_recipe(
     assert jmudsc.load_provenance(project / "merged")["recipe"]["seed"] == 0
     notes = project / "merged" / "jmudsc"
     assert (notes / "report.md").read_text() in printed
+    card = (project / "merged" / "README.md").read_text()
+    assert re.findall(r"^- `(\w+)`, SHA-256 `[0-9a-f]{64}`$", card, re.M) == [
+        *("first", "second")
+    ]
+    assert "method: mudsc-align" in card
+    assert str(project) not in card
+    parents = jmudsc.load_provenance(project / "merged")["parents"]
+    assert [parent["name"] for parent in parents] == ["first", "second"]
+    assert all(f"`{parent['sha256']}`" in card for parent in parents)
     recipe = (notes / "recipe.yaml").read_text()
     assert recipe.startswith(f"# Paths and modules are relative to {project}\n")
     assert "cli_model:apply_fn" in recipe
@@ -382,4 +391,61 @@ def test_an_interrupted_command_says_how_to_go_on(project, monkeypatch):
     said = fails(monkeypatch, "merge", project / "recipe.yaml")
     assert said == (
         "jmudsc: interrupted. Start merge or experiment again to go on from here."
+    )
+
+
+COMPARED = f"{RECIPE}held_out: 0.4\nrefit: least-squares\nscore: cli_model:score\n"
+
+
+def test_init_writes_a_recipe(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    run(monkeypatch, "init", "first", "second", "-o", "new/mine.yaml")
+    said = capsys.readouterr().out
+    assert "first: orbax, 2 leaves of 64 entries (float32)" in said
+    assert "Next: jmudsc plan new/mine.yaml" in said
+    assert "  - path: ../first\n" in (project / "new" / "mine.yaml").read_text()
+
+
+def test_compare_prints_one_table_and_saves_nothing(project, monkeypatch, capsys):
+    recipe = project / "recipe.yaml"
+    recipe.write_text(COMPARED.replace("count: 3", "count: 6"))
+    run(monkeypatch, "compare", recipe, "--methods", "average", "mudsc-align+refit")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("On 64 held-out samples the best of 2 merges and all ")
+    rows = [x.split("|")[1].strip() for x in lines if x.startswith("| ")]
+    expected = ["network", "parent 0", "parent 1", "average", "ensemble"]
+    assert rows == [*expected, "mudsc-align + refit"]
+    assert "score" in lines[2]
+    assert not (project / "merged").exists()
+
+
+def test_compare_saves_the_best_where_it_is_told_to(project, monkeypatch, capsys):
+    recipe, best = project / "recipe.yaml", project / "best"
+    recipe.write_text(RECIPE.replace("count: 3", "count: 6"))
+    methods = "--methods", "average", "mudsc-align"
+    run(monkeypatch, "compare", recipe, *methods, "--out", best)
+    printed = capsys.readouterr().out
+    assert "## What was tried" in printed
+    assert f"Wrote {best}" in printed
+    content = jmudsc.load_provenance(best)
+    assert content["recipe"]["tried"].keys() >= {"parent 1", "average", "mudsc-align"}
+    assert content["recipe"]["chosen"] in ("parent 0", "parent 1", "mudsc-align")
+    np.testing.assert_allclose(
+        np.linalg.norm(jmudsc.load(best)["in"]),
+        np.linalg.norm(jmudsc.load(project / "first")["in"]),
+        rtol=1e-5,
+    )
+
+
+def test_compare_says_what_it_cannot_compare(project, monkeypatch):
+    recipe = project / "recipe.yaml"
+    text = fails(monkeypatch, "compare", recipe, "--methods", "mudsc-zap")
+    assert text == (
+        'jmudsc: --methods: expected methods, each once, with repairs as in "mudsc-zip '
+        '+ refit". There is no method "mudsc-zap"; did you mean "mudsc-zip"?'
+    )
+    recipe.write_text("base: first\nmodels: [second]\nmethod: ties\noutput: out\n")
+    assert fails(monkeypatch, "compare", recipe) == (
+        f"jmudsc: {recipe}: expected networks that are matched, got fine-tunes, by "
+        'method "ties". Merge them by each method and use jmudsc evaluate.'
     )

@@ -145,6 +145,7 @@ def fine_tunes(folder):
 GIVEN = {
     "checkpoints": files,
     "devices": one_device,
+    "faq": merged_so_far,
     "method": heads,
     "verdict": merged_so_far,
     "which-method": fine_tunes,
@@ -182,7 +183,8 @@ def test_the_commands_of_the_page_of_methods_are_commands():
 def test_the_recipes_of_the_page_of_methods_can_be_read():
     found = [yaml.safe_load(block) for block in blocks("yaml", PAGES["which-method"])]
     methods = [parse_recipe(content).options.method for content in found]
-    assert methods == ["mudsc-zip", "linear", "wudi", "wudi", "featcal"]
+    methods_of_cases = ["mudsc-zip", "linear", "wudi", "wudi", "featcal"]
+    assert methods == [*methods_of_cases, "task_arithmetic"]
 
 
 def test_every_page_is_in_the_navigation():

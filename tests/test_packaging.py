@@ -54,8 +54,13 @@ def test_the_license_is_the_same_everywhere():
     assert PROJECT["license-files"] == ["LICENSE"]
 
 
+OF_USERS = {"experiments", "figures", "keras", "onnx"}
+
+
 def test_all_that_tests_take_is_in_their_extra():
-    assert "jmudsc[experiments,figures]" in PROJECT["optional-dependencies"]["test"]
+    extras = PROJECT["optional-dependencies"]
+    assert f"jmudsc[{','.join(sorted(OF_USERS))}]" in extras["test"]
+    assert extras.keys() == OF_USERS | {"test", "docs", "lint"}
 
 
 def test_the_extra_is_what_the_commands_ask_for():
@@ -74,6 +79,9 @@ def test_a_folder_imports_only_what_is_installed_with_it(folder):
         allowed |= EXPERIMENTS
     if folder == "landscape":
         allowed |= named(PROJECT["optional-dependencies"]["figures"])
+    if folder == "conversion":
+        files = [*PROJECT["optional-dependencies"]["keras"]]
+        allowed |= named([*files, *PROJECT["optional-dependencies"]["onnx"]])
     if folder == "adapters":  # each its own library
         allowed |= named(PROJECT["optional-dependencies"]["test"]) | EXPERIMENTS
     distributions = packages_distributions()

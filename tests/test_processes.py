@@ -51,6 +51,23 @@ def test_two_processes_write_the_checkpoint_that_one_writes(name, project, monke
     assert not list(project.glob(".*jmudsc*"))
 
 
+@pytest.mark.parametrize("name", ["tuned", "tuned.safetensors"])
+def test_two_processes_merge_fine_tunes_to_the_bits_of_one(name, project, monkeypatch):
+    recipe = project / f"{name}.yaml"
+    (code, printed, errors), other = two.ended(two.started(recipe, "--memory", "1"))
+    assert code == 0, errors
+    assert other[0] == 0, other[2]
+    assert f"Wrote {project / name}" in printed
+    run(monkeypatch, "merge", recipe, "--output", project / f"alone-{name}")
+    found, expected = (
+        jmudsc.load_provenance(project / x) for x in (name, f"alone-{name}")
+    )
+    assert found["digests"] == expected["digests"]
+    same = lambda x, y: np.testing.assert_array_equal(x, y)
+    jax.tree.map(same, *(jmudsc.load(project / x) for x in (name, f"alone-{name}")))
+    assert not list(project.glob(".*jmudsc*"))
+
+
 @pytest.mark.parametrize("dying", [0, 1])
 def test_a_process_that_is_killed_leaves_nothing_half_written(dying, project):
     recipe = project / f"dying-{dying}.yaml"
@@ -138,9 +155,11 @@ def test_what_several_processes_cannot_do_is_refused(project, monkeypatch):
         "URL s3://bucket/merged. Write to a shared disk and copy the result."
     )
     path.write_text(
-        "models: [m1]\nbase: m0\nmethod: task_arithmetic\noutput: finetuned\n"
+        "models: [m1]\nbase: m0\nrepair: pooled\napply_fn: processes_model:apply_fn\n"
+        "batches: {factory: processes_model:batches, count: 1}\noutput: finetuned\n"
     )
     assert fails(monkeypatch, "merge", path) == (
-        f"jmudsc: {path}: expected networks whose units are matched, since 2 processes "
-        "merge them, got fine-tunes of one base. Merge in one process."
+        "jmudsc: recipe: expected a merge that goes leaf by leaf, since 2 processes do "
+        "it, each its share, got one that needs whole models: data, a search or a "
+        "repair. Merge in one process."
     )

@@ -1,4 +1,4 @@
-"""Filling: a file of arrays that is written by several threads, and taken up again.
+"""Filling: a file of arrays that threads and processes write, and taken up again.
 
 Where each array lies in the file is known before any of them is. They are computed side
 by side, as many as there is memory for, and written to their places; a line in a log
@@ -24,7 +24,8 @@ from jmudsc.digests import digest_of
 from jmudsc.lazy import LazyArray
 from jmudsc.progress import Progress, silent
 
-_FILE, _LOG = "leaves", "done"
+# The file of arrays, and the log of those that are there.
+FILE, _LOG = "leaves", "done"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +111,66 @@ def fill(
     Returns:
         The file, with all of them, and name -> digest.
     """
-    file, log = filling.folder / _FILE, filling.folder / _LOG
-    kept = _kept(filling, leaves, table)
-    digests = dict.fromkeys(leaves, "") | kept
+    digests = dict.fromkeys(leaves, "") | begin(filling, leaves, table)
+    missing = [name for name in table.places if not digests[name]]
+    _compute(filling, leaves, table, filling.folder / _LOG, missing, digests)
+    return filling.folder / FILE, digests
+
+
+def fill_share(
+    filling: Filling,
+    leaves: Mapping[str, LazyArray],
+    table: Table,
+    number: int,
+    count: int,
+) -> None:
+    """Compute the share of one of several processes, and write it to the file of all.
+
+    One process calls `begin` before, and `fill` when all have done their shares: that
+    checks what is there, and computes what is not.
+
+    Args:
+        filling: how, with one folder for all.
+        leaves: name -> array.
+        table: where each lies.
+        number: of this process.
+        count: of processes.
+    """
+    log = filling.folder / _LOG
+    digests = dict.fromkeys(leaves, "")
+    digests |= _logged(log, _identity(filling, table)) or {}
+    missing = [name for name in table.places if not digests[name]]
+    own = _shares(missing, leaves, count)[number]
+    share = log.with_name(f"{_LOG}-{number}")
+    share.write_text(json.dumps(_identity(filling, table)) + "\n")
+    _compute(filling, leaves, table, share, own, digests)
+
+
+def _shares(
+    names: Sequence[str], leaves: Mapping[str, LazyArray], count: int
+) -> list[list[str]]:
+    """Deal arrays out to processes, such that all have about as many bytes."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for name in sorted(names, key=lambda name: -leaves[name].nbytes):
+        least = sizes.index(min(sizes))
+        shares[least].append(name)
+        sizes[least] += leaves[name].nbytes
+    return shares
+
+
+def _compute(
+    filling: Filling,
+    leaves: Mapping[str, LazyArray],
+    table: Table,
+    log: Path,
+    names: Sequence[str],
+    digests: dict[str, str],
+) -> None:
+    """Compute arrays, write them to their places, and tell their digests."""
     room, lock = _Room(filling.memory), threading.Lock()
     has_failed = threading.Event()
-    with file.open("r+b") as opened, log.open("a") as lines:
+    with (filling.folder / FILE).open("r+b") as opened, log.open("a") as lines:
 
         def put(name: str, size: int) -> None:
             with room.of(size):
@@ -137,13 +192,12 @@ def fill(
 
         with ThreadPoolExecutor(filling.threads) as pool:
             tasks = []
-            for name in (name for name in table.places if name not in kept):
+            for name in names:
                 size = leaves[name].nbytes + leaves[name].cost
                 room.take(size)
                 tasks.append(pool.submit(put, name, size))
             for task in as_completed(tasks):
                 task.result()
-    return file, digests
 
 
 def filled(file: Path, leaves: Mapping[str, LazyArray], table: Table) -> dict[str, Any]:
@@ -182,13 +236,21 @@ def read_at(file: Path, leaf: LazyArray, place: int) -> np.ndarray:
     return data.view(leaf.dtype).reshape(leaf.shape)
 
 
-def _kept(
+def begin(
     filling: Filling, leaves: Mapping[str, LazyArray], table: Table
 ) -> dict[str, str]:
-    """Return what is there already, name -> digest; make the file if nothing is."""
-    file, log = filling.folder / _FILE, filling.folder / _LOG
-    laid = repr((table.places, table.size)).encode()
-    identity = digest_of([filling.identity.encode(), table.head, laid])
+    """Take up a file that was filled in part, or make a new one.
+
+    Args:
+        filling: how.
+        leaves: name -> array.
+        table: where each lies.
+
+    Returns:
+        Name -> digest of the arrays that are there.
+    """
+    file, log = filling.folder / FILE, filling.folder / _LOG
+    identity = _identity(filling, table)
     known = _logged(log, identity) if file.is_file() else None
     if known is None or file.stat().st_size != table.size:
         shutil.rmtree(filling.folder, ignore_errors=True)
@@ -198,6 +260,9 @@ def _kept(
             opened.truncate(table.size)
         log.write_text(json.dumps(identity) + "\n")
         return {}
+    shares = sorted(filling.folder.glob(f"{_LOG}-*"))
+    for share in shares:
+        known |= _logged(share, identity) or {}
     known = {name: digest for name, digest in known.items() if name in table.places}
     with ThreadPoolExecutor(filling.threads) as pool:
         found = pool.map(lambda n: _digest_at(file, leaves[n], table.places[n]), known)
@@ -207,7 +272,14 @@ def _kept(
     lines = [_line(name, digest) for name, digest in kept.items()]
     anew.write_text(json.dumps(identity) + "\n" + "".join(lines))
     os.replace(anew, log)
+    for share in shares:
+        share.unlink()
     return kept
+
+
+def _identity(filling: Filling, table: Table) -> str:
+    laid = repr((table.places, table.size)).encode()
+    return digest_of([filling.identity.encode(), table.head, laid])
 
 
 def _line(name: str, digest: str) -> str:

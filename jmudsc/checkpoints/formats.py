@@ -163,14 +163,13 @@ HUGGING_FACE = Format(
 )
 
 
-def hugging_face_like(options: hugging_face.HuggingFace, readme: str) -> Format:
+def hugging_face_like(options: hugging_face.HuggingFace) -> Format:
     """Return the format of a directory of a Hugging Face model that is like another.
 
     Args:
         options: the other, and how to write.
-        readme: the text of its card.
     """
-    write = partial(hugging_face.write_directory, options, readme)
+    write = partial(hugging_face.write_directory, options)
     return replace(HUGGING_FACE, write=write)
 
 

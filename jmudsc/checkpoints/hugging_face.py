@@ -251,7 +251,6 @@ def check_like_donor(where: str, leaves: Mapping[str, Any], donor: Path) -> None
 
 def write_directory(
     options: HuggingFace,
-    readme: str,
     directory: Path,
     leaves: PyTree[LazyArray],
 ) -> None:
@@ -259,7 +258,6 @@ def write_directory(
 
     Args:
         options: how.
-        readme: the text of its card.
         directory: to make.
         leaves: name -> array, each read when it is its turn.
     """
@@ -271,7 +269,6 @@ def write_directory(
     source = Path(options.tokenizer or donor).expanduser().absolute()
     _copy(source, directory, _TOKENIZER)
     _write_config(directory, config_of(donor), leaves)
-    (directory / "README.md").write_text(readme)
 
 
 def _copy(source: Path, directory: Path, patterns: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ devices loads on whatever devices are here.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -272,7 +272,15 @@ def fingerprint(path: str | os.PathLike[str]) -> str | None:
     if is_url(path):
         return None
     place = Path(find(path))
-    files = [Path(x) for x in format_at(place).files(place)]
+    return fingerprint_of([Path(x) for x in format_at(place).files(place)])
+
+
+def fingerprint_of(files: Iterable[Path]) -> str:
+    """Return what changes when one of some files is written anew.
+
+    Args:
+        files: that are there.
+    """
     # Archives may give all files one time; that of the last change is the system's.
     seen = [
         (str(x), at.st_size, at.st_mtime_ns, at.st_ctime_ns)

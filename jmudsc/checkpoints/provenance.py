@@ -21,6 +21,7 @@ from jmudsc.checkpoints.structure import names_in
 
 _RECORD = "provenance.json"
 _FORMAT = 2
+CARD = "README.md"
 _PACKAGES = ("jmudsc", "jax", "flax", "orbax-checkpoint", "numpy", "scipy")
 
 
@@ -46,11 +47,14 @@ class Record:
         arrays: name of a file, without its ending -> its arrays by name. Their digests
             are put into the record under the name of the file.
         notes: file name -> text, for people to read.
+        card: what the variables say of themselves in `README.md`, at the top of a
+            directory, and beside a file in the folder of its record; None for nothing.
     """
 
     content: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    card: str | None = None
 
 
 def described(record: Record) -> dict[str, Any]:

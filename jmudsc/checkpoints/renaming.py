@@ -6,7 +6,7 @@ from jaxtyping import PyTree
 
 from jmudsc.checkpoints.structure import Route, routes_of
 from jmudsc.checkpoints.subtrees import nested, separator_hint
-from jmudsc.paths import did_you_mean, filled, flatten, listed, starred
+from jmudsc.paths import did_you_mean, filled, flatten, listed, shared, starred
 
 # Pattern of leaf paths -> the new path, or None to leave the leaves out.
 Rename = Mapping[str, str | None]
@@ -24,6 +24,24 @@ def check_rename(rename: Rename) -> list[str]:
         for old, new in rename.items()
         if new is not None and old.count("*") != new.count("*")
     ]
+
+
+def check_stars(where: str, rename: Rename) -> None:
+    """Check that every new path has as many `*` as its pattern.
+
+    Args:
+        where: what is renamed, for the error.
+        rename: pattern -> the new path, or None.
+
+    Raises:
+        ValueError: listing the rules of which it has not.
+    """
+    if problems := check_rename(rename):
+        raise ValueError(
+            f'{where}: expected as many "*" in a new path as in its pattern, got '
+            f"another number in {len(problems)} of {len(rename)} rules. Correct "
+            f"rename:\n{listed(problems)}"
+        )
 
 
 def renamed(where: str, tree: PyTree, rename: Rename) -> PyTree:
@@ -52,12 +70,7 @@ def renamed(where: str, tree: PyTree, rename: Rename) -> PyTree:
         >>> renamed("run", {"encoder": {"weight": 1}, "step": 2}, rules)
         {'params': {'kernel': 1}}
     """
-    if problems := check_rename(rename):
-        raise ValueError(
-            f'{where}: expected as many "*" in a new path as in its pattern, got '
-            f"another number in {len(problems)} of {len(rename)} rules. Correct "
-            f"rename:\n{listed(problems)}"
-        )
+    check_stars(where, rename)
     names = {path: path for path in flatten(tree)}
     unmatched = []
     for old, new in rename.items():
@@ -121,17 +134,11 @@ def _pieces(keys: Route, separator: str) -> Route:
 
 
 def _check_distinct(where: str, routes: Mapping[str, Route]) -> None:
-    sources: dict[str, list[str]] = {}
-    for path, keys in routes.items():
-        sources.setdefault("/".join(map(str, keys)), []).append(path)
-    twice = [
-        f"{name}: {' and '.join(paths)}"
-        for name, paths in sources.items()
-        if len(paths) > 1
-    ]
+    names = {path: "/".join(map(str, keys)) for path, keys in routes.items()}
+    twice = [f"{x}: {' and '.join(paths)}" for x, paths in shared(names).items()]
     if twice:
         raise ValueError(
-            f"{where}: expected one leaf for each name, got several for "
-            f"{len(twice)} of {len(sources)}. Correct rename or separator:\n"
+            f"{where}: expected one leaf for each name, got several for {len(twice)} "
+            f"of {len(set(names.values()))}. Correct rename or separator:\n"
             f"{listed(twice)}"
         )

@@ -28,6 +28,7 @@ _TYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _METADATA = "__metadata__"
+_LARGE = 1 << 22  # bytes
 
 
 def begins(start: bytes) -> bool:
@@ -61,7 +62,14 @@ def _open_file(file: Path) -> dict[str, LazyArray]:
 
     def fetch(names: Sequence[str]) -> Mapping[str, np.ndarray]:
         with reading(file, "safetensors file"):
-            return {name: opened.get_tensor(name) for name in names}
+            return {name: whole(leaves[name]) for name in names}
+
+    def whole(leaf: LazyArray) -> np.ndarray:
+        # For large arrays numpy has larger pages of memory than the library; which
+        # still reads where the file is gone.
+        if leaf.nbytes >= _LARGE and file.exists():
+            return read_at(file, leaf, places[leaf.name])
+        return opened.get_tensor(leaf.name)
 
     unknown = [f"{name}: {kind}" for name, kind in kinds.items() if kind not in _TYPES]
     if unknown:

@@ -19,7 +19,7 @@ from jmudsc.checkpoints.atomic import at_rest, building, building_both
 from jmudsc.checkpoints.binding import check_replaceable, files_of, records_of
 from jmudsc.checkpoints.dtypes import savable
 from jmudsc.checkpoints.filling import fill, filled, Filling, table_of
-from jmudsc.checkpoints.formats import check_ending, Format, format_of
+from jmudsc.checkpoints.formats import check_ending, Format, format_of, ORBAX
 from jmudsc.checkpoints.publishing import publish
 from jmudsc.checkpoints.structure import routes_of, structure_of
 from jmudsc.checkpoints.subtrees import nested
@@ -33,6 +33,8 @@ from jmudsc.checkpoints.urls import (
 )
 from jmudsc.lazy import LazyArray, parts_of, read_all
 from jmudsc.paths import flatten, listed, unflatten
+
+_DIGESTED = 4  # how many leaves are digested at once
 
 
 def save_with_record(
@@ -73,7 +75,7 @@ def save_with_record(
         FileExistsError: if something is at `path` that may not be replaced.
         ValueError: if the format cannot hold the variables.
     """
-    _check_alone(path)
+    _check_alone(path, kind or format_of(path))
     target = check_free(path, overwrite)
     if isinstance(target, epath.Path):
         with tempfile.TemporaryDirectory() as folder:
@@ -86,10 +88,14 @@ def save_with_record(
     check = partial(check_replaceable, target, quick=True)
     if not kind.endings:
         with building(target, overwrite, check) as temporary:
-            content |= _written(target, temporary, kind, variables, filling)
+            card = record.card
+            content |= _written(target, temporary, kind, variables, filling, card)
             provenance.write(records_of(temporary), content, record)
         return target
     beside = Path(records_of(target))
+    if record.card is not None:
+        notes = {**record.notes, provenance.CARD: record.card}
+        record = replace(record, notes=notes)
     with building_both(target, beside, overwrite, check) as (temporary, folder):
         content |= _written(target, temporary, kind, variables, filling)
         provenance.write(epath.Path(folder), content, record)
@@ -111,7 +117,7 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> AnyPath:
         FileExistsError: if something is at `path`.
         ValueError: if the format cannot hold the variables.
     """
-    _check_alone(path)
+    _check_alone(path, format_of(path))
     target = check_free(path)
     if isinstance(target, epath.Path):
         with tempfile.TemporaryDirectory() as folder:
@@ -123,10 +129,10 @@ def save_variables(path: str | os.PathLike[str], variables: PyTree) -> AnyPath:
     return target
 
 
-def _check_alone(path: str | os.PathLike[str]) -> None:
+def _check_alone(path: str | os.PathLike[str], kind: Format) -> None:
     """Check that orbax, which waits for all processes, is not called in one of them."""
-    is_first_with_file = bool(format_of(path).endings) and jax.process_index() == 0
-    if jax.process_count() > 1 and not is_first_with_file:
+    is_first = jax.process_index() == 0
+    if jax.process_count() > 1 and (kind is ORBAX or not is_first):
         raise ValueError(
             f"{os.fspath(path)}: expected variables that are spread over all "
             f"{jax.process_count()} processes, got some that this one holds alone. "
@@ -194,8 +200,13 @@ def stored_names(variables: PyTree, kind: Format) -> dict[str, str]:
     return {path: kind.joint.join(map(str, keys)) for path, keys in routes.items()}
 
 
-def _laid_out(variables: PyTree[LazyArray], kind: Format) -> PyTree[LazyArray]:
-    """Return variables as the tree that a format writes."""
+def laid_out(variables: PyTree[LazyArray], kind: Format) -> PyTree[LazyArray]:
+    """Return variables as the tree that a format writes.
+
+    Args:
+        variables: from `savable`.
+        kind: the format.
+    """
     if kind.layout == "tree":
         return variables
     leaves, names = flatten(variables), stored_names(variables, kind)
@@ -212,16 +223,18 @@ def _written(
     kind: Format,
     variables: PyTree,
     filling: Filling | None = None,
+    card: str | None = None,
 ) -> dict[str, Any]:
     """Write variables, compare what is read back; return what a record says of them."""
     lazy = savable(variables, kind)
-    tree = _laid_out(lazy, kind)
+    tree = laid_out(lazy, kind)
     try:
         if filling is None:
             leaves, digests = _digested(flatten(tree))
             kind.write(temporary, unflatten(tree, leaves))
         else:
             digests = _filled(temporary, kind, tree, filling)
+        write_card(temporary, card)
     except OSError as error:
         raise ValueError(no_room(target, error)) from error
     with ThreadPoolExecutor(1) as pool:
@@ -229,6 +242,17 @@ def _written(
         if wrong := _changed(kind.open(temporary), digests):
             raise ValueError(not_as_written(target, wrong, len(digests)))
         return told(lazy, kind, digests, files.result())
+
+
+def write_card(directory: Path, card: str | None) -> None:
+    """Write the card of a checkpoint at the top of its directory.
+
+    Args:
+        directory: that of the checkpoint, written.
+        card: the text; None for none.
+    """
+    if card is not None:
+        (directory / provenance.CARD).write_text(card)
 
 
 def no_room(target: Path, error: OSError) -> str:
@@ -301,6 +325,9 @@ def _changed(found: PyTree[LazyArray], digests: Mapping[str, str]) -> list[str]:
 def digests_of(found: PyTree[LazyArray]) -> dict[str, str]:
     """Return the digest of every leaf, read part by part."""
     seen: dict[str, str] = {}
-    for part in parts_of(flatten(found)):
-        seen |= {n: provenance.leaf_digest(x) for n, x in read_all(part).items()}
+    with ThreadPoolExecutor(_DIGESTED) as pool:
+        for part in parts_of(flatten(found)):
+            read = read_all(part)
+            digests = pool.map(provenance.leaf_digest, read.values())
+            seen |= zip(read, digests, strict=True)
     return seen

@@ -26,6 +26,7 @@ from jmudsc.checkpoints.save import (
     not_as_written,
     save_with_record,
     told,
+    write_card,
 )
 from jmudsc.lazy import FetchSpread, LazyArray
 from jmudsc.paths import flatten, unflatten
@@ -117,6 +118,7 @@ def save_spread(
         in_all(lambda: _written_by_all(target, temporary, kind, variables))
 
         def finished() -> None:
+            write_card(temporary, record.card)
             digests = digests_of(kind.open(temporary))
             content = provenance.described(record)
             content |= told(lazy, kind, digests, files_of(temporary))

@@ -15,7 +15,7 @@ import numpy as np
 from jmudsc.experiments.accuracy import Scores
 from jmudsc.experiments.class_split_conclusions import conclusions
 from jmudsc.experiments.class_split_config import Experiment
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,17 @@ def is_count(value: Any, least: int) -> bool:
     return whole and value >= least
 
 
+def count_of(what: str) -> Reader:
+    """Return a reader of how many there are of something, 1 or more."""
+
+    def read(value: Any) -> int:
+        if not is_count(value, 1):
+            raise ValueError(f"expected a number of {what}, got {quoted(value)}.")
+        return value
+
+    return read
+
+
 def some_of(known: tuple[str, ...]) -> Reader:
     """Return a reader of some of the known names."""
 
@@ -107,9 +118,7 @@ def text(value: Any) -> str:
 
 def images(value: Any) -> int | None:
     """Read a number of images, or None for all."""
-    if value is not None and not is_count(value, 1):
-        raise ValueError(f"expected a number of images, got {quoted(value)}.")
-    return value
+    return None if value is None else count_of("images")(value)
 
 
 # Of the keys that every experiment has.

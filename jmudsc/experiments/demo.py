@@ -29,16 +29,17 @@ from jmudsc.matching.activation_statistics import collect
 from jmudsc.matching.coordinate_descent import match
 from jmudsc.matching.methods import METHODS, TABLE
 from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.report import report
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.save_result import save
 from jmudsc.paths import did_you_mean
 from jmudsc.progress import prefixed, Progress
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.import_path import ImportPath
-from jmudsc.recipes.report import mean_and_std, report, table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.repairs.batch_stats import reset_batch_stats
+from jmudsc.tables import mean_and_std, table
 from jmudsc.types import ApplyFn, UpdateFn
 
 TASKS = ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))

@@ -106,6 +106,7 @@ def merged_by(
         batches=batches,
         owners=range(len(batches)),
         key=setup.keys["merge"],
+        check=False,  # the base is the right one
         **options,
     )
     scale = result.recipe["lambda_"] if way.is_scaled else None

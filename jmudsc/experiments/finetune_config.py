@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 
 from jmudsc.experiments.config_readers import (
-    is_count,
+    count_of,
     network_from,
     some_of,
     text,
@@ -104,16 +104,10 @@ def _tasks(value: Any) -> tuple[str, ...]:
     return names
 
 
-def _count(value: Any) -> int:
-    if not is_count(value, 1):
-        raise ValueError(f"expected a number of 1 or more, got {quoted(value)}.")
-    return value
-
-
 def _counts(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not value or len(set(value)) < len(value):
         raise ValueError(f"expected a list of numbers, each once, got {quoted(value)}.")
-    return tuple(map(_count, value))
+    return tuple(map(count_of("images"), value))
 
 
 def _share(value: Any) -> float:
@@ -136,12 +130,12 @@ _READERS: dict[str, Reader] = {
     "title": text,
     "digits": text,
     "photos": text,
-    "side": _count,
-    "base_images": _count,
+    "side": count_of("pixels"),
+    "base_images": count_of("images"),
     "glimpse": _share,
-    "task_images": _count,
-    "test_images": _count,
-    "search": _count,
+    "task_images": count_of("images"),
+    "test_images": count_of("images"),
+    "search": count_of("images"),
     "samples": _counts,
     "lambdas": _lambdas,
     "ways": some_of(tuple(WAYS)),

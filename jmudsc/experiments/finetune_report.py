@@ -9,7 +9,7 @@ from jmudsc.experiments.finetune_accuracies import BASE, Run, TOGETHER, TUNED
 from jmudsc.experiments.finetune_conclusions import conclusions
 from jmudsc.experiments.finetune_config import FineTuneExperiment
 from jmudsc.experiments.finetune_ways import LEFT_OUT
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 
 def describe_finetunes(

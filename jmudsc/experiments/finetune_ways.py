@@ -46,6 +46,7 @@ WAYS: Mapping[str, Way] = {
     way.name: way
     for way in (
         *(Way(name, name) for name in FINETUNE_METHODS if name not in LEFT_OUT),
+        Way("ties at density 0.5", "ties", {"density": 0.5}),
         Way("ties of the tree", "ties", {"scope": "tree"}),
         Way("wudi exact", "wudi", {"solver": "exact"}),
         Way("wudi from the mean", "wudi", {"init": "mean"}),

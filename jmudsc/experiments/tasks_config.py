@@ -14,7 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from jmudsc.experiments.config_readers import COMMON, is_count, network_from
+from jmudsc.experiments.config_readers import COMMON, count_of, network_from
 from jmudsc.experiments.tasks import TASKS
 from jmudsc.experiments.tasks_networks import ENCODERS
 from jmudsc.experiments.training import TrainConfig
@@ -101,15 +101,9 @@ def _tasks(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _code(value: Any) -> int:
-    if not is_count(value, 1):
-        raise ValueError(f"expected a number of channels, got {quoted(value)}.")
-    return value
-
-
 _READERS: dict[str, Reader] = {
     **COMMON,
     "network": network_from(ENCODERS),
     "tasks": _tasks,
-    "code": _code,
+    "code": count_of("channels"),
 }

@@ -11,7 +11,7 @@ import numpy as np
 from jmudsc.experiments.class_split_report import module_text, write_whole
 from jmudsc.experiments.scaled_performance import scaled_performance
 from jmudsc.experiments.tasks_config import TaskExperiment
-from jmudsc.recipes.report import mean_and_std, table
+from jmudsc.tables import mean_and_std, table
 
 CONSTANT = "constant"
 

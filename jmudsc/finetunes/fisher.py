@@ -1,7 +1,7 @@
 """Fisher: the mean weighted by how much each model's output depends on each entry."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,9 @@ from jmudsc import paths
 from jmudsc.finetunes.piece import Piece
 from jmudsc.finetunes.task_batches import examples_in
 from jmudsc.types import ApplyFn
+
+# `(leaves, batch) -> sums of squares`, all by path.
+Squares = Callable[[dict[str, Array], PyTree], dict[str, Array]]
 
 
 def fisher(piece: Piece) -> np.ndarray:
@@ -29,8 +32,11 @@ def fisher(piece: Piece) -> np.ndarray:
 
 
 def gradient_squares(
-    where: str, apply_fn: ApplyFn, variables: PyTree, batches: Iterable[PyTree]
-) -> dict[str, np.ndarray]:
+    where: str,
+    apply_fn: ApplyFn,
+    models: Sequence[PyTree],
+    tasks: Sequence[Iterable[PyTree]],
+) -> list[dict[str, np.ndarray]]:
     """Return the mean square of the gradient of the log-likelihood, entry by entry.
 
     Over examples, and over classes by the probability that the model itself gives
@@ -39,24 +45,35 @@ def gradient_squares(
     Args:
         where: the caller, named in errors.
         apply_fn: `(variables, batch) -> logits`, (examples, classes).
-        variables: of the model.
-        batches: of its task.
+        models: the variables of each model.
+        tasks: the batches of each model's task.
 
     Returns:
-        Path -> float64, for leaves of real numbers.
+        For each model path -> float64, for leaves of real numbers.
 
     Raises:
         ValueError: if the outputs are no logits.
     """
-    leaves = {
-        path: jnp.asarray(leaf)
-        for path, leaf in paths.flatten(variables).items()
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    }
-    rest = paths.flatten(variables)
+    squares = _squares_fn(where, apply_fn, models[0])
+    found = []
+    for model, batches in zip(models, tasks, strict=True):
+        leaves = {path: jnp.asarray(x) for path, x in paths.flatten(model).items()}
+        total: dict[str, np.ndarray] = {}
+        examples = 0
+        for batch in batches:
+            examples += examples_in(batch)
+            own = squares(leaves, jax.tree.map(jnp.asarray, batch))
+            for path, leaf in own.items():
+                total[path] = total.get(path, 0.0) + np.asarray(leaf, np.float64)
+        found.append({path: leaf / examples for path, leaf in total.items()})
+    return found
 
-    def log_probabilities(moving: dict[str, Array], example: PyTree) -> Array:
-        tree = paths.unflatten(variables, rest | moving)
+
+def _squares_fn(where: str, apply_fn: ApplyFn, like: PyTree) -> Squares:
+    """Return what sums the squares over a batch, compiled once for all models."""
+
+    def log_probabilities(leaves: dict[str, Array], example: PyTree) -> Array:
+        tree = paths.unflatten(like, leaves)
         out = apply_fn(tree, jax.tree.map(lambda x: x[None], example))
         if not hasattr(out, "ndim") or out.ndim != 2:
             shape = jax.tree.map(jnp.shape, out)
@@ -66,29 +83,25 @@ def gradient_squares(
             )
         return jax.nn.log_softmax(out[0].astype(jnp.float32))
 
-    @jax.jit
-    def squares(moving: dict[str, Array], batch: PyTree) -> dict[str, Array]:
-        def of_example(example: PyTree) -> dict[str, Array]:
-            found, back = jax.vjp(lambda m: log_probabilities(m, example), moving)
+    def squares(leaves: dict[str, Array], batch: PyTree) -> dict[str, Array]:
+        is_real = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+        moving = {path: leaf for path, leaf in leaves.items() if is_real(leaf)}
+        zeros = {path: jnp.zeros(x.shape, jnp.float32) for path, x in moving.items()}
 
-            def of_class(total: dict[str, Array], number: Array) -> tuple[Any, None]:
+        def with_example(total: dict[str, Array], example: PyTree) -> tuple[Any, None]:
+            found, back = jax.vjp(
+                lambda own: log_probabilities(leaves | own, example), moving
+            )
+
+            def with_class(total: dict[str, Array], number: Array) -> tuple[Any, None]:
                 (gradient,) = back(jax.nn.one_hot(number, len(found)))
                 chance = jnp.exp(found[number])
                 add = lambda t, g: t + chance * jnp.square(g.astype(jnp.float32))
                 return jax.tree.map(add, total, gradient), None
 
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), moving)
-            return jax.lax.scan(of_class, zeros, jnp.arange(len(found)))[0]
+            own = jax.lax.scan(with_class, zeros, jnp.arange(len(found)))[0]
+            return jax.tree.map(jnp.add, total, own), None
 
-        each = lambda total, x: (jax.tree.map(jnp.add, total, of_example(x)), None)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), moving)
-        return jax.lax.scan(each, zeros, batch)[0]
+        return jax.lax.scan(with_example, zeros, batch)[0]
 
-    total: dict[str, np.ndarray] = {}
-    examples = 0
-    for batch in batches:
-        found = squares(leaves, jax.tree.map(jnp.asarray, batch))
-        examples += examples_in(batch)
-        for path, leaf in found.items():
-            total[path] = total.get(path, 0.0) + np.asarray(leaf, np.float64)
-    return {path: leaf / examples for path, leaf in total.items()}
+    return jax.jit(squares)

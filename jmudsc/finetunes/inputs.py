@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ from jaxtyping import PyTree
 
 from jmudsc import paths
 from jmudsc.batches import batch_kind
+from jmudsc.compiled import kept
 from jmudsc.derivation.program import Program, run, trace
-from jmudsc.derivation.terms.values import Place
 from jmudsc.finetunes.kernels import indexed, Kernel, kernels_of
 from jmudsc.finetunes.leaf_layout import Layout
 from jmudsc.repairs.contractions import rows
@@ -65,16 +66,12 @@ def input_moments(
     """
     total: Moments = {}
     count: dict[str, int] = {}
-    programs: dict[Any, Any] = {}
     leaves = jax.tree.leaves(variables)
     for batch in batches:
-        kind = batch_kind(batch)
-        if kind not in programs:
-            programs[kind] = _moments_fn(trace(apply_fn, variables, batch), chosen)
-        sums, samples = programs[kind]
-        for path, gram in sums([*leaves, *jax.tree.leaves(batch)]).items():
+        read = _kept(_Grams.of, apply_fn, variables, batch, chosen)
+        for path, gram in read.sums([*leaves, *jax.tree.leaves(batch)]).items():
             total[path] = total.get(path, 0.0) + to_host(gram).astype(np.float64)
-            count[path] = count.get(path, 0) + samples[path]
+            count[path] = count.get(path, 0) + read.samples[path]
     return {path: gram / count[path] for path, gram in total.items()}
 
 
@@ -100,20 +97,17 @@ def scale_moments(
     count = {path: np.zeros(shapes[path]) for path in chosen}
     leaves = jax.tree.leaves(variables)
     for batch in batches:
-        program = trace(apply_fn, variables, batch)
-        scales = kernels_of(program).scales
-        uses = [(path, use) for path in chosen for use in scales[path]]
-        places = [place for _, use in uses for place in use.operands]
-        values = iter(_run(program, [*leaves, *jax.tree.leaves(batch)], places))
-        for path, use in uses:
-            parts = [to_host(next(values)).astype(np.float64) for _ in use.operands]
+        read = _kept(_Factors.of, apply_fn, variables, batch, chosen)
+        values = iter(read.values([*leaves, *jax.tree.leaves(batch)]))
+        for path, factors, index in read.uses:
+            parts = [to_host(next(values)).astype(np.float64) for _ in range(factors)]
             squares = np.square(math.prod(parts))
-            index, squares = np.broadcast_arrays(use.view.index(), squares)
-            index, squares = index.reshape(-1), squares.reshape(-1)
+            places, squares = np.broadcast_arrays(index, squares)
+            places, squares = places.reshape(-1), squares.reshape(-1)
             size = total[path].size
-            summed = np.bincount(index, squares, minlength=size)
+            summed = np.bincount(places, squares, minlength=size)
             total[path] += summed.reshape(shapes[path])
-            count[path] += np.bincount(index, minlength=size).reshape(shapes[path])
+            count[path] += np.bincount(places, minlength=size).reshape(shapes[path])
     return {path: total[path] / np.maximum(count[path], 1) for path in chosen}
 
 
@@ -133,32 +127,79 @@ def scales_in(apply_fn: ApplyFn, variables: PyTree, batch: PyTree) -> list[str]:
     ]
 
 
-def _run(program: Program, args: Sequence[Any], places: Sequence[Place]) -> list[Any]:
-    return jax.jit(lambda args: run(program, args, places))(args)
+@dataclass(frozen=True, eq=False)
+class _Grams:
+    """Sums the moments of what goes into kernels, over one batch of a kind.
+
+    Attributes:
+        sums: the compiled function of the leaves of variables and batch.
+        samples: path -> over how many samples; known once `sums` was called.
+    """
+
+    sums: Callable[[Sequence[Any]], Mapping[str, jax.Array]]
+    samples: Mapping[str, int]
+
+    @staticmethod
+    def of(program: Program, chosen: Sequence[str]) -> "_Grams":
+        """Return that of the kernels of a program."""
+        uses = {p: u for p, u in kernels_of(program).uses.items() if p in set(chosen)}
+        places = [use.operand for each in uses.values() for use in each]
+        samples: dict[str, int] = {}
+
+        @jax.jit
+        def sums(args: Sequence[Any]) -> Mapping[str, jax.Array]:
+            values = iter(run(program, args, places))
+            found = {}
+            for path, each in uses.items():
+                parts = [_gram(use, next(values)) for use in each]
+                found[path] = functools.reduce(jnp.add, [gram for gram, _ in parts])
+                samples[path] = sum(number for _, number in parts)
+            return found
+
+        return _Grams(sums, samples)
+
+
+@dataclass(frozen=True, eq=False)
+class _Factors:
+    """Reads what scales multiply, on one batch of a kind.
+
+    Attributes:
+        values: the compiled function of the leaves of variables and batch.
+        uses: of each use of a scale its path, the product of how many of the values it
+            multiplies, and the places of its entries in the leaf.
+    """
+
+    values: Callable[[Sequence[Any]], Sequence[jax.Array]]
+    uses: Sequence[tuple[str, int, np.ndarray]]
+
+    @staticmethod
+    def of(program: Program, chosen: Sequence[str]) -> "_Factors":
+        """Return that of the scales of a program."""
+        scales = kernels_of(program).scales
+        uses = [(path, use) for path in chosen for use in scales[path]]
+        places = [place for _, use in uses for place in use.operands]
+        return _Factors(
+            jax.jit(lambda args: run(program, args, places)),
+            [(path, len(use.operands), use.view.index()) for path, use in uses],
+        )
+
+
+def _kept(
+    make: Callable[[Program, Sequence[str]], Any],
+    apply_fn: ApplyFn,
+    variables: PyTree,
+    batch: PyTree,
+    chosen: Sequence[str],
+) -> Any:
+    """Return what is made of the program of batches of one kind, all models' alike."""
+    key = make.__qualname__, tuple(chosen), batch_kind(variables), batch_kind(batch)
+    traced = lambda: trace(apply_fn, variables, batch)
+    return kept(apply_fn, key, lambda: make(traced(), chosen))
 
 
 def _letters(stacked: int, use: Kernel) -> str:
     rank = len(use.view.shape)
     return "l" * stacked + "o" * (rank - stacked)
-
-
-def _moments_fn(program: Program, chosen: Sequence[str]) -> Any:
-    """Return what sums the moments over one batch, and over how many samples."""
-    uses = {p: u for p, u in kernels_of(program).uses.items() if p in set(chosen)}
-    places = [use.operand for each in uses.values() for use in each]
-    samples: dict[str, int] = {}
-
-    @jax.jit
-    def sums(args: Sequence[Any]) -> Mapping[str, jax.Array]:
-        values = iter(run(program, args, places))
-        found = {}
-        for path, each in uses.items():
-            parts = [_gram(use, next(values)) for use in each]
-            found[path] = functools.reduce(jnp.add, [gram for gram, _ in parts])
-            samples[path] = sum(number for _, number in parts)
-        return found
-
-    return sums, samples
 
 
 def _gram(use: Kernel, activations: jax.Array) -> tuple[jax.Array, int]:

@@ -122,7 +122,7 @@ class Leaves:
     stored_models: tuple[np.ndarray, ...]
     is_same: bool
 
-    @property
+    @cached_property
     def wide(self) -> np.dtype:
         """In which numbers it is merged: float32, or its own if wider."""
         return np.dtype(jnp.promote_types(self.donor.dtype, jnp.float32))

@@ -97,10 +97,9 @@ def _gradients(where: str, own: list[LeafPlan], job: Job, request: Request) -> E
     assert request.tasks is not None
     samples = own[0].settings["samples"]
     merged = [plan.path for plan in own if plan.copied is None]
+    tasks = [request.tasks.of(n, samples) for n in range(len(request.models))]
     squares = []
-    for number, model in enumerate(request.models):
-        batches = request.tasks.of(number, samples)
-        found = gradient_squares(where, request.apply_fn, model, batches)
+    for found in gradient_squares(where, request.apply_fn, request.models, tasks):
         norm = np.sqrt(sum(float(np.square(found[p]).sum()) for p in merged)) or 1.0
         squares.append({path: found[path] / norm for path in merged})
 

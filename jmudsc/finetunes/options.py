@@ -91,8 +91,6 @@ class Repairs:
         ridge: of the refit.
         owners: for each batch the model of whose task it is.
         target: whom the refit follows where there are no owners: all models alike.
-        sample_weight: None, since all samples count alike.
-        only: no patterns, since all layers are fitted.
     """
 
     update_fn: UpdateFn | Sequence[UpdateFn] | None = None
@@ -101,8 +99,6 @@ class Repairs:
     ridge: float = RIDGE
     owners: tuple[int, ...] | None = None
     target: str | None = None
-    sample_weight: None = None
-    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

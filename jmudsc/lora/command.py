@@ -9,6 +9,13 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc import paths
+from jmudsc.checkpoints.formats import ending_of
+from jmudsc.checkpoints.hugging_face import (
+    check_donor,
+    HuggingFace,
+    is_model,
+    SHARD_SIZE,
+)
 from jmudsc.checkpoints.load import load
 from jmudsc.checkpoints.save import check_free
 from jmudsc.lora.factor_loras import factor_loras
@@ -35,6 +42,9 @@ class Command:
         axes: pattern of paths in the base -> letters.
         seed: for methods that draw numbers.
         overwrite: whether to replace what was written before.
+        shard_size: how many bytes a file of a Hugging Face directory holds at most.
+        tokenizer: a directory that the tokenizer of such a directory is copied from;
+            None for that of the base.
     """
 
     method: str | None
@@ -46,10 +56,15 @@ class Command:
     axes: Mapping[str, str]
     seed: int
     overwrite: bool
+    shard_size: int = SHARD_SIZE
+    tokenizer: Path | None = None
 
 
 def run(folders: Sequence[Path], base: Path, out: Path, command: Command) -> str:
     """Fold or merge adapters, and write what they become.
+
+    If the base is the directory of a Hugging Face model and `out` has no ending, so is
+    what is written.
 
     Args:
         folders: of the adapters.
@@ -70,11 +85,24 @@ def run(folders: Sequence[Path], base: Path, out: Path, command: Command) -> str
     if command.rank is not None:
         return _factor(adapters, variables, out, command)
     check_free(out, command.overwrite)
+    like = _written_like(folders, base, out, command)
     result = _merged(adapters, variables, command)
-    save(out, result, overwrite=command.overwrite)
+    save(out, result, overwrite=command.overwrite, hugging_face=like)
     count = paths.plural(len(result.changes), "leaf", "leaves")
     what = "Folded 1 adapter" if len(adapters) == 1 else f"Merged {len(adapters)}"
     return f"{what}{'' if len(adapters) == 1 else ' adapters'}: {count} changed."
+
+
+def _written_like(
+    folders: Sequence[Path], base: Path, out: Path, command: Command
+) -> HuggingFace | None:
+    """Return how to write a Hugging Face directory; None if none is written."""
+    if ending_of(out) or not is_model(base.expanduser()):
+        return None
+    parents = (base, *folders)
+    like = HuggingFace(base, parents, command.shard_size, command.tokenizer)
+    check_donor(str(out), like)
+    return like
 
 
 def _merged(adapters: Sequence[Lora], base: PyTree, command: Command) -> MergeResult:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jmudsc import paths
+from jmudsc.checkpoints.renaming import check_stars
 from jmudsc.lora.lora import Lora
 
 # What the leaf of a layer may be called, by what the adapter calls it.
@@ -158,17 +159,7 @@ def _renamed(name: str, rename: Mapping[str, str]) -> str:
 
 
 def _check_rename(where: str, rename: Mapping[str, str], names: list[str]) -> None:
-    unlike = [
-        f'"{old}" -> "{new}"'
-        for old, new in rename.items()
-        if old.count("*") != new.count("*")
-    ]
-    if unlike:
-        raise ValueError(
-            f'{where}: expected as many "*" in a new path as in its pattern, got '
-            f"another number in {len(unlike)} of {len(rename)} rules. Correct "
-            f"rename:\n{paths.listed(unlike)}"
-        )
+    check_stars(where, rename)
     layers = [name.rpartition(".")[0] for name in names]
     known = {name: name for name in (*names, *layers)}
     unmatched = [
@@ -221,13 +212,12 @@ def _check_once(
     where: str, adapter: Lora, targets: Mapping[tuple[Role, str], Target]
 ) -> None:
     """Check that no leaf is updated, or replaced, twice."""
-    names: dict[tuple[Role, Target], list[str]] = {}
-    for (role, name), target in targets.items():
-        names.setdefault((role, target), []).append(name)
     twice = [
-        f"{target.path}: {' and '.join(each)}"
-        for (_, target), each in names.items()
-        if len(each) > 1
+        f"{target.path}: {' and '.join(names)}"
+        for role in ("updates", "biases", "replaced")
+        for target, names in paths.shared(
+            {name: x for (own, name), x in targets.items() if own == role}
+        ).items()
     ]
     if twice:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Choice: the merge that is asked for, or by method "best" the best of several."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,8 +11,10 @@ from jmudsc.matching.coordinate_descent import Match
 from jmudsc.merging.alpha_search import Best
 from jmudsc.merging.attempt import attempt, Grounds
 from jmudsc.merging.candidate import Candidate
+from jmudsc.merging.comparison import Comparison
 from jmudsc.merging.contenders import (
     BEST,
+    named,
     with_a_new_readout,
     with_and_without_refit,
 )
@@ -36,7 +38,7 @@ class Chosen:
         best: what it gave.
         measured: how it compares with its parents; None where nothing judges it.
         name: what it is called among those that `best` tried; None for other methods.
-        tried: by name what `best` tried, and the score or the cosine of each.
+        tried: by name what `best` tried, the parents too, and how each compares.
         is_parent: whether it is a parent as it was, and nothing was merged.
     """
 
@@ -44,7 +46,7 @@ class Chosen:
     best: Best[Candidate]
     measured: Measured | None
     name: str | None = None
-    tried: Mapping[str, float] | None = None
+    tried: Mapping[str, Measured] = field(default_factory=dict)
     is_parent: bool = False
 
 
@@ -77,24 +79,53 @@ def choose(grounds: Grounds, judge: Judge | str) -> Chosen:
             f"since {judge}. Use another method."
         )
     kept = _parent(prepared, judge)
-    tried = {
-        name: measured.quality
-        for name, measured in judge.references.items()
-        if name in {parent_name(n) for n in range(len(prepared.models))}
-    }
+    tried = {name: judge.references[name] for name in _parents(prepared)}
     for name, wanted in _contenders(grounds, judge):
         best = attempt(grounds, wanted)
         measured = judge.measured(best.candidate.networks)
-        tried[name] = measured.quality
+        tried[name] = measured
         assert kept.measured is not None
         if measured.quality > kept.measured.quality:
             kept = Chosen(replace(prepared, options=wanted), best, measured, name)
     return replace(kept, tried=tried)
 
 
+def comparison_of(judge: Judge, chosen: Chosen) -> Comparison | None:
+    """Say how all that was tried compares.
+
+    Args:
+        judge: compares networks.
+        chosen: the merge that is kept.
+
+    Returns:
+        The comparison; None where but one merge was made.
+    """
+    if chosen.name is None or chosen.measured is None:
+        return None
+    parents = _parents(judge.prepared)
+    merges = {n: each for n, each in chosen.tried.items() if n not in parents}
+    return Comparison(
+        chosen.name,
+        tuple(
+            name
+            for name, each in merges.items()
+            if name != chosen.name and judge.is_as_good(each, chosen.measured)
+        ),
+        {name: judge.verdict(each) for name, each in merges.items()},
+    )
+
+
+def _parents(prepared: Prepared) -> list[str]:
+    """Return what the parents are called."""
+    return [parent_name(number) for number in range(len(prepared.models))]
+
+
 def _contenders(grounds: Grounds, judge: Judge) -> Iterator[tuple[str, MergeOptions]]:
     """Yield the merges that can be made, with their names."""
     prepared = grounds.prepared
+    if prepared.options.among:
+        yield from named(prepared.options)
+        return
     contenders = list(with_and_without_refit(prepared.options))
     if readout := _readout(grounds):
         number = judge.best_parent()

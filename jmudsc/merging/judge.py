@@ -91,6 +91,16 @@ class Judge:
         parents = [self.references[parent_name(number)] for number in range(count)]
         return int(np.argmax([parent.quality for parent in parents]))
 
+    def is_as_good(self, one: Measured, other: Measured) -> bool:
+        """Whether a network is no worse than another by more than chance.
+
+        Args:
+            one: from `measured`.
+            other: what it is compared with.
+        """
+        margin, chance = _margin(one, other)
+        return _answer(margin, chance) != "worse"
+
     def verdict(self, merged: Measured) -> Verdict:
         """Say how a merged network compares with what it was made of.
 

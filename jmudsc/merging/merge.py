@@ -16,7 +16,7 @@ from jmudsc.matching.journal import Journal
 from jmudsc.matching.moments import Moments
 from jmudsc.merging.alpha_search import ALPHAS
 from jmudsc.merging.attempt import Grounds
-from jmudsc.merging.choice import choose, Chosen
+from jmudsc.merging.choice import choose, Chosen, comparison_of
 from jmudsc.merging.contenders import BEST
 from jmudsc.merging.doubts import doubts_of_merge, doubts_of_models
 from jmudsc.merging.held_out import HELD_OUT, split
@@ -51,6 +51,7 @@ def merge(
     batches: Iterable[PyTree] | None,
     *,
     method: str = "mudsc-zip",
+    among: str | Iterable[str] = (),
     alpha: float | str = 0.5,
     key: jax.Array,
     spec: PermutationSpec | None = None,
@@ -101,7 +102,10 @@ def merge(
             within one model); `average` leaves them in place. `best` tries `average`,
             `mudsc-align` and `mudsc-zip`, each with and without a refit, and returns
             what is best on the batches that are held out: one of them, or the best
-            parent as it is.
+            parent as it is. `MergeResult.comparison` has a row for each.
+        among: what `best` tries in the place of these: methods, each with the repairs
+            that it is to have, as in `["mudsc-align", "mudsc-zip + refit"]`; repairs
+            are `refit`, `rescale` and `pooled`.
         alpha: the balance of `mudsc-*`, share of the weight similarity in [0, 1];
             `search` for that of `alphas` with the best `score`, `auto` for that whose
             merged network agrees best with its parents (see `joint_agreement`).
@@ -189,6 +193,7 @@ def merge(
     options = MergeOptions(
         update_fn=update_fn,
         method=method,
+        among=as_tuple(among),
         alpha=alpha,
         weights=as_tuple(weights),
         check=check,
@@ -255,8 +260,8 @@ def merge_with(
     prepared = prepare("merge", inputs, first, kept, watch)
     check_finite("merge", prepared.models)
     _warn(doubts_of_models(prepared.models))
-    if options.method != BEST:
-        check_carried("merge", prepared.apart, options.rows[0].zips)
+    if options.among or options.method != BEST:
+        check_carried("merge", prepared.apart, any(r.zips for r in options.rows))
     _check_specs(prepared, first, proof_key, watch)
     moments = _statistics(prepared, parts.used, watch, budget)
     grounds = Grounds(prepared, moments, parts, match_key, budget, journal, watch)
@@ -265,12 +270,16 @@ def merge_with(
     if not chosen.is_parent:
         _warn_of_statistics(chosen.prepared, parts.used)
     _warn(doubts_of_merge(chosen.prepared, chosen.best.candidate, parts.used))
-    judged = judge if isinstance(judge, str) else _verdict(judge, chosen)
     networks = [
         jax.tree.map(placed_like, network, model)
         for network, model in zip(chosen.best.candidate.networks, given, strict=False)
     ]
-    return _result(options, chosen, networks, judged, watch)
+    result = _result(options, chosen, networks, watch)
+    if isinstance(judge, str):
+        recipe = {**result.recipe, "verdict": f"none, since {judge}"}
+        return dataclasses.replace(result, recipe=recipe)
+    verdict, comparison = _verdict(judge, chosen), comparison_of(judge, chosen)
+    return dataclasses.replace(result, verdict=verdict, comparison=comparison)
 
 
 def _warn(doubts: Sequence[str]) -> None:
@@ -332,7 +341,8 @@ def _verdict(judge: Judge, chosen: Chosen) -> Verdict:
     """Judge what is kept, and warn if a parent alone is better."""
     assert chosen.measured is not None
     verdict = judge.verdict(chosen.measured)
-    if advice := advice_of(verdict):
+    is_refit = chosen.prepared.options.refit is not None
+    if advice := advice_of(verdict, is_refit):
         _log.warning(
             "merge: expected a network that is better than any parent alone, got one "
             "that is worse. %s %s",
@@ -346,17 +356,14 @@ def _result(
     options: MergeOptions,
     chosen: Chosen,
     networks: Sequence[PyTree],
-    judged: Verdict | str,
     watch: Watch,
 ) -> MergeResult:
     """Put together what a merge gave."""
     best, prepared = chosen.best, chosen.prepared
-    tried = chosen.tried or {}
+    tried = {name: measured.quality for name, measured in chosen.tried.items()}
     shares = prepared.shares
     outcome = Outcome(shares, best.alpha, best.scores, chosen.name, tried)
     recipe = {**recorded(options, outcome), "machine": machine()}
-    if isinstance(judged, str):
-        recipe["verdict"] = f"none, since {judged}"
     return MergeResult(
         variables=networks[0],
         spec=prepared.spec,
@@ -365,6 +372,5 @@ def _result(
         recipe=recipe,
         changes=best.candidate.changes,
         networks=tuple(networks) if options.separate else (),
-        verdict=None if isinstance(judged, str) else judged,
         seconds=watch.seconds,
     )

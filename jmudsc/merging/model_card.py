@@ -1,14 +1,17 @@
-"""Model card: what a merged Hugging Face model says of itself in its README.md."""
+"""Model card: what a merged network says of itself in its README.md."""
 
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jmudsc.checkpoints.provenance import versions
+from jmudsc.merging.how_to_load import how_to_load
+from jmudsc.merging.report import judgement, verdict_lines
 from jmudsc.merging.result import MergeResult
 
 _PROJECT = "jmudsc"
@@ -18,48 +21,72 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 
 
-def model_card(
-    result: MergeResult,
-    parents: Sequence[str | os.PathLike[str]],
-    config: Mapping[str, Any],
-    notes: Mapping[str, str],
-) -> str:
-    """Write the card of a merged model, with the front matter that the Hub reads.
+@dataclass(frozen=True)
+class Parent:
+    """A network that went into a merge, as a card names it.
 
-    A parent is named as on the Hub, if that is known, else by the name of its
-    directory: the front matter has names of the Hub only.
+    Attributes:
+        name: its path, or its name on the Hub.
+        is_on_hub: whether it is that name.
+        digest: the SHA-256 of its checkpoint; None where that is not known.
+    """
+
+    name: str
+    is_on_hub: bool = False
+    digest: str | None = None
+
+    @property
+    def plain(self) -> dict[str, str | None]:
+        """What provenance tells of it."""
+        return {"name": self.name, "sha256": self.digest}
+
+
+def parent_at(
+    path: str | os.PathLike[str], shown: str | None = None, digest: str | None = None
+) -> Parent:
+    """Return how a card names a network.
 
     Args:
-        result: the merge.
-        parents: directories or Hub names of what was merged.
-        config: the configuration of the model.
-        notes: file name -> text of what is stored beside the model; of these the
+        path: a checkpoint, or a Hub name; of a directory in the cache of the Hub the
+            name is known.
+        shown: what is shown of the path, if it is no name on the Hub; what a path says
+            of the machine is not: of one that is absolute the last part is shown.
+        digest: the SHA-256 of the checkpoint.
+    """
+    if name := hub_name(path):
+        return Parent(name, is_on_hub=True, digest=digest)
+    text = os.fspath(path) if shown is None else shown
+    is_local = "://" not in text and (os.path.isabs(text) or text.startswith("~"))
+    return Parent(Path(text).name if is_local else text, digest=digest)
+
+
+def model_card(
+    result: MergeResult,
+    parents: Sequence[Parent],
+    config: Mapping[str, Any] | None,
+    notes: Mapping[str, str],
+    path: str | os.PathLike[str],
+) -> str:
+    """Write the card of a merged network, with the front matter that the Hub reads.
+
+    Args:
+        result: the merge, of one network.
+        parents: what was merged, as far as that is known.
+        config: the configuration of the Hugging Face model that it is stored as; None
+            for what is stored in another way.
+        notes: file name -> text of what is stored beside the network; of these the
             recipe is shown.
+        path: of the checkpoint; its name is shown, and its ending says how it is
+            loaded.
 
     Returns:
         Markdown.
     """
-    hub = [name for parent in parents if (name := hub_name(parent))]
-    front: dict[str, Any] = {"base_model": list(dict.fromkeys(hub))} if hub else {}
-    library = "diffusers" if "_class_name" in config else "transformers"
-    front |= {"library_name": library, "tags": ["merge", _PROJECT]}
-    method = result.recipe.get("method", "merge")
-    named = method if isinstance(method, str) else "several methods"
-    lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
-        "---",
-        "",
-        "# A merged model",
-        "",
-        f"Merged without training by `{named}`, with {_PROJECT} "
-        f"{versions()[_PROJECT]}.",
-    ]
-    if parents:
-        lines += ["", "## What was merged", ""]
-        lines += [f"- {_shown(parent)}" for parent in parents]
-    lines += ["", "## How", "", "```yaml", _told(result, notes).strip(), "```", ""]
-    lines += ["The folder `jmudsc` has the record, with a SHA-256 of every leaf."]
+    lines = [*_front(parents, config), "", "# A merged network", ""]
+    lines += [_made(result), "", *_scores(result)]
+    lines += ["## What was merged", "", *_merged(result, parents), ""]
+    lines += ["## How", "", "```yaml", _told(result, notes).strip(), "```", ""]
+    lines += ["## How to load it", "", *how_to_load(result.variables, config, path)]
     return "\n".join(lines) + "\n"
 
 
@@ -82,11 +109,52 @@ def hub_name(parent: str | os.PathLike[str]) -> str | None:
     return text if is_name and not Path(text).exists() else None
 
 
-def _shown(parent: str | os.PathLike[str]) -> str:
-    name = hub_name(parent)
-    if name:
-        return f"[{name}](https://huggingface.co/{name})"
-    return f"`{Path(parent).name}`"
+def _front(parents: Sequence[Parent], config: Mapping[str, Any] | None) -> list[str]:
+    """Write the front matter, which has names of the Hub only."""
+    hub = list(dict.fromkeys(each.name for each in parents if each.is_on_hub))
+    front: dict[str, Any] = {"base_model": hub} if hub else {}
+    if config is not None:
+        library = "diffusers" if "_class_name" in config else "transformers"
+        front["library_name"] = library
+    front["tags"] = ["merge", _PROJECT]
+    return ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---"]
+
+
+def _made(result: MergeResult) -> str:
+    method = result.recipe.get("method", "merge")
+    named = f"`{method}`" if isinstance(method, str) else "several methods"
+    chosen = result.recipe.get("chosen")
+    if chosen is not None:
+        named = f"`{chosen}`, the best of {len(result.recipe.get('tried', ()))} tried"
+    version = versions()[_PROJECT]
+    return f"Merged without training by {named}, with {_PROJECT} {version}."
+
+
+def _scores(result: MergeResult) -> list[str]:
+    """Tell how it compares with its parents and their ensemble, or why that is not."""
+    if result.verdict is not None:
+        said = [*judgement(result), *verdict_lines(result.verdict)]
+    else:
+        reason = str(result.recipe.get("verdict", "none, since nothing was compared"))
+        said = [f"Verdict: {reason}."]
+    return ["## Is it good?", "", *said, ""]
+
+
+def _merged(result: MergeResult, parents: Sequence[Parent]) -> list[str]:
+    if not parents:
+        count = len(result.recipe.get("weights") or ()) or "several"
+        return [f"{count} networks that were in memory."]
+    return [f"- {_shown(each)}{_digest(each)}" for each in parents]
+
+
+def _shown(parent: Parent) -> str:
+    if parent.is_on_hub:
+        return f"[{parent.name}](https://huggingface.co/{parent.name})"
+    return f"`{parent.name}`"
+
+
+def _digest(parent: Parent) -> str:
+    return f", SHA-256 `{parent.digest}`" if parent.digest else ""
 
 
 def _told(result: MergeResult, notes: Mapping[str, str]) -> str:

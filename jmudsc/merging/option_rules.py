@@ -39,6 +39,15 @@ def _best_is_judged(options: Any) -> str | None:
     )
 
 
+def _several_are_tried(options: Any) -> str | None:
+    if not options.among or options.method == BEST:
+        return None
+    return (
+        f'among: expected method="{BEST}", which alone tries several merges, got '
+        f'"{options.method}". Pass method="{BEST}", or leave among out.'
+    )
+
+
 def _refit_is_asked_for(options: Any) -> str | None:
     if options.refit is not None or options.method == BEST:
         return None
@@ -66,6 +75,7 @@ RULES: tuple[Callable[[Any], str | None], ...] = (
     _method_has_a_balance,
     _search_has_a_score,
     _best_is_judged,
+    _several_are_tried,
     _refit_is_asked_for,
     _start_is_carried,
 )

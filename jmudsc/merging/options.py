@@ -14,7 +14,13 @@ from jmudsc import paths
 from jmudsc.matching.methods import Method, METHODS, TABLE
 from jmudsc.matching.multi_model import REFERENCES
 from jmudsc.merging.alpha_search import ALPHAS, CHOICES
-from jmudsc.merging.contenders import BEST, BEST_OF
+from jmudsc.merging.contenders import (
+    BEST,
+    BEST_OF,
+    contenders_to_try,
+    methods_of,
+    named,
+)
 from jmudsc.merging.held_out import HELD_OUT
 from jmudsc.merging.option import Option, Outcome
 from jmudsc.merging.option_rules import RULES
@@ -70,6 +76,13 @@ class MergeOptions:
                     "tried": dict(outcome.tried),
                 }
             ),
+        ).metadata,
+    )
+    among: tuple[str, ...] = field(
+        default=(),
+        metadata=Option(
+            "the merges that method best tries, by their names",
+            contenders_to_try,
         ).metadata,
     )
     alpha: float | str = field(
@@ -230,7 +243,8 @@ class MergeOptions:
     @property
     def rows(self) -> tuple[Method, ...]:
         """The methods that are tried: one, or those of `best`."""
-        names = BEST_OF if self.method == BEST else (self.method,)
+        tried = methods_of(self.among) or BEST_OF
+        names = tried if self.method == BEST else (self.method,)
         return tuple(TABLE[name] for name in names)
 
     @property
@@ -265,7 +279,12 @@ class MergeOptions:
                 wrong.append(f"{each.name}: {error}")
         if wrong:
             return wrong
-        return [*filter(None, (rule(self) for rule in RULES)), *clashes(self)]
+        wrong = [*filter(None, (rule(self) for rule in RULES)), *clashes(self)]
+        return wrong or [
+            f'among: "{name}" cannot be made. {problem}'
+            for name, options in named(self)
+            for problem in options.problems()
+        ]
 
     def checked(self, where: str) -> "MergeOptions":
         """Return these options, once it is known that nothing is wrong with them.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from jmudsc.checkpoints.provenance import check_json, read_arrays, Record
 from jmudsc.checkpoints.save import save_with_record, stored_names
 from jmudsc.checkpoints.spread import is_spread, save_spread
 from jmudsc.checkpoints.urls import AnyPath
-from jmudsc.merging.model_card import model_card
+from jmudsc.merging.model_card import model_card, parent_at
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import flatten, listed
 
@@ -49,7 +50,11 @@ def save(
 
     With `hugging_face`, the result is a directory that transformers loads: safetensors
     files with an index, the configuration, tokenizer and code of another such
-    directory, and a model card.
+    directory.
+
+    `README.md` at the top of a directory, or in the folder beside a file, is a model
+    card: what was merged and how, how it compares with its parents, and how to load it.
+    It may be edited; an edited one is never replaced.
 
     If the process dies at any moment, `path` has its old state, absent or an earlier
     merge, or the new one, complete; its record is found. What was written
@@ -95,9 +100,13 @@ def save(
             "result.networks: save(path, dataclasses.replace(result, "
             "variables=network, networks=())).",
         )
-    record, kind = record_of(result, extra or {}, notes or {}), None
+    record = record_of(result, extra or {}, notes or {})
+    kind, config, parents = None, None, []
     if hugging_face is not None:
-        kind = format_like(path, result, hugging_face, record.notes)
+        kind, config = format_like(path, result, hugging_face)
+        parents = list(map(parent_at, hugging_face.parents))
+    card = model_card(result, parents, config, notes or {}, path)
+    record = replace(record, card=card)
     if is_spread(result.variables) and kind is None:
         return save_spread(path, result.variables, record, overwrite=overwrite)
     return save_with_record(
@@ -109,15 +118,16 @@ def format_like(
     path: str | os.PathLike[str],
     result: MergeResult,
     options: HuggingFace,
-    notes: Mapping[str, str],
-) -> Format:
+) -> tuple[Format, dict[str, Any]]:
     """Return the format of a directory that is like that of a Hugging Face model.
 
     Args:
         path: where the result is to be.
         result: of one network.
         options: how to write.
-        notes: file name -> text of what is stored beside it; the card shows the recipe.
+
+    Returns:
+        The format, and the configuration of the model.
 
     Raises:
         ValueError: if the path has an ending, there is no donor, or the leaves are not
@@ -133,8 +143,7 @@ def format_like(
     names = stored_names(result.variables, HUGGING_FACE)
     leaves = {names[name]: x for name, x in flatten(result.variables).items()}
     check_like_donor(where, leaves, donor)
-    card = model_card(result, options.parents, config_of(donor), notes)
-    return hugging_face_like(options, card)
+    return hugging_face_like(options), config_of(donor)
 
 
 def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -146,7 +155,8 @@ def load_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         `recipe`, `extra`, `history`, `versions` (library -> version), `digests`
         (leaf path -> SHA-256 of its dtype, shape and bytes) and `assignment`
-        (label -> int32 array); `verdict` too where the merge was judged.
+        (label -> int32 array); `verdict` too where the merge was judged, and of a
+        recipe's merge `parents`, the name and the SHA-256 of what was merged.
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.

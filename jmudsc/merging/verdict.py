@@ -67,6 +67,16 @@ class Verdict:
             f"{self._of_ensemble()}."
         )
 
+    @property
+    def short(self) -> str:
+        """The verdict in a few words."""
+        best = parent_name(self.best_parent)
+        samples = plural(self.samples, "sample")
+        return (
+            f"{_WORDS[self.answer]} {best}, the best alone ({self.decided_by} "
+            f"{self._told(MERGED)}, {self._told(best)}; {samples})"
+        )
+
     def plain(self) -> dict[str, Any]:
         """The verdict as plain JSON values."""
         networks = {n: f and asdict(f) for n, f in self.networks.items()}
@@ -96,11 +106,20 @@ class Verdict:
         return f", and is {abs(gap):.3f} {place} the ensemble in cosine"
 
 
-def advice_of(verdict: Verdict) -> str | None:
-    """Say what to do about a merge that is worse than a parent; None for another."""
+def advice_of(verdict: Verdict, is_refit: bool) -> str | None:
+    """Say what to do about a merge that is worse than a parent.
+
+    Args:
+        verdict: of the merge.
+        is_refit: whether it was refit already.
+
+    Returns:
+        A sentence; None for a merge that is no worse.
+    """
     if verdict.answer != "worse":
         return None
+    more = "" if is_refit else "a refit, "
     return (
-        'Use that parent alone, or try a refit, more batches, or method="best", which '
+        f'Use that parent alone, or try {more}more batches, or method="best", which '
         "is never below it there."
     )

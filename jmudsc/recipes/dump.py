@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from jmudsc.checkpoints.hugging_face import SHARD_SIZE
+from jmudsc.lora.merge_loras import FULL
 from jmudsc.recipes.import_path import plain_import_path
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import plain_source, Source
@@ -32,6 +33,8 @@ def dump_recipe(recipe: Recipe) -> str:
             content[key] = getattr(recipe, key)
     if recipe.shard_size != SHARD_SIZE:
         content["shard_size"] = recipe.shard_size
+    if recipe.space != FULL:
+        content["space"] = recipe.space
     if recipe.spec is not None:
         content["spec"] = recipe.spec
     if recipe.losses is not None:

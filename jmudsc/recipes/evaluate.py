@@ -14,9 +14,9 @@ from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.judge import judge_of
 from jmudsc.merging.options import MergeOptions
 from jmudsc.merging.prepare import prepare
+from jmudsc.merging.report import verdict_lines
 from jmudsc.progress import Progress
 from jmudsc.recipes.reader import read_recipe
-from jmudsc.recipes.report import table, verdict_lines
 from jmudsc.recipes.resolve import (
     load_merged,
     load_model,
@@ -25,6 +25,7 @@ from jmudsc.recipes.resolve import (
     spec_by,
 )
 from jmudsc.recipes.schema import Recipe
+from jmudsc.tables import table
 
 
 def evaluate_recipe(

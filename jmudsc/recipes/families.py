@@ -14,6 +14,8 @@ from jmudsc.checkpoints.hugging_face import SHARD_SIZE
 from jmudsc.finetunes import options as finetunes
 from jmudsc.finetunes.methods import FINETUNE_METHODS, is_method, method_problems
 from jmudsc.finetunes.options import FinetuneOptions
+from jmudsc.lora.merge_loras import FULL
+from jmudsc.lora.spaces import SPACES
 from jmudsc.matching.methods import METHODS
 from jmudsc.merging import options as matching
 from jmudsc.merging.option_values import one_of, quoted, Reader
@@ -172,6 +174,7 @@ FINETUNED = Family(
         "dtype": one_of(FLOATS),
         "tokenizer": path_text,
         "shard_size": _shard_size,
+        "space": one_of((FULL, *SPACES)),
         "method": _finetuned_method,
         **dict.fromkeys(_SETTINGS, _as_it_is),
         **_COMMON_KEYS,

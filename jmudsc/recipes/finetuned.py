@@ -11,18 +11,22 @@ import jax
 
 from jmudsc.checkpoints.dtypes import cast
 from jmudsc.checkpoints.filling import Filling
-from jmudsc.finetunes.merge_finetunes import merge_requested
+from jmudsc.finetunes.merge_finetunes import merge_requested, reads_all
 from jmudsc.finetunes.options import FinetuneOptions
-from jmudsc.finetunes.request import Request
+from jmudsc.finetunes.plan_job import plan_job
+from jmudsc.finetunes.request import Request, trunk_of
 from jmudsc.finetunes.task_batches import task_batches
+from jmudsc.lora.merge_loras import FULL
 from jmudsc.matching.journal import Journal
 from jmudsc.merging.memory_budget import room
 from jmudsc.merging.result import MergeResult
 from jmudsc.paths import flatten
+from jmudsc.processes import told_by_first
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.hugging_face import axes_of, fitted
-from jmudsc.recipes.resolve import lazy_models, options_of, place
+from jmudsc.recipes.lora_models import merged_in_space
+from jmudsc.recipes.resolve import lazy_models, options_of
 from jmudsc.recipes.schema import Recipe
 
 # What the program itself takes; the least that leaves may take; and the most threads.
@@ -53,7 +57,13 @@ def merge_finetuned(
         trees[donor] = cast(trees[donor], recipe.dtype, widen=True)
     *models, last = trees
     given = ([*models, last], None) if recipe.base is None else (models, last)
-    result = merge_requested(request_of(recipe, named, *given, progress=progress))
+    request = request_of(recipe, named, *given, progress=progress)
+    if jax.process_count() > 1:
+        _check_leaf_by_leaf(request)
+    if recipe.space == FULL:
+        result = merge_requested(request)
+    else:
+        result = merged_in_space(recipe, request)
     return result if recipe.dtype is None else _cast(result, recipe.dtype)
 
 
@@ -65,6 +75,17 @@ def _cast(result: MergeResult, dtype: str) -> MergeResult:
         networks=tuple(cast(network, dtype) for network in result.networks),
         recipe={**result.recipe, "dtype": dtype},
     )
+
+
+def _check_leaf_by_leaf(request: Request) -> None:
+    """Check that leaves can be dealt out to several processes."""
+    job = plan_job("recipe", trunk_of("recipe", request))
+    if reads_all(job, request):
+        raise ValueError(
+            f"recipe: expected a merge that goes leaf by leaf, since "
+            f"{jax.process_count()} processes do it, each its share, got one that "
+            "needs whole models: data, a search or a repair. Merge in one process."
+        )
 
 
 def filling_of(
@@ -88,6 +109,8 @@ def filling_of(
     """
     known = journal is not None and recipe.apply_fn is None
     decisive = dump_recipe(recipe) if known else secrets.token_hex(8)
+    if jax.process_count() > 1 and not known:
+        decisive = told_by_first(decisive)
     folder = target.with_name(f".{target.name}.jmudsc-journal")
     return Filling(
         folder if journal is None else journal.folder,
@@ -142,7 +165,7 @@ def check_different(recipe: Recipe) -> None:
     seen: dict[Any, str] = {}
     names = [f"models: entry {n}" for n in range(len(recipe.models))]
     for name, source in zip([*names, "base"], recipe.sources, strict=False):
-        where = place(recipe, source.path)
+        where = recipe.place(source.path)
         real = where if "://" in where else str(Path(where).expanduser().resolve())
         same = real, source.subtree
         if same in seen:

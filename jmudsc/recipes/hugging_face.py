@@ -25,7 +25,7 @@ from jmudsc.checkpoints.load import Stored
 from jmudsc.lazy import present
 from jmudsc.paths import listed
 from jmudsc.recipes.families import FINETUNED
-from jmudsc.recipes.resolve import place
+from jmudsc.recipes.lora_models import is_adapter
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 
@@ -56,10 +56,9 @@ def written_like(recipe: Recipe, donor: Stored) -> HuggingFace | None:
         return None
     tokenizer = None
     if recipe.tokenizer is not None:
-        tokenizer = place(recipe, recipe.tokenizer)
+        tokenizer = recipe.place(recipe.tokenizer)
     like = HuggingFace(
-        find(place(recipe, source.path)),  # of a URL the local copy
-        parents=tuple(place(recipe, each.path) for each in recipe.sources),
+        find(recipe.place(source.path)),  # of a URL the local copy
         shard_size=recipe.shard_size,
         tokenizer=tokenizer,
     )
@@ -203,8 +202,14 @@ def _is_tied(tree: Mapping[str, Any]) -> bool:
 
 
 def _places(recipe: Recipe) -> list[Path] | None:
-    """Return the directories of all models; None if not all are of Hugging Face."""
-    found = [_directory(recipe, source) for source in recipe.sources]
+    """Return the directories of all models; None if not all are of Hugging Face.
+
+    An adapter has the vocabulary and the head of its base.
+    """
+    found = [
+        _directory(recipe, recipe.donor if is_adapter(recipe, source) else source)
+        for source in recipe.sources
+    ]
     return None if None in found else [each for each in found if each is not None]
 
 
@@ -212,5 +217,5 @@ def _directory(recipe: Recipe, source: Source) -> Path | None:
     """Return the directory of a model whose leaves have the names they have there."""
     if "://" in source.path or source.subtree is not None or source.rename:
         return None
-    where = Path(place(recipe, source.path)).expanduser()
+    where = Path(recipe.place(source.path)).expanduser()
     return where if is_model(where) and source.separator in (None, "") else None

@@ -125,6 +125,25 @@ def resolve(path: ImportPath, folder: AnyPath) -> Any:
     return named if path.args is None else _called(path, named)
 
 
+def called_if_function(path: ImportPath, named: Any) -> Any:
+    """Call what is named if it is a function, as one that makes batches is meant to be.
+
+    Args:
+        path: from a recipe.
+        named: what it names, from `resolve`.
+
+    Returns:
+        What the function returns; anything else as it is.
+
+    Raises:
+        ValueError: if the function needs arguments; a sentence to go after the key of
+            the recipe.
+    """
+    if not inspect.isroutine(named):
+        return named
+    return _called(path, named)
+
+
 def adapted(path: ImportPath, made: Any, part: str) -> Any:
     """Turn a model into one of the functions that a merge takes of it.
 
@@ -181,8 +200,10 @@ def _called(path: ImportPath, named: Any) -> Any:
         inspect.signature(named).bind(**args)
     except TypeError as error:
         given = ", ".join(args) or "no arguments"
+        what = "Correct the keys beside factory."
+        if path.args is None:
+            what = f"Write {{factory: {path.name}, ...}} with these as keys."
         raise ValueError(
-            f'expected arguments that "{path.name}" takes, got {given}: {error}. '
-            "Correct the keys beside factory."
+            f'expected arguments that "{path.name}" takes, got {given}: {error}. {what}'
         ) from error
     return named(**args)

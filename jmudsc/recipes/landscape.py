@@ -25,9 +25,9 @@ from jmudsc.progress import Progress, silent
 from jmudsc.recipes.landscape_finetuned import finetuned_networks
 from jmudsc.recipes.landscape_networks import landscape_networks, LandscapeNetworks
 from jmudsc.recipes.reader import read_recipe
-from jmudsc.recipes.report import table
-from jmudsc.recipes.resolve import losses_of, place
+from jmudsc.recipes.resolve import losses_of
 from jmudsc.recipes.schema import Recipe
+from jmudsc.tables import table
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def _measured(
 
 
 def _beside(recipe: Recipe) -> Path:
-    where = place(recipe, f"{recipe.output}-landscape")
+    where = recipe.place(f"{recipe.output}-landscape")
     if is_url(where):
         raise ValueError(
             f"landscape: expected a local directory to write to, got {where}, beside "

@@ -258,7 +258,7 @@ def settle_by(
         recipe: the recipe.
         named: what its import paths name.
     """
-    if "update_fn" not in named:
+    if named.get("update_fn") is None:  # also where an adapter gives none
         return None
     function, batches = named["update_fn"], named["batches"]
     if not recipe.options.separate:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,8 @@ import jax
 from jaxtyping import PyTree
 
 from jmudsc.batches import Chained
-from jmudsc.checkpoints.filling import Filling
-from jmudsc.checkpoints.hugging_face import HuggingFace
-from jmudsc.checkpoints.load import fingerprint, Stored, stored_as
 from jmudsc.checkpoints.provenance import versions
-from jmudsc.checkpoints.save import check_free, save_with_record
-from jmudsc.checkpoints.spread import is_spread, save_spread
+from jmudsc.checkpoints.save import check_free
 from jmudsc.checkpoints.urls import AnyPath, is_url, path_of
 from jmudsc.digests import digest_of
 from jmudsc.finetunes.options import FinetuneOptions
@@ -27,27 +23,26 @@ from jmudsc.merging.inputs import Inputs
 from jmudsc.merging.memory_budget import left_for_statistics, room
 from jmudsc.merging.merge import merge_with
 from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.report import report
 from jmudsc.merging.result import MergeResult
-from jmudsc.merging.save_result import format_like, record_of
 from jmudsc.processes import is_first
 from jmudsc.progress import Progress
-from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.finetuned import filling_of, merge_finetuned
 from jmudsc.recipes.hugging_face import written_like
+from jmudsc.recipes.lora_models import fingerprint_at
 from jmudsc.recipes.reader import read_recipe
-from jmudsc.recipes.report import report
 from jmudsc.recipes.resolve import (
     load_model,
     load_models,
     open_model,
     options_of,
     outputs,
-    place,
     resolved,
     spec_by,
 )
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.together import check_together, spread_models
+from jmudsc.recipes.writing import parents_of, write_networks, Writing
 from jmudsc.sharding import mesh_of_all, Spread
 from jmudsc.spec.freeze import freeze
 from jmudsc.spec.permutation_spec import PermutationSpec
@@ -98,7 +93,43 @@ def merge_recipe(
         FileExistsError: if the output is.
         ValueError: if something in the recipe, a checkpoint or the models is wrong.
     """
-    recipe = read_recipe(path, output)
+    return merge_read(
+        path, read_recipe(path, output), Doing(overwrite, memory, progress)
+    )
+
+
+@dataclass(frozen=True)
+class Doing:
+    """How a recipe is done, whatever stands in it.
+
+    Attributes:
+        overwrite: as for `merge_recipe`.
+        memory: as for `merge_recipe`.
+        progress: as for `merge_recipe`.
+    """
+
+    overwrite: bool = False
+    memory: int | None = None
+    progress: Progress | None = None
+
+
+def merge_read(path: AnyPath, recipe: Recipe, doing: Doing) -> tuple[AnyPath, str]:
+    """Merge by a recipe that was read, as `merge_recipe` does.
+
+    Args:
+        path: the recipe's file, named in errors.
+        recipe: the recipe.
+        doing: how.
+
+    Returns:
+        As `merge_recipe`.
+
+    Raises:
+        FileNotFoundError: as `merge_recipe`.
+        FileExistsError: as `merge_recipe`.
+        ValueError: as `merge_recipe`.
+    """
+    memory, progress, overwrite = doing.memory, doing.progress, doing.overwrite
     if jax.process_count() > 1:
         check_together(path, recipe, memory)
     places = free_places(recipe, overwrite)
@@ -108,32 +139,68 @@ def merge_recipe(
     journal = _journal(recipe, target)
     donor = open_model(recipe, recipe.donor)
     like = written_like(recipe, donor)
+    parents = parents_of(recipe, progress)
     if isinstance(recipe.options, FinetuneOptions):
         result = merge_finetuned(recipe, named, progress)
+        result = _with_seed(result, recipe)
     else:
-        models, batches, budget = _given(recipe, named["batches"], memory, progress)
-        written = None
-        if recipe.spec is not None:
-            functions = named["apply_fn"], named["batches"]
-            written = spec_by(path, recipe, *functions, models[0])
-        result = merge_with(
-            _options(recipe, named, is_lazy(models)),
-            Inputs(named["apply_fn"], models, batches, written),
-            key=jax.random.key(recipe.seed),
-            budget=budget,
-            journal=journal,
-            progress=progress,
-        )
-    result = dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
+        result = merge_networks(path, recipe, named, doing, journal)
     text = report(result)
     filling = None
     is_finetuned = isinstance(recipe.options, FinetuneOptions)
     if is_finetuned and is_lazy(result.variables) and isinstance(target, Path):
         filling = filling_of(recipe, journal, target, memory, progress)
-    _save(_Saving(recipe, donor, like, overwrite, filling), result, places, text)
-    if journal:
-        shutil.rmtree(journal.folder, ignore_errors=True)
+    writing = Writing(recipe, donor, like, overwrite, filling, parents)
+    write_networks(writing, result, places, text)
+    kept = journal or filling
+    if kept and is_first():
+        shutil.rmtree(kept.folder, ignore_errors=True)
     return target, text
+
+
+def merge_networks(
+    path: AnyPath,
+    recipe: Recipe,
+    named: Mapping[str, Any],
+    doing: Doing,
+    journal: Journal | None = None,
+) -> MergeResult:
+    """Merge networks that are matched, as a recipe says, and save nothing.
+
+    Args:
+        path: the recipe's file, named in errors.
+        recipe: the recipe.
+        named: from `resolved`, of `apply_fn`, `batches` and the recipe's functions.
+        doing: how.
+        journal: where the steps of matching are kept; None for nowhere.
+
+    Returns:
+        The merge.
+
+    Raises:
+        ValueError: if something in the recipe, a checkpoint or the models is wrong.
+    """
+    models, batches, budget = _given(
+        recipe, named["batches"], doing.memory, doing.progress
+    )
+    written = None
+    if recipe.spec is not None:
+        functions = named["apply_fn"], named["batches"]
+        written = spec_by(path, recipe, *functions, models[0])
+    result = merge_with(
+        _options(recipe, named, is_lazy(models)),
+        Inputs(named["apply_fn"], models, batches, written),
+        key=jax.random.key(recipe.seed),
+        budget=budget,
+        journal=journal,
+        progress=doing.progress,
+    )
+    return _with_seed(result, recipe)
+
+
+def _with_seed(result: MergeResult, recipe: Recipe) -> MergeResult:
+    """Return a merge whose record has the seed of its recipe."""
+    return dataclasses.replace(result, recipe={**result.recipe, "seed": recipe.seed})
 
 
 def _given(
@@ -164,57 +231,6 @@ def _options(recipe: Recipe, named: Mapping[str, Any], on_disk: bool) -> MergeOp
     return dataclasses.replace(options, check=is_checked(recipe) or not on_disk)
 
 
-@dataclass(frozen=True)
-class _Saving:
-    """How what came of a recipe is saved.
-
-    Attributes:
-        recipe: the recipe.
-        donor: what each network is stored like.
-        like: how it is written as the directory of a Hugging Face model; None if not.
-        overwrite: whether an earlier merge may be replaced.
-        filling: how leaves that are merged while they are written are kept.
-    """
-
-    recipe: Recipe
-    donor: Stored
-    like: HuggingFace | None
-    overwrite: bool
-    filling: Filling | None
-
-
-def _save(
-    saving: _Saving, result: MergeResult, places: Sequence[AnyPath], text: str
-) -> None:
-    """Write each network as its donor is, with report, recipe and spec."""
-    recipe = saving.recipe
-    told = f"# Paths and modules are relative to {recipe.folder}\n{dump_recipe(recipe)}"
-    notes = {"report.md": text, "recipe.yaml": told}
-    if result.spec.labels:  # in fine-tunes no unit moves
-        notes["spec.txt"] = f"{result.spec}\n"
-    if recipe.mergekit is not None:
-        notes["mergekit.yaml"] = recipe.mergekit
-    networks = result.networks or [result.variables]
-    for where, network in zip(places, networks, strict=True):
-        variables = stored_as(saving.donor, network, where)
-        record, overwrite = record_of(result, {}, notes), saving.overwrite
-        if is_spread(variables):
-            save_spread(where, variables, record, overwrite=overwrite)
-            continue
-        kind = None
-        if saving.like is not None:
-            own = dataclasses.replace(result, variables=variables)
-            kind = format_like(where, own, saving.like, notes)
-        save_with_record(
-            where,
-            variables,
-            record,
-            overwrite=overwrite,
-            kind=kind,
-            filling=saving.filling,
-        )
-
-
 def is_checked(recipe: Recipe) -> bool:
     """Whether the spec is checked on a model that has no room in memory.
 
@@ -232,7 +248,7 @@ def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
     if is_url(output):
         return None
     folder = Path(output.with_name(f".{output.name}.jmudsc-journal"))
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not isinstance(recipe.options, FinetuneOptions):
         if folder.is_dir() and is_first():
             _log.warning(
                 "%s: a merge by one process left its steps here. Several processes "
@@ -240,10 +256,10 @@ def _journal(recipe: Recipe, output: AnyPath) -> Journal | None:
                 folder,
             )
         return None
-    prints = [fingerprint(place(recipe, source.path)) for source in recipe.sources]
+    prints = [fingerprint_at(recipe, source) for source in recipe.sources]
     if not all(prints):
         return None
-    if folder.is_dir():
+    if folder.is_dir() and is_first():
         _log.warning(
             "%s: an interrupted merge left its steps here. Those of the same models "
             "are taken up.",
@@ -296,7 +312,7 @@ def free_places(recipe: Recipe, overwrite: bool) -> list[AnyPath]:
         ValueError: if nothing can be saved there.
     """
     places = [check_free(path, overwrite) for path in outputs(recipe)]
-    sources = [place(recipe, source.path) for source in recipe.sources]
+    sources = [recipe.place(source.path) for source in recipe.sources]
     parents = [path for path in sources if _absolute(path) in places]
     if parents:
         raise FileExistsError(

@@ -25,12 +25,13 @@ from jmudsc.merging.prepare import prepare, Prepared
 from jmudsc.merging.separate import check_carried, check_read, trunks_of
 from jmudsc.progress import Progress, silent
 from jmudsc.recipes.costs import Job, stages_of
+from jmudsc.recipes.lora_models import is_adapter
 from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.merge import free_places, is_checked
 from jmudsc.recipes.plan_finetuned import plan_finetuned
 from jmudsc.recipes.planned import Machine, Model, noting, Plan, run_on_shapes
 from jmudsc.recipes.reader import parse_keys, read_content
-from jmudsc.recipes.resolve import open_model, resolved, spec_by
+from jmudsc.recipes.resolve import load_model, open_model, resolved, spec_by
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.spec.check_variables import differences
@@ -122,7 +123,7 @@ def _matched(
     machine: Machine,
 ) -> Plan:
     """Plan a merge of networks that are matched."""
-    options = _options(problems, recipe)
+    options = _options(problems, recipe, named)
     functions = _functions(problems, recipe, named)
     plan = _looked_at(problems, recipe, machine.say)
     models = plan.models
@@ -177,12 +178,17 @@ def _resolved(recipe: Recipe, key: str) -> Mapping[str, Any]:
         ) from error
 
 
-def _options(problems: list[str], recipe: Recipe) -> MergeOptions:
+def _options(
+    problems: list[str], recipe: Recipe, named: Mapping[str, Any]
+) -> MergeOptions:
     """Return the options of a recipe; note how they contradict each other.
 
-    In the place of its functions are some that do nothing: these may be wrong.
+    In the place of its functions are some that do nothing: these may be wrong. An
+    adapter gives no update_fn to models without running statistics.
     """
-    functions = dict.fromkeys(recipe.functions, lambda *_: None)
+    none = [key for key in recipe.functions if key in named and named[key] is None]
+    there = [key for key in recipe.functions if key not in none]
+    functions = {**dict.fromkeys(none), **dict.fromkeys(there, lambda *_: None)}
     options = recipe.family.with_functions(recipe.options, functions)
     problems += [f"recipe: {problem}" for problem in options.problems()]
     return options
@@ -195,7 +201,7 @@ def _functions(
     count, separate = len(recipe.models), recipe.options.separate
     functions = {}
     for key in ("apply_fn", "update_fn"):
-        if key in named:
+        if named.get(key) is not None:
             with noting(problems):
                 functions[key] = per_model("recipe", key, named[key], count, separate)
     return functions
@@ -204,6 +210,9 @@ def _functions(
 def _model(problems: list[str], recipe: Recipe, source: Source) -> Model | None:
     """Look at a checkpoint, and whether what is in it could be saved."""
     with noting(problems):
+        if is_adapter(recipe, source):
+            shapes = abstract(source.path, load_model(recipe, source, None, lazy=True))
+            return Model(source.path, "LoRA adapter", shapes)
         stored = open_model(recipe, source)
         shapes = abstract(stored.where, stored.variables)
         if recipe.output:
@@ -288,8 +297,10 @@ def _job(problems: list[str], prepared: Prepared, batch: PyTree, plan: Plan) -> 
     """Find out what is to be done, and note what of it cannot be."""
     rows = prepared.options.rows
     with noting(problems):
-        # Of several ways to merge, those that cannot be carried are not tried.
-        zips = all(row.zips for row in rows)
+        # Of several ways to merge, those that cannot be carried are not tried, unless
+        # they are named.
+        each = any if prepared.options.among else all
+        zips = each(row.zips for row in rows)
         check_carried("recipe", prepared.apart, zips)
     taps: Mapping[str, tuple[Tap, ...]] = {}
     if any(row.activations for row in rows):

@@ -15,6 +15,7 @@ from jmudsc.finetunes.tree_checks import check_trees
 from jmudsc.recipes.costs_finetuned import finetuned_stages
 from jmudsc.recipes.finetuned import check_different, request_of
 from jmudsc.recipes.hugging_face import fitted
+from jmudsc.recipes.lora_models import check_space
 from jmudsc.recipes.planned import Machine, noting, Plan, run_on_shapes
 
 _WHERE = "recipe"
@@ -37,6 +38,8 @@ def plan_finetuned(
     recipe = plan.recipe
     with noting(problems):
         check_different(recipe)
+    with noting(problems):
+        check_space(recipe)
     shapes = [model.shapes for model in plan.models if model]
     base = plan.base.shapes if plan.base else None
     lacks_base = recipe.base is not None and base is None

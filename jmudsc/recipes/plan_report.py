@@ -11,9 +11,9 @@ from jmudsc.recipes.costs import Stage, SWEEPS
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.machine_speed import Rates
 from jmudsc.recipes.planned import Plan
-from jmudsc.recipes.report import table
 from jmudsc.recipes.schema import Recipe
 from jmudsc.spec.permutation_spec import PermutationSpec
+from jmudsc.tables import table
 
 
 def plan_report(plan: Plan) -> str:

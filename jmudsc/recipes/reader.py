@@ -253,5 +253,5 @@ _OF_MODEL = ("apply_fn", "update_fn")
 # Those keys whose values a recipe has itself, not among its options or functions.
 _RECIPE_KEYS = {
     *SHARED_KEYS,
-    *("apply_fn", "base", "dtype", "shard_size", "spec", "tokenizer"),
+    *("apply_fn", "base", "dtype", "shard_size", "space", "spec", "tokenizer"),
 }

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from jmudsc.batches import Chained
 from jmudsc.checkpoints.formats import ending_of
 from jmudsc.checkpoints.load import load, open_variables, Stored
-from jmudsc.checkpoints.urls import AnyPath, is_url, path_of
+from jmudsc.checkpoints.urls import AnyPath, path_of
 from jmudsc.derivation.infer_spec import infer_spec
 from jmudsc.derivation.read_spec import read_spec
 from jmudsc.landscape.losses import Loss
@@ -17,12 +17,15 @@ from jmudsc.lazy import to_device
 from jmudsc.merging.memory_budget import fits
 from jmudsc.paths import listed, plural
 from jmudsc.progress import Progress
-from jmudsc.recipes.import_path import adapted, ImportPath, resolve
+from jmudsc.recipes.import_path import adapted, called_if_function, ImportPath, resolve
+from jmudsc.recipes.lora_models import check_base, folded, is_adapter
 from jmudsc.recipes.schema import Recipe
 from jmudsc.recipes.source import Source
 from jmudsc.recipes.yaml_text import decoded
 from jmudsc.spec.permutation_spec import PermutationSpec
 from jmudsc.types import ApplyFn
+
+_BATCHES = "batches"
 
 
 def load_model(
@@ -31,8 +34,14 @@ def load_model(
     """Load the variables of one model of a recipe, or leave them on disk."""
     if progress:
         progress(f"loading {source.path}", 0, None)
+    if is_adapter(recipe, source):
+        check_base(recipe, source)
+        assert recipe.base is not None
+        base = load_model(recipe, recipe.base, None, lazy=True)
+        tree = folded(recipe, source, base, wide=lazy)
+        return tree if lazy else to_device(tree)
     return load(
-        place(recipe, source.path),
+        recipe.place(source.path),
         source.subtree,
         rename=dict(source.rename),
         separator=source.separator,
@@ -42,8 +51,10 @@ def load_model(
 
 def open_model(recipe: Recipe, source: Source) -> Stored:
     """Find the variables of one model of a recipe, and how they are stored."""
+    if is_adapter(recipe, source):  # the result is stored like it
+        check_base(recipe, source)
     return open_variables(
-        place(recipe, source.path),
+        recipe.place(source.path),
         source.subtree,
         rename=dict(source.rename),
         separator=source.separator,
@@ -74,11 +85,6 @@ def lazy_models(
     return [load_model(recipe, x, progress, lazy=True) for x in sources]
 
 
-def place(recipe: Recipe, path: str) -> str:
-    """Take a path relative to the recipe's folder, unless it is a URL."""
-    return path if is_url(path) else str(recipe.folder / path)
-
-
 def outputs(recipe: Recipe, output: str | None = None) -> list[str]:
     """Return where a recipe writes each network.
 
@@ -90,7 +96,7 @@ def outputs(recipe: Recipe, output: str | None = None) -> list[str]:
         One path; with `separate` one per model, in a folder that is called as the
         output is without its ending: `out/model-0`, `out/model-0.npz`.
     """
-    output = place(recipe, recipe.output) if output is None else output
+    output = recipe.place(recipe.output) if output is None else output
     if not recipe.options.separate:
         return [output]
     ending = ending_of(output)
@@ -219,7 +225,7 @@ def spec_by(
         traced = apply_fn, variables, batch
         if recipe.spec is None:
             return infer_spec(*traced)
-        return read_spec(_spec_text(path_of(place(recipe, recipe.spec))), *traced)
+        return read_spec(_spec_text(path_of(recipe.place(recipe.spec))), *traced)
     names = [each.name for each in _import_paths(recipe, ("batches",)).values()]
     raise ValueError(
         f"{path}: expected at least one batch, got none. Correct what "
@@ -233,6 +239,8 @@ def _imported(recipe: Recipe, import_paths: Mapping[str, ImportPath]) -> dict[st
     for key, path in import_paths.items():
         try:
             made = resolve(path, recipe.folder)
+            if key.startswith(_BATCHES):
+                made = called_if_function(path, made)
             named[key] = made if path.adapter is None else adapted(path, made, key)
         except ValueError as error:
             problems.append(f"{key}: {error}")
@@ -256,7 +264,7 @@ def _import_paths(recipe: Recipe, keys: Sequence[str]) -> dict[str, ImportPath]:
 
 
 def _own_batches(model: int) -> str:
-    return f"batches of model {model}"
+    return f"{_BATCHES} of model {model}"
 
 
 def _spec_text(file: AnyPath) -> str:

@@ -41,7 +41,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jmudsc.checkpoints.hugging_face import SHARD_SIZE
-from jmudsc.checkpoints.urls import AnyPath
+from jmudsc.checkpoints.urls import AnyPath, is_url
+from jmudsc.lora.merge_loras import FULL
 from jmudsc.merging.options import MergeOptions
 from jmudsc.recipes.families import Family, family_of, Options
 from jmudsc.recipes.import_path import ImportPath
@@ -68,6 +69,7 @@ class Recipe:
         tokenizer: a Hugging Face directory that the tokenizer of such a result is from;
             that of the base, or of the first model, if None.
         shard_size: how many bytes a file of such a result holds at most.
+        space: in which numbers LoRA adapters are merged, as for `merge_loras`.
         seed: of the PRNG key.
         spec: a file with a spec as `jmudsc spec` prints it; None to derive it.
         losses: task -> `(variables) -> float`, smaller is better; where leaves are
@@ -88,11 +90,16 @@ class Recipe:
     dtype: str | None = None
     tokenizer: str | None = None
     shard_size: int = SHARD_SIZE
+    space: str = FULL
     seed: int = 0
     spec: str | None = None
     losses: Mapping[str, ImportPath] | None = None
     folder: AnyPath = field(default=Path(), compare=False)
     mergekit: str | None = field(default=None, compare=False)
+
+    def place(self, path: str) -> str:
+        """Take a path relative to the recipe's folder, unless it is a URL."""
+        return path if is_url(path) else str(self.folder / path)
 
     @property
     def import_paths(self) -> dict[str, ImportPath]:

@@ -25,17 +25,12 @@ def check_together(path: AnyPath, recipe: Recipe, memory: int | None) -> None:
         ValueError: if they cannot.
     """
     count = jax.process_count()
-    if not isinstance(recipe.options, MergeOptions):
-        raise ValueError(
-            f"{path}: expected networks whose units are matched, since {count} "
-            "processes merge them, got fine-tunes of one base. Merge in one process."
-        )
     if recipe.options.separate:
         raise ValueError(
             f"{path}: expected no separate leaves, since {count} processes write one "
             "network together, got some. Merge in one process."
         )
-    if memory is not None:
+    if memory is not None and isinstance(recipe.options, MergeOptions):
         raise ValueError(
             f"--memory: expected none with {count} processes, which hold all models "
             "spread over their devices, got one. Leave it out."

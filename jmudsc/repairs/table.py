@@ -117,8 +117,8 @@ def asked(options: Any) -> list[Repair]:
     """Return the repairs that some options ask for, in order, with their settings.
 
     Args:
-        options: a record that has all options that rows and settings name, such as
-            `MergeOptions`.
+        options: a record that has all options that rows name, such as `MergeOptions`.
+            Settings that it has not are as they are by default.
 
     Returns:
         Rows whose `apply` knows its settings.
@@ -160,6 +160,7 @@ def _is_asked(row: Repair, value: Any) -> bool:
 def _with_settings(row: Repair, options: Any) -> Repair:
     if row.settings is None:
         return row
-    values = {each.name: getattr(options, each.name) for each in fields(row.settings)}
+    names = [each.name for each in fields(row.settings) if hasattr(options, each.name)]
+    values = {name: getattr(options, name) for name in names}
     settings = row.settings(**values)
     return replace(row, apply=functools.partial(row.apply, settings=settings))

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 import jmudsc
-from jmudsc.checkpoints.filling import fill, filled, Filling, table_of
+from jmudsc.checkpoints.filling import (
+    begin,
+    fill,
+    fill_share,
+    filled,
+    Filling,
+    table_of,
+)
 from jmudsc.checkpoints.formats import FORMATS
 from jmudsc.checkpoints.provenance import leaf_digest, Record
 from jmudsc.checkpoints.save import save_with_record
@@ -59,6 +66,36 @@ def test_all_arrays_are_in_their_places_however_it_is_done(tmp_path, threads, me
     progress = lambda *what: told.append(what)
     filled_arrays(tmp_path, threads=threads, memory=memory, progress=progress)
     assert told[-1] == ("merging and writing", 4, 4)
+
+
+def test_processes_compute_a_share_each_and_the_first_takes_up_all(tmp_path):
+    computed = [[], [], []]
+
+    def shared(number):
+        leaves = lazy(read=computed[number].append)
+        return filling(tmp_path), leaves, table_of(leaves)
+
+    begin(*shared(2))
+    for number in range(2):
+        fill_share(*shared(number), number, 2)
+    assert all(computed[:2])
+    assert sorted(computed[0] + computed[1]) == sorted(ARRAYS)
+    filled_arrays(tmp_path, computed[2].append)
+    assert computed[2] == []
+
+
+def test_shares_of_processes_that_died_are_taken_up_and_dealt_out_anew(tmp_path):
+    first, rest = [], []
+    leaves = lazy(read=first.append)
+    begin(filling(tmp_path), leaves, table_of(leaves))
+    fill_share(filling(tmp_path), leaves, table_of(leaves), 1, 3)  # the others died
+    assert 0 < len(first) < len(ARRAYS)
+    leaves = lazy(read=rest.append)
+    assert begin(filling(tmp_path), leaves, table_of(leaves)).keys() == set(first)
+    for number in range(2):
+        fill_share(filling(tmp_path), leaves, table_of(leaves), number, 2)
+    assert sorted(first + rest) == sorted(ARRAYS)
+    filled_arrays(tmp_path, first.append)
 
 
 def test_no_more_is_computed_at_once_than_there_is_memory_for(tmp_path):

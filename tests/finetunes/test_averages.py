@@ -94,6 +94,13 @@ def test_a_linear_decay_is_the_plain_mean_and_the_square_root_weights_the_oldest
     assert sqrt == pytest.approx([0.5, 0.207, 0.159, 0.134], abs=5e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"weights": "ema"}, {"weights": "wsm"}])
+def test_a_run_that_stands_still_is_itself(options):
+    copies = [{"kernel": MODELS[0]["kernel"].copy()} for _ in range(5)]
+    found = merged(copies, method="window", **options)["kernel"]
+    assert found.tobytes() == MODELS[0]["kernel"].tobytes()
+
+
 def test_one_checkpoint_is_itself():
     found = merged(MODELS[:1], method="window", weights="ema")["kernel"]
     assert found.tobytes() == MODELS[0]["kernel"].tobytes()

@@ -90,6 +90,18 @@ def test_few_outputs_are_solved_for_in_their_own_space_alike():
     close(found, spectral_oracle(ds, 50.0, 0.2, "sum"))
 
 
+def test_all_directions_and_much_time_give_the_exact_solution():
+    ds = deltas(3, (6, 8))
+    exact = matrix("wudi", ds, solver="exact")
+    close(matrix("wudi", ds, rank=1.0, exp_time=1e6), exact, 1e-4)
+
+
+def test_from_zero_and_with_few_directions_one_model_is_not_itself():
+    (d,) = deltas(1)
+    found = matrix("wudi", [d], init="zero", rank=0.5, exp_time=1e6)
+    assert np.linalg.norm(found) < 0.99 * np.linalg.norm(d)
+
+
 def test_no_time_leaves_the_sum():
     ds = deltas()
     close(matrix("wudi", ds, rank=0.5, exp_time=0.0), sum(wide(ds)))

@@ -115,6 +115,16 @@ def test_featcal_of_copies_that_are_the_start_changes_nothing():
     close(found, wide(MODELS[0]))
 
 
+def test_featcal_moves_past_a_single_model_unless_its_anchor_is_the_start():
+    start = {"lambda_": 1.0, "alpha": 0.0}
+    close(run("featcal", MODELS[:1], XS[:1], anchor=1.0, **start), wide(MODELS[0]))
+    found = run("featcal", MODELS[:1], XS[:1], anchor=2.0, **start)["b/kernel"]
+    delta = MODELS[0]["b/kernel"] - BASE["b/kernel"]
+    beyond = np.asarray(found, float) - MODELS[0]["b/kernel"]
+    assert np.sum(beyond * delta) > 0
+    assert np.linalg.norm(beyond) > 0.01 * np.linalg.norm(delta)
+
+
 def test_regmean_pp_fits_what_the_merged_layers_make_of_the_inputs():
     models, xs = list(map(wide, MODELS)), [x.astype(float) for x in XS]
     expected = {

@@ -40,7 +40,7 @@ def run(models=MODELS, xs=XS, **options):
 
 
 def test_the_squares_are_means_over_examples_and_the_model_s_own_classes():
-    found = gradient_squares("fisher", NET.apply_fn, BASE, XS)
+    found = gradient_squares("fisher", NET.apply_fn, [BASE], [XS])[0]
     for path, expected in squares_by_hand(BASE, XS).items():
         scale = max(expected.max(), 1e-12)
         np.testing.assert_allclose(found[path], expected, atol=1e-5 * scale)
@@ -57,6 +57,14 @@ def test_each_entry_is_the_mean_weighted_by_its_squares_over_their_norm():
         a, b = (share[path] for share in shares)
         expected = (a * MODELS[0][path] + b * MODELS[1][path]) / (a + b)
         np.testing.assert_allclose(found[path], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_model_and_copies_are_themselves():
+    copies = [MODELS[0], {path: leaf.copy() for path, leaf in MODELS[0].items()}]
+    for models in (MODELS[:1], copies):
+        found = run(models, XS[: len(models)])
+        for path, leaf in MODELS[0].items():
+            np.testing.assert_array_equal(found[path], leaf)
 
 
 def test_a_large_floor_gives_the_mean():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from compiled import programs
 from finetuned import fine_tunes
 
 from jmudsc.finetunes.inputs import input_layouts, input_moments
@@ -219,3 +220,18 @@ def test_lot_weights_the_scales_of_norms_by_what_they_multiply(normed):
     close(found["bias"], mean)
     summed = run("lot", models, xs, normed, base, vectors="sum")
     close(summed["scale"], base["scale"] + sum(deltas))
+
+
+@pytest.mark.parametrize("method", ["regmean", "lot", "fisher"])
+def test_as_many_programs_are_compiled_for_many_models_as_for_two(method):
+    base = tiny.variables(NORMED, 0)
+    models, xs = fine_tunes(base, 5), [data(n, 20) for n in range(5)]
+
+    def compiled(count):
+        # A function of its own: what is compiled for a function is kept.
+        own = lambda v, x: NORMED.apply_fn(v, x)
+        with programs() as found:
+            run(method, models[:count], xs[:count], own, base)
+        return len(found.names)
+
+    assert compiled(5) == compiled(2)

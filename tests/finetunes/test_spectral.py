@@ -209,6 +209,12 @@ def test_calibration_is_what_its_paper_says_after_any_method(method, alpha):
     close(found, svc_oracle(merged_delta, ds, alpha), 1e-4)
 
 
+def test_calibration_goes_through_changes_of_basis():
+    ds, r, s = deltas(3), orthogonal(9, 5), orthogonal(7, 6)
+    found = matrix("task_arithmetic", [r @ d @ s for d in ds], calibrate="svc")
+    close(found, r @ matrix("task_arithmetic", ds, calibrate="svc") @ s, 1e-4)
+
+
 def test_calibration_makes_up_for_copies_that_were_summed():
     (d,) = deltas(1)
     copies = [d, d * np.float32(1 + 1e-6), d * np.float32(1 - 1e-6)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny_llama
 from commands import fails, run
 from loras import draw, pair, peft, write_peft
 from safetensors.numpy import save_file
@@ -72,6 +73,37 @@ def test_loras_become_one(place, monkeypatch, capsys):
     expected = jmudsc.fold_lora(found.adapter, BASE).variables
     for name, leaf in expected.items():
         np.testing.assert_allclose(again[name], leaf, rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_hugging_face_base_such_a_directory_is_written(place, monkeypatch):
+    named = tiny_llama.leaves(0)
+    tiny_llama.write(place / "llama", named)
+    module = "model.layers.1.mlp.up_proj"
+    out, into = named[f"{module}.weight"].shape
+    for n in range(2):
+        write_peft(place / f"l{n}", pair(n, module, out, into))
+    (place / "l0" / "tokenizer_config.json").write_text('{"own": true}')
+    options = ["--base", "llama", "--shard-size", "1500", "--tokenizer", "l0"]
+    run(monkeypatch, "lora", "l0", "l1", *options, "--out", "merged")
+    two = [jmudsc.load_lora(place / f"l{n}") for n in range(2)]
+    same("merged", jmudsc.merge_loras(two, named).variables)
+    assert len(list((place / "merged").glob("model-*-of-*.safetensors"))) > 1
+    card = (place / "merged" / "README.md").read_text()
+    assert all(f"- `{name}`\n" in card for name in ("llama", "l0", "l1"))
+    config = (place / "merged" / "config.json").read_text()
+    assert config == (place / "llama" / "config.json").read_text()
+    told = (place / "merged" / "tokenizer_config.json").read_text()
+    assert told == '{"own": true}'
+    run(monkeypatch, "lora", "l0", "--base", "llama", "--out", "one.npz")
+    found = jmudsc.load(place / "one.npz")
+    expected = jmudsc.fold_lora(two[0], named).variables
+    np.testing.assert_array_equal(
+        found[f"{module}.weight"], expected[f"{module}.weight"]
+    )
+    said = fails(
+        monkeypatch, "lora", "l0", *options[:4], "--tokenizer", "no", "--out", "x"
+    )
+    assert "x: expected a directory to take the tokenizer from, got no." in said
 
 
 def test_names_are_mapped_by_rules(place, monkeypatch):

@@ -78,7 +78,7 @@ def test_rules_that_cannot_be_are_refused(tmp_path):
     adapter = peft(tmp_path, pair(1, "h.0.q", 5, 7))
     assert refused(adapter, ["q/kernel"], {"h.*.q": "q"}) == (
         'here: expected as many "*" in a new path as in its pattern, got another '
-        'number in 1 of 1 rules. Correct rename:\n  "h.*.q" -> "q"'
+        'number in 1 of 1 rules. Correct rename:\n  "h.*.q" has 1 "*" and "q" 0'
     )
     assert refused(adapter, ["q/kernel"], {"h.*.k": "k/*"}) == (
         "here: expected patterns that match a name of the adapter, got 1 of 1 in "

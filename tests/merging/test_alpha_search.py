@@ -14,7 +14,7 @@ from jmudsc.merging.alpha_search import (
     own_agreement,
     search_alpha,
 )
-from jmudsc.recipes.report import report
+from jmudsc.merging.report import report
 
 NET = tiny.MLP
 

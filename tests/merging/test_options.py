@@ -81,15 +81,18 @@ EXAMPLES = {
     "start": 1,
     "repair": "rescale",
 }
+# What only method "best" has.
+TRIED = {"method": "best", "among": ["mudsc-align", "average + refit"], "alpha": 0.5}
 
 
 def test_what_is_dumped_is_read_back():
     named = {n for n, option in OPTIONS.items() if option.in_recipe == "value"}
-    assert named == EXAMPLES.keys()
-    read = {name: OPTIONS[name].read(value) for name, value in EXAMPLES.items()}
-    options = MergeOptions(**read).checked("recipe")
-    assert dumped(options) == EXAMPLES
-    assert json.loads(json.dumps(dumped(options))) == EXAMPLES
+    assert named == EXAMPLES.keys() | TRIED.keys()
+    for example in (EXAMPLES, TRIED):
+        read = {name: OPTIONS[name].read(value) for name, value in example.items()}
+        options = MergeOptions(**read).checked("recipe")
+        assert dumped(options) == example
+        assert json.loads(json.dumps(dumped(options))) == example
 
 
 def test_the_penalty_is_dumped_and_recorded_with_a_refit_only():
@@ -172,6 +175,11 @@ WRONG = {
         "mudsc-zap",
         f'expected one of {", ".join(METHODS)}, best, got "mudsc-zap"; did you mean '
         '"mudsc-zip"?',
+    ),
+    "among": (
+        ["mudsc-zip", "zip"],
+        'expected methods, each once, with repairs as in "mudsc-zip + refit". There is '
+        f'no method "zip". Use one of {", ".join(METHODS)}.',
     ),
     "alpha": (
         1.5,

@@ -1,5 +1,6 @@
 """A merge is judged beside what went into it, and the best is never below a parent."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -12,8 +13,8 @@ import tiny
 
 from jmudsc import load_provenance, merge, permute, random_permutations, save
 from jmudsc.merging.options import MergeOptions
+from jmudsc.merging.report import report
 from jmudsc.merging.verdict import Verdict
-from jmudsc.recipes.report import report
 
 NET = tiny.MLP
 SPEC = tiny.spec_of("mlp")
@@ -86,6 +87,12 @@ def test_strangers_are_warned_of_first_of_all(caplog):
     assert expected in caplog.messages
     first = report(result).splitlines()[0]
     assert first.startswith(f"**Worse than a parent alone.** {verdict.sentence}")
+    recipe = {**result.recipe, "refit": "least-squares"}
+    first = report(dataclasses.replace(result, recipe=recipe)).splitlines()[0]
+    assert first.endswith(
+        'Use that parent alone, or try more batches, or method="best", which is never '
+        "below it there."
+    )
 
 
 def test_the_verdict_is_one_sentence():
@@ -176,7 +183,7 @@ def test_the_best_is_never_below_a_parent_or_what_was_tried(owners, score):
         "mudsc-align + refit",
         "mudsc-zip",
         "mudsc-zip + refit",
-        f"parent {result.verdict.best_parent} + refit of its last layer",
+        f"parent {result.verdict.best_parent} + read-out",
     ]
     assert tried[chosen] == max(tried.values())
     assert result.verdict.margin >= 0

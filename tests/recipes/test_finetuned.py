@@ -210,7 +210,7 @@ def test_all_that_is_wrong_is_said_at_once():
         "base: expected a path, or a mapping with the key path, got 3.",
         'gama: there is no such key; did you mean "gamma"?',
         'calibrate: expected one of svc, got "scv"; did you mean "svc"?',
-        'spec: there is no such key; did you mean "scope"?',
+        'spec: there is no such key; did you mean "space"?',
         "output: this key is missing.",
         "density[1]: expected a number in (0, 1], got 2.",
         "lambda: expected one of weight, density, normalize, scope, agg, lambda_, got "

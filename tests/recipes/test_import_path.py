@@ -3,6 +3,7 @@ import re
 import pytest
 
 from jmudsc.recipes.import_path import (
+    called_if_function,
     ImportPath,
     plain_import_path,
     read_import_path,
@@ -57,3 +58,24 @@ def test_import_paths_to_nothing_are_refused(path, expected, tmp_path):
     expected = expected.format(folder=tmp_path)
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         resolve(path, tmp_path)
+
+
+def test_a_function_that_makes_batches_is_called(tmp_path):
+    (tmp_path / "my_data_of_test.py").write_text(
+        "listed = [1, 2]\ndef made():\n    return [3]\n"
+        "def sized(size):\n    return []\n"
+    )
+
+    def named(name):
+        path = ImportPath(f"my_data_of_test:{name}")
+        return called_if_function(path, resolve(path, tmp_path))
+
+    assert named("listed") == [1, 2]
+    assert named("made") == [3]
+    expected = (
+        'expected arguments that "my_data_of_test:sized" takes, got no arguments: '
+        "missing a required argument: 'size'. Write {factory: my_data_of_test:sized, "
+        "...} with these as keys."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        named("sized")

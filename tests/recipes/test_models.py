@@ -12,7 +12,9 @@ from jmudsc import paths
 from jmudsc.adapters import nnx as adapter
 from jmudsc.recipes.dump import dump_recipe
 from jmudsc.recipes.import_path import adapted
+from jmudsc.recipes.landscape import draw_landscape
 from jmudsc.recipes.merge import merge_recipe
+from jmudsc.recipes.plan import plan_recipe
 from jmudsc.recipes.reader import parse_recipe, read_recipe
 
 BASE = {"models": ["a", "b"], "batches": "m:batches", "output": "merged"}
@@ -96,6 +98,47 @@ def test_a_merge_of_nnx_models_by_one_line(tmp_path, monkeypatch):
     x = np.concatenate(adapted_nets.batches)
     moments = np.asarray(merged.first(x)).mean(0)
     np.testing.assert_allclose(merged.norm.mean[...], moments, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_running_statistics_is_planned_and_merged(
+    tmp_path, monkeypatch
+):
+    module = textwrap.dedent(
+        """
+        import jax
+        from flax import nnx
+
+        def make(seed=0):
+            rngs = nnx.Rngs(seed)
+            first, last = nnx.Linear(5, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+            return nnx.Sequential(first, nnx.relu, last)
+
+        batches = [jax.numpy.ones((4, 5)), jax.numpy.zeros((4, 5))]
+
+        def loss(variables):
+            return float(sum((x**2).sum() for x in jax.tree.leaves(variables)))
+        """
+    )
+    (tmp_path / "still_nets.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    import still_nets
+
+    for seed, name in enumerate("ab"):
+        variables = adapter.functions(still_nets.make(seed)).variables
+        flat = {k: np.asarray(x) for k, x in paths.flatten(variables).items()}
+        np.savez(tmp_path / f"{name}.npz", **flat)
+    (tmp_path / "recipe.yaml").write_text(
+        "models: [a.npz, b.npz]\n"
+        "model: {adapter: nnx, factory: still_nets:make}\n"
+        "batches: still_nets:batches\n"
+        "losses: [still_nets:loss, still_nets:loss]\n"
+        "output: merged.npz\n"
+    )
+    planned = plan_recipe(tmp_path / "recipe.yaml")
+    assert planned.problems == ()
+    assert not [x for x in planned.stages if x.name == "resetting statistics"]
+    merge_recipe(tmp_path / "recipe.yaml")
+    draw_landscape(tmp_path / "recipe.yaml", points=3)
 
 
 def test_an_adapter_gives_functions_alone(tmp_path):

@@ -54,7 +54,7 @@ def test_options_are_read_into_the_options_of_merge():
 def test_every_option_that_a_recipe_has_is_a_key_of_it():
     own = {field.name for field in dataclasses.fields(Recipe)}
     own -= {"options", "functions", "folder", "mergekit"}
-    of_finetunes = {"base", "dtype", "shard_size", "tokenizer"}
+    of_finetunes = {"base", "dtype", "shard_size", "space", "tokenizer"}
     options = {name for name, option in OPTIONS.items() if option.in_recipe}
     assert set(keys_of(MATCHED)) == own - of_finetunes | options
     shared = {name for name, option in COMMON.items() if option.in_recipe}

@@ -95,3 +95,18 @@ def test_the_steps_of_a_run_at_a_url_are_averaged(bucket, monkeypatch):
     run(monkeypatch, "soup", f"{bucket}/run", "--out", f"{bucket}/soup.npz", "--last=2")
     found = jmudsc.load(f"{bucket}/soup.npz")["params"]["w"]
     np.testing.assert_array_equal(found, np.full(2, 1.5))
+
+
+def test_fine_tunes_from_urls_leave_nothing_beside_their_output(
+    recipe, bucket, tmp_path, monkeypatch
+):
+    content = {"base": f"{bucket}/models/0", "models": [f"{bucket}/models/1"]}
+    content |= {"lambda_": 0.5, "check": False, "output": "out/tuned.safetensors"}
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(content))
+    run(monkeypatch, "merge", "tuned.yaml")
+    found = jmudsc.load(tmp_path / "out" / "tuned.safetensors")
+    for name, leaf in variables_of(0).items():
+        mean = (leaf + variables_of(1)[name]) / 2
+        np.testing.assert_allclose(found[name], mean, rtol=1e-5, atol=1e-6)
+    there = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert there == ["tuned.safetensors", "tuned.safetensors.jmudsc"]

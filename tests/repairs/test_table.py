@@ -15,6 +15,7 @@ from jmudsc import combine, infer_spec, reset_batch_stats
 from jmudsc.merging.options import MergeOptions
 from jmudsc.progress import silent
 from jmudsc.repairs import table
+from jmudsc.repairs.least_squares import LeastSquares
 from jmudsc.repairs.merger import Merger
 from jmudsc.repairs.pipeline import check_needs, repaired
 from jmudsc.repairs.table import asked, clashes, names_of, Repair, REPAIRS
@@ -227,3 +228,12 @@ def test_a_new_repair_is_a_row(monkeypatch):
     found, told = repaired(wanted[1:], merger, merged, None, silent)
     np.testing.assert_array_equal(found["b/bias"], 2 * merged["b/bias"])
     assert told == {"b/bias": "doubled"}
+
+
+def test_settings_that_a_record_has_not_are_as_they_are_by_default():
+    plain = SimpleNamespace(
+        refit="least-squares", repair=None, update_fn=None, ridge=0.5, owners=(0, 1)
+    )
+    (row,) = asked(plain)
+    (settings,) = row.apply.keywords.values()
+    assert settings == LeastSquares(ridge=0.5, owners=(0, 1))

@@ -57,12 +57,18 @@ batches: {{factory: processes_model:batches, count: 4}}
 method: {1}
 output: {2}
 """
+TUNED = """
+base: base
+models: [m0, m1.npz]
+method: ties
+output: {0}
+"""
 REPAIRED = "update_fn: processes_model:update_fn\nrefit: least-squares\n"
 
 
 def make_project(folder):
-    """Write two models, as orbax checkpoints and as files, and recipes for them."""
-    for number in range(2):
+    """Write models, as orbax checkpoints and as files, and recipes for them."""
+    for number in range(3):
         draw = np.random.default_rng(number)
         shapes = {"in": (8, 16), "mid": (16, 16), "out": (16, 3)}
         params = {
@@ -73,8 +79,9 @@ def make_project(folder):
             "var": draw.uniform(1, 2, 16).astype(np.float32),
         }
         variables = {"params": params, "batch_stats": statistics}
-        save_variables(folder / f"m{number}", variables)
-        save_variables(folder / f"m{number}.npz", variables)
+        name = "base" if number == 2 else f"m{number}"
+        save_variables(folder / name, variables)
+        save_variables(folder / f"{name}.npz", variables)
     (folder / "processes_model.py").write_text(MODEL)
     for name, models, method, more in (
         ("zip", "m0, m1", "mudsc-zip", REPAIRED),
@@ -83,6 +90,8 @@ def make_project(folder):
         output = f"{name}.npz" if name == "file" else name
         text = RECIPE.format(models, method, output) + more
         (folder / f"{name}.yaml").write_text(text)
+    for name in ("tuned", "tuned.safetensors"):
+        (folder / f"{name}.yaml").write_text(TUNED.format(name))
 
 
 def commands(recipe):

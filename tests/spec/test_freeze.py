@@ -20,7 +20,7 @@ from jmudsc import (
 from jmudsc.matching.match_options import MatchOptions
 from jmudsc.matching.methods import TABLE
 from jmudsc.matching.nested_labels import match_family
-from jmudsc.recipes.report import report
+from jmudsc.merging.report import report
 from jmudsc.reordering.permute import identity
 
 SEARCHES = ("weight-zip", "activation-align", "mudsc-align", "mudsc-zip")

@@ -1,6 +1,6 @@
 """Report: what a merge did, as tables in Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,45 +9,7 @@ from jmudsc.matching.methods import TABLE
 from jmudsc.merging.result import MergeResult
 from jmudsc.merging.verdict import advice_of, Verdict
 from jmudsc.paths import plural
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table with aligned columns, the first one to the left.
-
-    Args:
-        header: one title per column.
-        rows: one text per column each.
-
-    Returns:
-        The table, one line per row.
-
-    Example:
-        >>> print(table(["method", "joint"], [["average", "0.41"]]))
-        | method  | joint |
-        |:--------|------:|
-        | average |  0.41 |
-    """
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    rule = [
-        ":" + "-" * (w + 1) if i == 0 else "-" * (w + 1) + ":"
-        for i, w in enumerate(widths)
-    ]
-    lines = [_line(header, widths), f"|{'|'.join(rule)}|"]
-    return "\n".join(lines + [_line(row, widths) for row in rows])
-
-
-def mean_and_std(values: Sequence[float]) -> str:
-    """Write the mean of values, with their standard deviation if there are several.
-
-    Args:
-        values: at least one.
-
-    Returns:
-        `0.912` or `0.912 ± 0.004`; the standard deviation is that of a sample (n - 1).
-    """
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+from jmudsc.tables import table
 
 
 def report(result: MergeResult) -> str:
@@ -59,7 +21,7 @@ def report(result: MergeResult) -> str:
     Returns:
         Markdown.
     """
-    lines = _judgement(result.verdict)
+    lines = judgement(result)
     lines += ["# Merge", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in _decisive(result.recipe)]
     labels, leaves = result.spec.labels, result.spec.axes
@@ -84,6 +46,8 @@ def report(result: MergeResult) -> str:
         lines += [f"- seconds: {_plain(seconds)}"]
     if result.verdict:
         lines += ["", *verdict_lines(result.verdict)]
+    if result.comparison:
+        lines += ["", "## What was tried", "", *str(result.comparison).splitlines()]
     if labels:
         lines += ["", *_labels(result)]
     if result.changes:
@@ -126,9 +90,17 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     ]
 
 
-def _judgement(verdict: Verdict | None) -> list[str]:
-    """Say first of all if a parent alone is better."""
-    advice = verdict and advice_of(verdict)
+def judgement(result: MergeResult) -> list[str]:
+    """Say first of all if a parent alone is better.
+
+    Args:
+        result: of the merge.
+
+    Returns:
+        Lines of Markdown; none if it is not.
+    """
+    verdict = result.verdict
+    advice = verdict and advice_of(verdict, bool(result.recipe.get("refit")))
     if not verdict or not advice:
         return []
     return [f"**Worse than a parent alone.** {verdict.sentence} {advice}", ""]
@@ -189,14 +161,6 @@ def _fates(assignment: np.ndarray) -> list[str]:
         (counts > 1).any(axis=0).mean(),
     )
     return [f"{share:.0%}" for share in shares]
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = [
-        cell.ljust(width) if i == 0 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return f"| {' | '.join([first, *rest])} |"
 
 
 def _plain(value: object) -> str:

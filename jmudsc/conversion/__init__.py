@@ -1,0 +1,1 @@
+"""Conversion: from the files of other libraries to the tree of a network."""
