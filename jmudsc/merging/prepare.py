@@ -105,6 +105,7 @@ def prepare(
     shares = shares_of(where, options.weights, count)
     trunks = trunks_of(where, models, patterns) if patterns else models
     check_same(where, trunks)
+    _check_only(where, models, options.only)
     networks = list(zip(apply_fns, models, strict=True))[: None if patterns else 1]
     programs = _programs(where, networks, batch)
     if inputs.spec is None:
@@ -119,6 +120,14 @@ def prepare(
         _warn_of_unread(where, specs[0], programs[0])
     apart = take_apart(where, specs, models, trunks)
     return Prepared(options, shares, apply_fns, update_fns, models, trunks, apart)
+
+
+def _check_only(where: str, models: Sequence[PyTree], only: Sequence[str]) -> None:
+    """Check that what is refit is there: a pattern may be of heads alone."""
+    if only:
+        known = dict.fromkeys(path for each in models for path in paths.flatten(each))
+        advice = "Patterns are of whole leaf paths."
+        paths.check_patterns(f"{where}: only", only, known, "leaf", advice)
 
 
 def _given(

@@ -158,6 +158,8 @@ def refit(
     merger = Merger(spec, apply_fn, models, assignment, shares)
     owned = None if owners is None else tuple(owners)
     settings = LeastSquares(ridge, owned, target, sample_weight, tuple(only))
+    leaves = paths.flatten(merged)
+    paths.check_patterns("refit", settings.only, leaves, "leaf", _WHOLE)
     variables, notes = refit_layers(merger, merged, batches, settings=settings)
     log_skipped(_log, "refit", notes)
     return variables
@@ -179,7 +181,8 @@ def refit_layers(
         batches: what `apply_fn` takes, one by one; read once.
         within: the paths of the leaves that may change; None for all.
         settings: how to fit; of one parent all batches are its own, whatever `owners`
-            says. None for the defaults.
+            says. Patterns of `only` may match nothing: of a trunk, those of heads do.
+            None for the defaults.
 
     Returns:
         The variables, and path of a leaf -> what was done, or why nothing was.
@@ -195,8 +198,6 @@ def refit_layers(
     _check_target(settings)
     if settings.owners is not None:
         check_owners("refit", settings.owners, len(merger.parents))
-    leaves = paths.flatten(merged)
-    paths.check_patterns("refit", settings.only, leaves, "leaf", _WHOLE)
     check_iterable("refit", batches)
     batches = list(batches)
     mixings = mixings_of(merger, batches, settings.by_sureness, settings.sample_weight)

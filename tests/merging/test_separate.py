@@ -374,6 +374,31 @@ def test_patterns_that_match_nothing_are_listed():
         merged("mlp", copies("mlp"), separate=["c/bias", "c/kernal"])
 
 
+@pytest.mark.parametrize("only", [["c/*"], ["a/*", "c/kernel"]], ids=str)
+def test_a_refit_of_some_leaves_may_name_those_that_are_separate(only):
+    models = [tiny.variables(tiny.MLP, seed) for seed in range(2)]
+    options = {"separate": ["c/*"], "method": "activation-align"}
+    plain = merged("mlp", models, **options).networks
+    result = merged("mlp", models, refit="least-squares", only=only, **options)
+    parts = {pattern[0] for pattern in only}
+    for network, before in zip(result.networks, plain, strict=True):
+        changed = {p for p, x in network.items() if not np.array_equal(x, before[p])}
+        assert changed == {p for p in before if p[0] in parts}
+
+
+def test_leaves_to_refit_that_are_not_there_are_listed():
+    text = (
+        "merge: only: expected every pattern to match a leaf, got some that match "
+        "none:\n"
+        '  "c/kernal"; did you mean "c/kernel"?\n'
+        "Patterns are of whole leaf paths."
+    )
+    options = {"refit": "least-squares", "only": ["a/*", "c/kernal"]}
+    for separate in ([], ["c/*"]):
+        with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+            merged("mlp", copies("mlp"), separate=separate, **options)
+
+
 def test_something_must_be_left_to_merge():
     text = (
         "merge: separate: expected it to leave at least one leaf to merge, got "
