@@ -98,9 +98,12 @@ def test_the_steps_of_a_run_at_a_url_are_averaged(bucket, monkeypatch):
 
 
 def test_fine_tunes_from_urls_leave_nothing_beside_their_output(
-    recipe, bucket, tmp_path, monkeypatch
+    bucket, tmp_path, monkeypatch
 ):
-    content = {"base": f"{bucket}/models/0", "models": [f"{bucket}/models/1"]}
+    for number in range(2):
+        save_variables(f"{bucket}/tuned/{number}", variables_of(number))
+    monkeypatch.chdir(tmp_path)
+    content = {"base": f"{bucket}/tuned/0", "models": [f"{bucket}/tuned/1"]}
     content |= {"lambda_": 0.5, "check": False, "output": "out/tuned.safetensors"}
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(content))
     run(monkeypatch, "merge", "tuned.yaml")
