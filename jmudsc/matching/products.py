@@ -166,10 +166,11 @@ def _in_chunks(
     shape: tuple[int, ...],
     add: Callable[[jax.Array, np.ndarray], jax.Array],
 ) -> jax.Array:
-    found = jnp.zeros(shape, np.float32) if total is None else jnp.asarray(total)
+    if total is None:
+        total = jnp.zeros(shape, np.float32)
     for chunk in _chunks(samples):
-        found = add(found, chunk)
-    return found
+        total = add(total, chunk)
+    return total
 
 
 def _chunks(samples: Sequence[np.ndarray]) -> Iterator[np.ndarray]:

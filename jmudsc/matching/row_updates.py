@@ -169,7 +169,6 @@ def mended(
     old = [x - mean for x, mean in zip(old, means, strict=True)]
     new = [x - mean for x, mean in zip(new, means, strict=True)]
     pairs = zip(new, old, strict=True)
-    pairs = zip(new, old, strict=True)
     step = [(x.sum(axis=0) - y.sum(axis=0)) / moments.count for x, y in pairs]
     step = [x.astype(np.float32)[None] for x in step]
     changes = (new, 1.0), (old, -1.0), (step, -float(moments.count))

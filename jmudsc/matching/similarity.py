@@ -92,20 +92,21 @@ def weight_similarity(
     """
     over, correlate = _comparison(within)
     leaves = _Leaves(spec, models, label, within, cache or MomentCache(budget=0))
-    groups = groups_read(spec, label)
+    groups, large = groups_read(spec, label), leaves.large
     if not groups:
         return None
+    chains = None if large else chains
     known, few = [], []
     for names, sites in groups.items():
         state = {name: assignment[name] for name in names}
         if is_thin(spec, label, sites, len(models)):
             few += leaves.samples(sites, state)
-        elif chains is None or leaves.large:
+        elif chains is None:
             known.append(leaves.recall(sites, state))
         else:
             links = chains.advance(spec, label, sites, state)
             known.append(leaves.follow(sites, links))
-    return correlate(over(len(models), few, known, leaves.large))
+    return correlate(over(len(models), few, known, large))
 
 
 def groups_read(spec: PermutationSpec, label: str) -> dict[tuple[str, ...], Sites]:
