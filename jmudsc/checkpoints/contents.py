@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 from jmudsc.checkpoints.binding import records_of
-from jmudsc.checkpoints.formats import find, format_at
+from jmudsc.checkpoints.formats import files_at
 from jmudsc.checkpoints.provenance import CARD, size_and_digest
 from jmudsc.checkpoints.urls import is_url
 
@@ -27,8 +26,8 @@ def contents_digest(path: str | os.PathLike[str]) -> str | None:
     """
     if is_url(path):
         return None
-    place = Path(find(path))
-    files = [x for x in map(Path, format_at(place).files(place)) if x.is_file()]
+    place, every = files_at(path)
+    files = [file for file in every if file.is_file()]
     if place.is_file() and len(files) == 1:
         return size_and_digest(files[0])[1]
     root = place if place.is_dir() else place.parent

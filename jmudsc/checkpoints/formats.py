@@ -240,6 +240,20 @@ def find(path: str | os.PathLike[str]) -> os.PathLike[str]:
     return _found(text)
 
 
+def files_at(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
+    """Return what holds the arrays at a path of this machine, and all of its files.
+
+    Args:
+        path: as for `find`, but no URL.
+
+    Raises:
+        FileNotFoundError: as `find`.
+        ValueError: as `find`.
+    """
+    place = Path(find(path))
+    return place, [Path(file) for file in format_at(place).files(place)]
+
+
 def _found(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     place = Path(os.path.abspath(os.path.expanduser(text)))

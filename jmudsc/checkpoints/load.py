@@ -23,7 +23,7 @@ from jmudsc.checkpoints.binding import (
     stamps,
 )
 from jmudsc.checkpoints.dtypes import abstract, lazily_typed, to_jax_types
-from jmudsc.checkpoints.formats import find, Format, format_at, format_of
+from jmudsc.checkpoints.formats import files_at, find, Format, format_at, format_of
 from jmudsc.checkpoints.like import like_tree
 from jmudsc.checkpoints.renaming import Rename, renamed, split
 from jmudsc.checkpoints.structure import Route, routes_of, Variable
@@ -271,8 +271,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str | None:
     """
     if is_url(path):
         return None
-    place = Path(find(path))
-    return fingerprint_of([Path(x) for x in format_at(place).files(place)])
+    return fingerprint_of(files_at(path)[1])
 
 
 def fingerprint_of(files: Iterable[Path]) -> str:
