@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jmudsc.merging.figures import Figures
-from jmudsc.merging.verdict import MERGED, Verdict
+from jmudsc.merging.verdict import MERGED, told, Verdict
 from jmudsc.paths import plural
 from jmudsc.tables import table
 
@@ -59,7 +59,7 @@ class Comparison:
         return (
             f"On {plural(first.samples, samples)} the best of "
             f"{plural(len(self.verdicts), 'merge')} and all parents is {self.best} "
-            f"({by} {_told(self.networks[self.best], by)}){also}."
+            f"({by} {told(self.networks[self.best], by)}){also}."
         )
 
     @property
@@ -95,8 +95,3 @@ def _cells(figures: Figures | None, figure: str, tasks: int) -> list[str]:
     own = [*figures.own, *[None] * (tasks - len(figures.own))]
     values = (getattr(figures, figure), figures.cosine, *own)
     return ["-" if value is None else f"{value:.3f}" for value in values]
-
-
-def _told(figures: Figures | None, decided_by: str) -> str:
-    value = figures and getattr(figures, decided_by)
-    return "not finite" if value is None else f"{value:.3f}"

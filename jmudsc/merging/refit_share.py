@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmudsc import paths
-
-_REFIT = "refit by least squares"
+from jmudsc.repairs.least_squares import FITTED
 
 
 def refit_parameters(network: PyTree, changes: Mapping[str, str]) -> tuple[int, int]:
@@ -40,7 +39,7 @@ def refit_sentence(network: PyTree, changes: Mapping[str, str]) -> str | None:
     Returns:
         A sentence; None if there was no refit.
     """
-    if not any(said.startswith(_REFIT) for said in changes.values()):
+    if not any(said.startswith(FITTED) for said in changes.values()):
         return None
     done, total = refit_parameters(network, changes)
     sentence = (

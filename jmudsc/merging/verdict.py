@@ -85,9 +85,7 @@ class Verdict:
         return {**asdict(self), "networks": networks, "sentence": self.sentence}
 
     def _told(self, name: str) -> str:
-        figures = self.networks[name]
-        value = figures and getattr(figures, self.decided_by)
-        return "not finite" if value is None else f"{value:.3f}"
+        return told(self.networks[name], self.decided_by)
 
     def _of_tasks(self) -> str:
         merged = self.networks[MERGED]
@@ -104,6 +102,17 @@ class Verdict:
         gap = merged.cosine - ensemble.cosine
         place = "above" if gap >= 0 else "below"
         return f", and is {abs(gap):.3f} {place} the ensemble in cosine"
+
+
+def told(figures: Figures | None, decided_by: str) -> str:
+    """Tell the figure by which networks are compared.
+
+    Args:
+        figures: of a network; None if an output is not finite.
+        decided_by: which figure that is, `"cosine"` or `"score"`.
+    """
+    value = figures and getattr(figures, decided_by)
+    return "not finite" if value is None else f"{value:.3f}"
 
 
 def advice_of(verdict: Verdict, is_refit: bool) -> str | None:

@@ -33,7 +33,8 @@ from jmudsc.types import ApplyFn
 _log = logging.getLogger(__name__)
 
 RIDGE = 1e-2
-_FITTED = "refit by least squares"
+# What is said of leaves that were fitted.
+FITTED = "refit by least squares"
 _WHOLE = "Patterns are of whole leaf paths."
 
 
@@ -311,7 +312,7 @@ def _with_change(
     index = matrix(layer.form, kernel.index)
     new, found, is_exact = with_change(kernel, leaves, index, change)
     if is_exact:
-        return new, found, _FITTED
+        return new, found, FITTED
     if gain(uses, found, ridge) > 0:
-        return new, found, f"{_FITTED}, as far as what it is made of can follow"
+        return new, found, f"{FITTED}, as far as what it is made of can follow"
     return {}, change, "is computed from leaves in a way that cannot be fitted"
