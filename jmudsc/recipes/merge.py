@@ -140,14 +140,14 @@ def merge_read(path: AnyPath, recipe: Recipe, doing: Doing) -> tuple[AnyPath, st
     donor = open_model(recipe, recipe.donor)
     like = written_like(recipe, donor)
     parents = parents_of(recipe, progress)
-    if isinstance(recipe.options, FinetuneOptions):
+    is_finetuned = isinstance(recipe.options, FinetuneOptions)
+    if is_finetuned:
         result = merge_finetuned(recipe, named, progress)
         result = _with_seed(result, recipe)
     else:
         result = merge_networks(path, recipe, named, doing, journal)
     text = report(result)
     filling = None
-    is_finetuned = isinstance(recipe.options, FinetuneOptions)
     if is_finetuned and is_lazy(result.variables) and isinstance(target, Path):
         filling = filling_of(recipe, journal, target, memory, progress)
     writing = Writing(recipe, donor, like, overwrite, filling, parents)
