@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import tiny_llama
 from commands import fails, run
-from loras import draw, pair, peft, write_peft
+from loras import ADAPTED, draw, llama_with_two, pair, peft, write_peft
 from safetensors.numpy import save_file
 
 import jmudsc
@@ -76,12 +75,7 @@ def test_loras_become_one(place, monkeypatch, capsys):
 
 
 def test_of_a_hugging_face_base_such_a_directory_is_written(place, monkeypatch):
-    named = tiny_llama.leaves(0)
-    tiny_llama.write(place / "llama", named)
-    module = "model.layers.1.mlp.up_proj"
-    out, into = named[f"{module}.weight"].shape
-    for n in range(2):
-        write_peft(place / f"l{n}", pair(n, module, out, into))
+    named = llama_with_two(place)
     (place / "l0" / "tokenizer_config.json").write_text('{"own": true}')
     options = ["--base", "llama", "--shard-size", "1500", "--tokenizer", "l0"]
     run(monkeypatch, "lora", "l0", "l1", *options, "--out", "merged")
@@ -98,7 +92,7 @@ def test_of_a_hugging_face_base_such_a_directory_is_written(place, monkeypatch):
     found = jmudsc.load(place / "one.npz")
     expected = jmudsc.fold_lora(two[0], named).variables
     np.testing.assert_array_equal(
-        found[f"{module}.weight"], expected[f"{module}.weight"]
+        found[f"{ADAPTED}.weight"], expected[f"{ADAPTED}.weight"]
     )
     said = fails(
         monkeypatch, "lora", "l0", *options[:4], "--tokenizer", "no", "--out", "x"

@@ -7,9 +7,8 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_llama
 import yaml
-from loras import draw, pair, write_peft
+from loras import draw, llama_with_two, pair, write_peft
 from safetensors.numpy import save_file
 
 import jmudsc
@@ -106,12 +105,7 @@ def test_an_adapter_of_other_names_is_renamed(place):
 
 
 def test_of_a_hugging_face_base_such_a_directory_is_written(place):
-    named = tiny_llama.leaves(0)
-    tiny_llama.write(place / "llama", named)
-    module = "model.layers.1.mlp.up_proj"
-    out, into = named[f"{module}.weight"].shape
-    for n in range(2):
-        write_peft(place / f"l{n}", pair(n, module, out, into))
+    named = llama_with_two(place)
     models = ["l0", "l1"]
     found = merged(place, base="llama", models=models, output="out", shard_size=1500)
     two = [jmudsc.load_lora(place / name) for name in models]

@@ -77,15 +77,20 @@ def test_what_is_wrong_with_a_model_is_said():
     )
 
 
+def write_parents(folder, make):
+    """Write the variables of two NNX models that a function makes from a seed."""
+    for seed, name in enumerate("ab"):
+        variables = adapter.functions(make(seed=seed)).variables
+        flat = {k: np.asarray(x) for k, x in paths.flatten(variables).items()}
+        np.savez(folder / f"{name}.npz", **flat)
+
+
 def test_a_merge_of_nnx_models_by_one_line(tmp_path, monkeypatch):
     (tmp_path / "adapted_nets.py").write_text(textwrap.dedent(MODULE))
     monkeypatch.syspath_prepend(tmp_path)
     import adapted_nets
 
-    for seed, name in enumerate("ab"):
-        variables = adapter.functions(adapted_nets.make(seed=seed)).variables
-        flat = {k: np.asarray(x) for k, x in paths.flatten(variables).items()}
-        np.savez(tmp_path / f"{name}.npz", **flat)
+    write_parents(tmp_path, adapted_nets.make)
     (tmp_path / "recipe.yaml").write_text(
         "models: [a.npz, b.npz]\n"
         "model: {adapter: nnx, factory: adapted_nets:make, width: 8}\n"
@@ -123,10 +128,7 @@ def test_a_model_without_running_statistics_is_planned_and_merged(
     monkeypatch.syspath_prepend(tmp_path)
     import still_nets
 
-    for seed, name in enumerate("ab"):
-        variables = adapter.functions(still_nets.make(seed)).variables
-        flat = {k: np.asarray(x) for k, x in paths.flatten(variables).items()}
-        np.savez(tmp_path / f"{name}.npz", **flat)
+    write_parents(tmp_path, still_nets.make)
     (tmp_path / "recipe.yaml").write_text(
         "models: [a.npz, b.npz]\n"
         "model: {adapter: nnx, factory: still_nets:make}\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_llama
 from safetensors.numpy import save_file
 
 from jmudsc.lora.flax_pairs import lora_from_tree
@@ -41,6 +42,20 @@ def pair(seed: int, module: str, into: int, out: int, rank: int = 2):
         f"{module}.lora_A.weight": draw(seed, rank, into),
         f"{module}.lora_B.weight": draw(seed + 100, out, rank),
     }
+
+
+# The layer that the adapters of `llama_with_two` change.
+ADAPTED = "model.layers.1.mlp.up_proj"
+
+
+def llama_with_two(folder: Path) -> dict[str, np.ndarray]:
+    """Write a base of Hugging Face, `llama`, and two adapters of it, `l0` and `l1`."""
+    named = tiny_llama.leaves(0)
+    tiny_llama.write(folder / "llama", named)
+    out, into = named[f"{ADAPTED}.weight"].shape
+    for n in range(2):
+        write_peft(folder / f"l{n}", pair(n, ADAPTED, out, into))
+    return named
 
 
 def tree(seed: int, sizes: dict[str, tuple[int, int]], rank: int = 2, **options: Any):
